@@ -1,0 +1,1 @@
+"""Corpora to records to Grain datasets."""

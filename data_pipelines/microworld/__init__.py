@@ -1,0 +1,1 @@
+"""The built-in corpus: spoken short stories whose endings follow from what happened."""

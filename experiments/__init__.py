@@ -1,0 +1,1 @@
+"""Experiment binaries: absl mains configured by gin."""

@@ -1,0 +1,1 @@
+"""Benchmarks; results are kept under results/ with the command that made them."""

@@ -1,0 +1,1 @@
+"""Latent Speech-Text Transformer in JAX and Flax."""
