@@ -1,0 +1,269 @@
+"""The one id space: text pieces, mode tokens and speech units.
+
+With `V` the size of the SentencePiece model, a token is
+
+| ids             | meaning                                   |
+|-----------------|-------------------------------------------|
+| 0 … V−1         | text pieces (bos and eos among them)      |
+| V … V+3         | reserved                                  |
+| V+4, V+5        | `<t>`, `<s>`: a text, a speech segment opens |
+| V+6 … V+5+C     | speech units 0 … C−1, C = `unit_count`    |
+
+which for Llama 2's 32,000 pieces and 502 units is the layout of the published checkpoints.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+import sentencepiece
+
+_NUM_RESERVED = 4  # ids V … V+3 of the published layout, never used in a document
+_WORD_START = "\u2581"  # SentencePiece's mark of a word beginning
+_MAX_CACHED_WORDS = 1_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """Which id means what; the whole model and data pipeline share one of these.
+
+    Attributes:
+      text_size: number of text pieces V, the size of the SentencePiece model.
+      bos_id: id that opens every document, below `text_size`.
+      eos_id: id that ends every document, below `text_size`, not `bos_id`.
+      unit_count: number of speech units C.
+    """
+
+    text_size: int
+    bos_id: int = 1
+    eos_id: int = 2
+    unit_count: int = 502
+
+    def __post_init__(self) -> None:
+        if self.text_size < 2:
+            raise ValueError(f"text_size is {self.text_size}, expected at least 2")
+        if self.unit_count < 1:
+            raise ValueError(f"unit_count is {self.unit_count}, expected at least 1")
+        for name in ("bos_id", "eos_id"):
+            value = getattr(self, name)
+            if not 0 <= value < self.text_size:
+                raise ValueError(f"{name} is {value}, expected 0 … {self.text_size - 1}")
+        if self.bos_id == self.eos_id:
+            raise ValueError(f"bos_id and eos_id are both {self.bos_id}, expected different ids")
+
+    @property
+    def text_mode_id(self) -> int:
+        """Id of `<t>`, which opens a text segment."""
+        return self.text_size + _NUM_RESERVED
+
+    @property
+    def speech_mode_id(self) -> int:
+        """Id of `<s>`, which opens a speech segment."""
+        return self.text_size + _NUM_RESERVED + 1
+
+    @property
+    def first_unit_id(self) -> int:
+        """Id of speech unit 0."""
+        return self.text_size + _NUM_RESERVED + 2
+
+    @property
+    def size(self) -> int:
+        """Number of ids: all that an embedding table or a softmax must cover."""
+        return self.first_unit_id + self.unit_count
+
+    def units_to_ids(self, units: np.ndarray | Sequence[int]) -> np.ndarray:
+        """Token ids of speech units.
+
+        Args:
+          units: integers (…,) in 0 … unit_count−1.
+
+        Returns:
+          int32 (…,) ids.
+
+        Raises:
+          ValueError: a unit is out of range or not an integer.
+        """
+        units = _integers("units", units)
+        _check_range("units", units, 0, self.unit_count)
+        return units.astype(np.int32) + np.int32(self.first_unit_id)
+
+    def ids_to_units(self, ids: np.ndarray | Sequence[int]) -> np.ndarray:
+        """Speech units of token ids, the inverse of `units_to_ids`.
+
+        Raises:
+          ValueError: an id is not a speech unit's, or not an integer.
+        """
+        ids = _integers("ids", ids)
+        _check_range("ids", ids, self.first_unit_id, self.size)
+        return (ids - self.first_unit_id).astype(np.int32)
+
+    def is_unit(self, ids: np.ndarray | Sequence[int]) -> np.ndarray:
+        """Bool (…,): which of the ids (…,) are speech units."""
+        ids = np.asarray(ids)
+        return (ids >= self.first_unit_id) & (ids < self.size)
+
+    def is_text(self, ids: np.ndarray | Sequence[int]) -> np.ndarray:
+        """Bool (…,): which of the ids (…,) are text pieces, bos and eos aside."""
+        ids = np.asarray(ids)
+        in_text = (ids >= 0) & (ids < self.text_size)
+        return in_text & (ids != self.bos_id) & (ids != self.eos_id)
+
+    def split_runs(self, ids: np.ndarray | Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """The maximal runs of speech units in a sequence of tokens.
+
+        Args:
+          ids: token ids (T,).
+
+        Returns:
+          `(starts, ends)`, int64 (R,) each: run r is `ids[starts[r]:ends[r]]`, all units, with
+          no unit next to it.
+        """
+        inside = self.is_unit(ids)
+        if inside.ndim != 1:
+            raise ValueError(f"ids has shape {inside.shape}, expected one dimension")
+        edges = np.flatnonzero(np.diff(inside.astype(np.int8), prepend=0, append=0))
+        return edges[0::2], edges[1::2]
+
+
+class TextTokenizer:
+    """Text to ids and back with a SentencePiece model.
+
+    Words are encoded apart, each as it reads after a space, so that a word has the same pieces
+    wherever it stands; for models that split on whitespace (all usual ones) their concatenation
+    is the encoding of the words joined by spaces.
+    """
+
+    def __init__(self, model_path: str | pathlib.Path) -> None:
+        """Loads a model file.
+
+        Raises:
+          FileNotFoundError: there is no such file.
+          ValueError: the file is not a SentencePiece model, or marks no word beginnings.
+        """
+        self.model_path = pathlib.Path(model_path)
+        if not self.model_path.is_file():
+            raise FileNotFoundError(f"tokenizer model {self.model_path}: no such file")
+        model = self.model_path.read_bytes()
+        self.fingerprint = hashlib.sha256(model).hexdigest()
+        try:
+            self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except RuntimeError as error:
+            raise ValueError(f"{self.model_path} is not a SentencePiece model: {error}") from error
+        self.size = self._model.get_piece_size()
+        self._prefix = self._find_prefix()
+        self._word_pieces: dict[str, list[int]] = {}
+
+    def __reduce__(self) -> tuple[type[TextTokenizer], tuple[pathlib.Path]]:
+        return TextTokenizer, (self.model_path,)
+
+    def vocabulary(self, unit_count: int = 502) -> Vocabulary:
+        """The id space of this model's pieces and `unit_count` speech units.
+
+        Raises:
+          ValueError: the model has no bos or eos piece.
+        """
+        bos_id, eos_id = self._model.bos_id(), self._model.eos_id()
+        if bos_id < 0 or eos_id < 0:
+            raise ValueError(
+                f"{self.model_path} has bos id {bos_id} and eos id {eos_id}, expected both pieces"
+            )
+        return Vocabulary(self.size, bos_id, eos_id, unit_count)
+
+    def encode(self, text: str) -> np.ndarray:
+        """Piece ids of `text`, int32 (T,), without bos and eos.
+
+        Raises:
+          ValueError: the text cannot be written as UTF-8 (it holds a lone surrogate).
+        """
+        _check_unicode("text", text)
+        return np.asarray(self._model.encode(self._prefix + text), np.int32)
+
+    def encode_words(self, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Piece ids of every word, each as it reads after a space.
+
+        Args:
+          words: W words without whitespace.
+
+        Returns:
+          `pieces` int32 (Σ counts,), the words' pieces one after the other, and `counts` int32
+          (W,), at least 1 each.
+
+        Raises:
+          ValueError: a word is empty, holds whitespace (or U+2581, which SentencePiece takes
+            for it) or a lone surrogate, or has no pieces at all.
+        """
+        known = self._word_pieces
+        missing = list(dict.fromkeys(word for word in words if word not in known))
+        if missing:
+            if len(known) + len(missing) > _MAX_CACHED_WORDS:
+                known.clear()
+                missing = list(dict.fromkeys(words))
+            known.update(zip(missing, self._encode_new_words(missing), strict=True))
+        pieces = [known[word] for word in words]
+        counts = np.fromiter(map(len, pieces), np.int32, len(pieces))
+        return np.fromiter(itertools.chain.from_iterable(pieces), np.int32), counts
+
+    def decode(self, ids: np.ndarray | Sequence[int]) -> str:
+        """Text of piece ids (T,); bos and eos leave no trace.
+
+        Raises:
+          ValueError: an id is not a text piece's.
+        """
+        ids = _integers("ids", ids)
+        _check_range("ids", ids, 0, self.size)
+        return self._model.decode(ids.tolist())
+
+    def piece(self, piece_id: int) -> str:
+        """The piece with this id, U+2581 standing for the space before it.
+
+        Raises:
+          ValueError: the id is not a text piece's.
+        """
+        if not 0 <= piece_id < self.size:
+            raise ValueError(f"piece_id is {piece_id}, expected 0 … {self.size - 1}")
+        return self._model.id_to_piece(int(piece_id))
+
+    def _find_prefix(self) -> str:
+        """What to put before a text so that its first word reads as after a space."""
+        for prefix in ("", " "):  # most models add the space themselves
+            if self._model.encode(prefix + "a", out_type=str)[0].startswith(_WORD_START):
+                return prefix
+        raise ValueError(f"{self.model_path} marks no word beginnings: 'a' and ' a' read the same")
+
+    def _encode_new_words(self, words: list[str]) -> list[list[int]]:
+        for word in words:
+            _check_unicode("words", word)
+            if word.split() != [word] or _WORD_START in word:
+                raise ValueError(f"words holds {word!r}, expected one word without whitespace")
+        encoded = self._model.encode([self._prefix + word for word in words])
+        for word, pieces in zip(words, encoded, strict=True):
+            if not pieces:
+                raise ValueError(f"words holds {word!r}, which has no pieces in {self.model_path}")
+        return encoded
+
+
+def _integers(name: str, values: np.ndarray | Sequence[int]) -> np.ndarray:
+    array = np.asarray(values)
+    if array.size == 0:
+        return array.astype(np.int64)
+    if not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"{name} has dtype {array.dtype}, expected integers")
+    return array
+
+
+def _check_range(name: str, values: np.ndarray, start: int, end: int) -> None:
+    outside = values[(values < start) | (values >= end)]
+    if outside.size:
+        raise ValueError(f"{name} holds {outside.flat[0]}, expected {start} … {end - 1}")
+
+
+def _check_unicode(name: str, text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} holds {text!r}, which is not valid Unicode: {error}") from error
