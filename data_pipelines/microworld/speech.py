@@ -1,0 +1,358 @@
+"""Speech for the built-in corpus: eSpeak NG, with the exact time of every word.
+
+The library and its voices come from the PyPI package `espeakng-loader`; nothing is installed on
+the system. eSpeak NG reports, while it speaks, at which sample each word and each phoneme starts,
+so the alignment is a by-product of synthesis and needs no aligner.
+
+eSpeak NG keeps global state, part of which (phase of the glottal pulse, flutter) survives from one
+utterance to the next. Here an utterance is a pure function of its text and voice: the library is
+unloaded and loaded afresh for each one, which costs about five milliseconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import importlib
+import re
+import sys
+import threading
+import types
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+# speak_lib.h: espeak_AUDIO_OUTPUT, initialisation options, event types, parameters, text flags.
+_OUTPUT_SYNCHRONOUS = 2
+_OPTION_PHONEME_EVENTS = 0x0001
+_OPTION_DONT_EXIT = 0x8000
+_EVENT_LIST_TERMINATED = 0
+_EVENT_WORD = 1
+_EVENT_PHONEME = 7
+_PARAMETER_RATE = 1
+_PARAMETER_PITCH = 3
+_POSITION_CHARACTER = 1
+_TEXT_UTF8 = 0x0001
+_TEXT_END_PAUSE = 0x1000
+_PHONEME_SEPARATOR = ord("|")
+
+_WORD = re.compile(r"\S+")
+
+
+class _EventId(ctypes.Union):
+    _fields_ = (
+        ("number", ctypes.c_int),
+        ("name", ctypes.c_char_p),
+        ("string", ctypes.c_char * 8),
+    )
+
+
+class _Event(ctypes.Structure):
+    """espeak_EVENT of speak_lib.h."""
+
+    _fields_ = (
+        ("type", ctypes.c_int),
+        ("unique_identifier", ctypes.c_uint),
+        ("text_position", ctypes.c_int),  # characters before it, counted from 1
+        ("length", ctypes.c_int),
+        ("audio_position", ctypes.c_int),  # milliseconds
+        ("sample", ctypes.c_int),
+        ("user_data", ctypes.c_void_p),
+        ("id", _EventId),
+    )
+
+
+_SynthCallback = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event)
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Voice:
+    """A voice of eSpeak NG.
+
+    Attributes:
+      name: Language file below `espeak-ng-data/lang`, such as "gmw/en-US".
+      variant: Speaker variant below `espeak-ng-data/voices/!v`, such as "f2"; "" for none.
+      rate: Words per minute, 80…450.
+      pitch: 0…99; 50 is the voice's own.
+    """
+
+    name: str
+    variant: str
+    rate: int
+    pitch: int
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ValueError(f"name is {self.name!r}; expected a language file such as 'gmw/en-US'")
+        if not 80 <= self.rate <= 450:
+            raise ValueError(f"rate is {self.rate}; expected 80…450 words per minute")
+        if not 0 <= self.pitch <= 99:
+            raise ValueError(f"pitch is {self.pitch}; expected 0…99")
+
+    @property
+    def espeak_name(self) -> str:
+        """Language and variant as eSpeak NG names the pair."""
+        return f"{self.name}+{self.variant}" if self.variant else self.name
+
+
+VOICES: tuple[Voice, ...] = (
+    Voice("gmw/en-US", "", 200, 50),
+    Voice("gmw/en-US", "f2", 210, 50),
+    Voice("gmw/en-US", "m3", 220, 45),
+    Voice("gmw/en-US", "f4", 220, 50),
+    Voice("gmw/en", "m1", 210, 55),
+    Voice("gmw/en", "f3", 230, 50),
+)
+"""Speakers of the built-in corpus, on the fast side so that a story is short in units."""
+
+
+@dataclasses.dataclass(frozen=True)
+class WordTiming:
+    """A whitespace word of the text and when it is spoken, in seconds."""
+
+    word: str
+    start_s: float
+    end_s: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Speech:
+    """One utterance.
+
+    Attributes:
+      samples: (S,) int16, mono.
+      sample_rate: Samples per second.
+      words: One timing per whitespace word, in order, not overlapping. What lies between them,
+        before the first and after the last is silence.
+    """
+
+    samples: np.ndarray
+    sample_rate: int
+    words: tuple[WordTiming, ...]
+
+    @property
+    def duration_s(self) -> float:
+        """Length of the audio in seconds."""
+        return self.samples.size / self.sample_rate
+
+
+@dataclasses.dataclass(frozen=True)
+class _WordEvent:
+    character: int  # offset in the text, from 0
+    sample: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _PhonemeEvent:
+    name: str
+    sample: int
+
+    @property
+    def is_pause(self) -> bool:
+        return self.name.startswith("_")
+
+
+class _Recorder:
+    """Collects what one call of espeak_Synth says."""
+
+    def __init__(self) -> None:
+        self.chunks: list[bytes] = []
+        self.words: list[_WordEvent] = []
+        self.phonemes: list[_PhonemeEvent] = []
+        self.callback = _SynthCallback(self._receive)
+
+    def _receive(self, wave: object, count: int, events: object) -> int:
+        if count > 0:
+            self.chunks.append(ctypes.string_at(wave, 2 * count))
+        for i in range(sys.maxsize):
+            event = events[i]
+            if event.type == _EVENT_LIST_TERMINATED:
+                break
+            if event.type == _EVENT_WORD:
+                self.words.append(_WordEvent(event.text_position - 1, event.sample))
+            elif event.type == _EVENT_PHONEME:
+                name = event.id.string.decode("utf-8", "replace")
+                self.phonemes.append(_PhonemeEvent(name, event.sample))
+        return 0
+
+    def samples(self) -> np.ndarray:
+        return np.frombuffer(b"".join(self.chunks), dtype=np.int16)
+
+
+def _loader() -> types.ModuleType:
+    try:
+        return importlib.import_module("espeakng_loader")
+    except ImportError as error:
+        raise ImportError(
+            "speech of the built-in corpus needs the package espeakng-loader: "
+            "pip install 'lst-jax[demo]'"
+        ) from error
+
+
+def _unload(library: ctypes.CDLL) -> None:
+    handle = ctypes.c_void_p(library._handle)
+    if sys.platform == "win32":
+        ctypes.WinDLL("kernel32").FreeLibrary(handle)
+    else:
+        ctypes.CDLL(None).dlclose(handle)
+
+
+@contextlib.contextmanager
+def _fresh_library() -> Iterator[tuple[ctypes.CDLL, int]]:
+    """Yields an eSpeak NG that has not spoken yet, and its sample rate."""
+    loader = _loader()
+    library = ctypes.CDLL(loader.get_library_path())
+    library.espeak_TextToPhonemes.restype = ctypes.c_char_p
+    try:
+        sample_rate = library.espeak_Initialize(
+            _OUTPUT_SYNCHRONOUS,
+            0,
+            str(loader.get_data_path()).encode(),
+            _OPTION_DONT_EXIT | _OPTION_PHONEME_EVENTS,
+        )
+        if sample_rate <= 0:
+            raise RuntimeError(f"eSpeak NG did not start from {loader.get_data_path()}")
+        yield library, sample_rate
+        library.espeak_Terminate()
+    finally:
+        _unload(library)
+
+
+# The library's state belongs to the process, so one utterance is spoken at a time.
+_LOCK = threading.Lock()
+
+
+def synthesise(text: str, voice: Voice) -> Speech:
+    """Speaks a text.
+
+    The same text and voice always give the same samples, whatever was spoken before.
+
+    Args:
+      text: At least one word; its whitespace words are what is timed.
+      voice: Who speaks.
+
+    Returns:
+      The audio, with the pause that ends a sentence, and the time of every word. A word that
+      eSpeak NG runs together with the one before ("of the") is cut off at a phoneme boundary.
+
+    Raises:
+      ValueError: Empty text, text with a NUL character, or an unknown voice.
+      ImportError: The package espeakng-loader is missing.
+    """
+    spans = [match.span() for match in _WORD.finditer(text)]
+    if not spans:
+        raise ValueError(f"text is {text!r}; expected at least one word")
+    if "\0" in text:
+        raise ValueError(f"text is {text!r}; expected no NUL character")
+    recorder = _Recorder()
+    with _LOCK, _fresh_library() as (library, sample_rate):
+        library.espeak_SetSynthCallback(recorder.callback)
+        if library.espeak_SetVoiceByName(voice.espeak_name.encode()) != 0:
+            raise ValueError(f"voice is {voice.espeak_name!r}; eSpeak NG has no such voice")
+        library.espeak_SetParameter(_PARAMETER_RATE, voice.rate, 0)
+        library.espeak_SetParameter(_PARAMETER_PITCH, voice.pitch, 0)
+        data = text.encode() + b"\0"
+        status = library.espeak_Synth(
+            data, len(data), 0, _POSITION_CHARACTER, 0, _TEXT_UTF8 | _TEXT_END_PAUSE, None, None
+        )
+        if status != 0:
+            raise RuntimeError(f"eSpeak NG failed with status {status} on {text!r}")
+        anchors = _anchors(recorder.words, spans)
+        merged = [text[slice(*spans[i])] for i in _merged_words(anchors, len(spans))]
+        phoneme_counts = {word: _phoneme_count(library, word) for word in merged}
+    samples = recorder.samples()
+    words = [text[slice(*span)] for span in spans]
+    edges = _word_edges(words, anchors, recorder.phonemes, samples.size, phoneme_counts)
+    timings = tuple(
+        WordTiming(word, start / sample_rate, end / sample_rate)
+        for word, (start, end) in zip(words, edges, strict=True)
+    )
+    return Speech(samples, sample_rate, timings)
+
+
+def _anchors(events: Sequence[_WordEvent], spans: Sequence[tuple[int, int]]) -> dict[int, int]:
+    """Word index -> sample where it starts, for the words that have an event of their own.
+
+    Of the events of one word ("ice-cream" has two) the first counts.
+    """
+    ends = np.array([end for _, end in spans])
+    anchors: dict[int, int] = {}
+    last = -1
+    for event in events:
+        index = int(np.searchsorted(ends, event.character, side="right"))
+        if last < index < len(spans):
+            anchors[index] = event.sample
+            last = index
+    return anchors
+
+
+def _groups(anchors: dict[int, int], count: int) -> list[tuple[int, int]]:
+    """Ranges of words that begin with an anchored word, together all `count` words."""
+    starts = sorted(anchors) or [0]
+    starts[0] = 0  # words before the first event share its time
+    return list(zip(starts, [*starts[1:], count], strict=True))
+
+
+def _merged_words(anchors: dict[int, int], count: int) -> list[int]:
+    """Indices of the words whose time must be found inside a group."""
+    return [
+        i for first, end in _groups(anchors, count) if end - first > 1 for i in range(first, end)
+    ]
+
+
+def _phoneme_count(library: ctypes.CDLL, word: str) -> int:
+    """Number of phonemes of a word spoken alone; 0 for punctuation."""
+    text = ctypes.create_string_buffer(word.encode())
+    pointer = ctypes.c_void_p(ctypes.addressof(text))
+    phonemes = library.espeak_TextToPhonemes(
+        ctypes.byref(pointer), _TEXT_UTF8, _PHONEME_SEPARATOR << 8
+    )
+    return sum(bool(piece.strip()) for piece in (phonemes or b"").split(b"|"))
+
+
+def _word_edges(
+    words: Sequence[str],
+    anchors: dict[int, int],
+    phonemes: Sequence[_PhonemeEvent],
+    total: int,
+    phoneme_counts: dict[str, int],
+) -> list[tuple[int, int]]:
+    """First and one-past-last sample of every word, non-decreasing, within 0…total."""
+    groups = _groups(anchors, len(words))
+    starts = [anchors.get(first, min(anchors.values(), default=0)) for first, _ in groups]
+    starts[0] = min(anchors.values(), default=0)
+    edges: list[tuple[int, int]] = []
+    for (first, end), start, limit in zip(groups, starts, [*starts[1:], total], strict=True):
+        inside = [p for p in phonemes if start <= p.sample < limit]
+        spoken = [p.sample for p in inside if not p.is_pause]
+        # The pause that follows the group's last phoneme is silence; one inside it is not.
+        pauses = [p.sample for p in inside if p.is_pause and (not spoken or p.sample > spoken[-1])]
+        stop = pauses[0] if pauses else limit
+        weights = [phoneme_counts[word] for word in words[first:end]] if end - first > 1 else [1]
+        cuts = _cut_group(start, stop, spoken, weights)
+        edges.extend(zip(cuts[:-1], cuts[1:], strict=True))
+    return edges
+
+
+def _cut_group(start: int, stop: int, spoken: Sequence[int], weights: Sequence[int]) -> list[int]:
+    """Cuts [start, stop) into one interval per word.
+
+    Args:
+      start, stop: Samples of the group.
+      spoken: Samples where its phonemes start.
+      weights: Number of phonemes of each word spoken alone.
+
+    Returns:
+      len(weights) + 1 samples. A word without phonemes gets an empty interval. Cuts are at
+      phoneme starts in proportion to the weights: exact where the group has just these phonemes.
+    """
+    cumulative = np.cumsum([0, *weights])
+    if cumulative[-1] == 0 or not spoken:
+        return [int(x) for x in np.linspace(start, stop, len(weights) + 1).round()]
+    bounds = [*spoken, stop]
+    bounds[0] = start
+    cuts = np.round(cumulative * (len(spoken) / cumulative[-1])).astype(int)
+    return [bounds[cut] for cut in cuts]
