@@ -1,0 +1,418 @@
+"""Patches: which tokens share one position of the global transformer, and who may see them when.
+
+A document is a sequence of tokens `bos <t> text… <s> units… eos`. Only speech is grouped: bos, eos,
+mode tokens and text tokens are patches of length 1. A run of speech units is grouped
+
+* static(p): in groups of p from the start of the run, the last one shorter where it must be;
+* aligned: one patch per word, silence in patches of its own or merged into a word;
+* mixed, curriculum: one of the two per document, aligned with probability P(u) at step u.
+
+This module is NumPy alone: data pipelines, scoring and generation segment with the same functions,
+so what a model is trained on is what it is evaluated on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import numpy as np
+
+from lst_jax.vocabulary import Vocabulary
+
+Strategy = Literal["none", "static", "aligned", "mixed", "curriculum"]
+Silence = Literal["separate", "merged"]
+Visibility = Literal["causal", "reference"]
+
+
+@dataclasses.dataclass(frozen=True)
+class PatchingConfig:
+    """How speech is segmented.
+
+    Attributes:
+      strategy: `none` makes every token a patch (the unpatched baseline); the others are those of
+        the module's docstring.
+      patch_size: units of a full static patch, p.
+      silence: what aligned patching does with silence: a patch of its own, or a part of the word
+        before it (silence that opens a run joins the word after it).
+      mixed_aligned_probability: P of the mixed strategy, the same at every step.
+      curriculum_start: τ₁ in optimizer steps; before it every example is aligned.
+      curriculum_end: τ₂ in optimizer steps; from it on every example is static.
+      join_speech_mode: whether `<s>` belongs to the first static patch of the run that it opens,
+        as in the published checkpoints, instead of being a patch of its own.
+    """
+
+    strategy: Strategy = "static"
+    patch_size: int = 4
+    silence: Silence = "separate"
+    mixed_aligned_probability: float = 0.5
+    curriculum_start: int = 0
+    curriculum_end: int = 0
+    join_speech_mode: bool = False
+
+    def __post_init__(self) -> None:
+        _check_choice("strategy", self.strategy, get_args(Strategy))
+        _check_choice("silence", self.silence, get_args(Silence))
+        if self.patch_size < 1:
+            raise ValueError(f"patch_size is {self.patch_size}, expected at least 1")
+        if not 0 <= self.mixed_aligned_probability <= 1:
+            raise ValueError(
+                f"mixed_aligned_probability is {self.mixed_aligned_probability}, expected 0 … 1"
+            )
+        if not 0 <= self.curriculum_start <= self.curriculum_end:
+            raise ValueError(
+                f"curriculum_start is {self.curriculum_start} and curriculum_end is "
+                f"{self.curriculum_end}, expected 0 <= curriculum_start <= curriculum_end"
+            )
+
+    @property
+    def may_align(self) -> bool:
+        """Whether any example at any step is aligned."""
+        return self.strategy in ("aligned", "mixed", "curriculum")
+
+
+def aligned_probability(config: PatchingConfig, step: int) -> float:
+    """P(u): the probability that an example of step u is aligned; never grows with u.
+
+    For the curriculum 1 for u < τ₁, then linear down to 0 at τ₂, then 0. A pipeline that gives
+    every example one uniform draw in [0, 1) and aligns it where the draw is below P(u) follows
+    this exactly.
+
+    Args:
+      config: the patching.
+      step: optimizer step u, from 0.
+    """
+    if config.strategy == "aligned":
+        return 1.0
+    if config.strategy == "mixed":
+        return config.mixed_aligned_probability
+    if config.strategy != "curriculum" or step >= config.curriculum_end:
+        return 0.0
+    if step < config.curriculum_start:
+        return 1.0
+    span = config.curriculum_end - config.curriculum_start
+    return (config.curriculum_end - step) / span
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """A segmented document (or a piece of one), ready to be put in a row.
+
+    Attributes:
+      tokens: int32 (T,), from bos; to eos unless it was split.
+      patch_lengths: int32 (Q,), tokens of each patch, at least 1 each; they sum to T.
+      provable: bool (Q,), whether the tokens up to a patch's last one prove that it ends there:
+        a single token that is no speech unit, or a static patch of full size.
+      loss_weights: float32 (T,), weight of predicting the token after position t.
+      final_target: the token after the last one where the document was split, else None (and then
+        the last weight is 0).
+      speech: whether it holds speech units.
+      aligned: whether its speech is segmented by words.
+    """
+
+    tokens: np.ndarray
+    patch_lengths: np.ndarray
+    provable: np.ndarray
+    loss_weights: np.ndarray
+    final_target: int | None = None
+    speech: bool = False
+    aligned: bool = False
+
+    @property
+    def num_tokens(self) -> int:
+        """T."""
+        return len(self.tokens)
+
+    @property
+    def num_patches(self) -> int:
+        """Q."""
+        return len(self.patch_lengths)
+
+
+def static_patches(
+    tokens: np.ndarray, vocabulary: Vocabulary, patch_size: int, join_speech_mode: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Segments tokens with speech in groups of `patch_size`; a run's last group may be shorter.
+
+    Args:
+      tokens: int (T,) any sequence of ids.
+      vocabulary: the id space.
+      patch_size: p, at least 1.
+      join_speech_mode: whether a `<s>` right before a run counts as the run's first token.
+
+    Returns:
+      `patch_lengths` int32 (Q,) and `provable` bool (Q,), see `Document`.
+    """
+    if patch_size < 1:
+        raise ValueError(f"patch_size is {patch_size}, expected at least 1")
+    tokens = np.asarray(tokens)
+    starts, ends = vocabulary.split_runs(tokens)
+    if join_speech_mode and len(starts):
+        # A `<s>` that no unit follows opens no run and stays alone.
+        starts = starts - (tokens[starts - 1] == vocabulary.speech_mode_id) * (starts > 0)
+    begins = np.ones(len(tokens), bool)
+    grouped = np.zeros(len(tokens), bool)
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        begins[start:end] = False
+        begins[start:end:patch_size] = True
+        grouped[start:end] = True
+    begin_indices = np.flatnonzero(begins)
+    patch_lengths = np.diff(begin_indices, append=len(tokens)).astype(np.int32)
+    provable = ~grouped[begin_indices] | (patch_lengths == patch_size)
+    return patch_lengths, provable
+
+
+def aligned_run_lengths(
+    unit_counts: np.ndarray, is_silence: np.ndarray, silence: Silence
+) -> np.ndarray:
+    """Patch lengths of one speech run by its words.
+
+    Args:
+      unit_counts: int (W,), units of each word or silence of the run, in order.
+      is_silence: bool (W,), which entries are silence.
+      silence: `separate`: a patch per entry. `merged`: silence joins the word before it; silence
+        that opens the run joins the first word; a run of silence alone is one patch.
+
+    Returns:
+      int32 (Q,): at least 1 each (entries without units have no patch), summing to that of
+      `unit_counts`.
+    """
+    if silence == "merged" and len(unit_counts):
+        begins = ~is_silence
+        begins[begins.argmax()] = False
+        begins[0] = True
+        unit_counts = np.add.reduceat(unit_counts, np.flatnonzero(begins))
+    return unit_counts[unit_counts > 0].astype(np.int32)
+
+
+def patch_document(
+    tokens: np.ndarray,
+    config: PatchingConfig,
+    vocabulary: Vocabulary,
+    aligned_lengths: np.ndarray | None = None,
+) -> Document:
+    """Segments a whole document.
+
+    Args:
+      tokens: int (T,), bos … eos.
+      config: the patching.
+      vocabulary: the id space.
+      aligned_lengths: int (Q,) patch lengths by words, if this example is aligned. Without them
+        speech is static, or unpatched under the strategy `none`.
+    """
+    tokens = np.asarray(tokens, np.int32)
+    if aligned_lengths is None:
+        patch_size = 1 if config.strategy == "none" else config.patch_size
+        join = config.join_speech_mode and config.strategy != "none"
+        patch_lengths, provable = static_patches(tokens, vocabulary, patch_size, join)
+    else:
+        patch_lengths, provable = _aligned_patches(tokens, aligned_lengths, vocabulary)
+    loss_weights = np.ones(len(tokens), np.float32)
+    loss_weights[-1:] = 0
+    speech = bool(vocabulary.is_unit(tokens).any())
+    return Document(
+        tokens,
+        patch_lengths,
+        provable,
+        loss_weights,
+        speech=speech,
+        aligned=speech and aligned_lengths is not None,
+    )
+
+
+def _aligned_patches(
+    tokens: np.ndarray, aligned_lengths: np.ndarray, vocabulary: Vocabulary
+) -> tuple[np.ndarray, np.ndarray]:
+    patch_lengths = np.asarray(aligned_lengths, np.int32)
+    if patch_lengths.min(initial=1) < 1 or patch_lengths.sum() != len(tokens):
+        raise ValueError(
+            f"aligned_lengths is {patch_lengths.tolist()}, expected lengths of at least 1 that sum "
+            f"to {len(tokens)}"
+        )
+    # Nothing in the tokens of a word says that it ends, not even where it is a single unit.
+    starts = np.cumsum(patch_lengths) - patch_lengths
+    return patch_lengths, ~vocabulary.is_unit(tokens[starts])
+
+
+def visible_patches(patch_lengths: np.ndarray, provable: np.ndarray) -> np.ndarray:
+    """The last patch that is known to be complete at each token, so that predictions may use it.
+
+    At the last token of a patch that is the patch itself if it is provable; everywhere else it is
+    the patch before, since a token of a new patch shows that the one before has ended. With
+    `provable` true everywhere this is the published `patch(t + 1) − 1`, which takes the end of
+    every patch as known one token early.
+
+    Args:
+      patch_lengths: int (Q,), at least 1 each, summing to T.
+      provable: bool (Q,).
+
+    Returns:
+      int32 (T,): index of the patch, −1 before any is complete.
+    """
+    patch_lengths = np.asarray(patch_lengths)
+    visible = np.repeat(np.arange(-1, len(patch_lengths) - 1, dtype=np.int32), patch_lengths)
+    visible[np.cumsum(patch_lengths) - 1] += np.asarray(provable, bool)
+    return visible
+
+
+def cut_document(
+    document: Document, patch: int, vocabulary: Vocabulary
+) -> tuple[Document, Document | None]:
+    """Cuts a document before patch number `patch`.
+
+    The head ends with `final_target`, the token after the cut. The tail opens with a bos and the
+    mode token of the segment that it continues (just the bos where it opens with a segment); both
+    are given, not predicted, and so is the token after them, which the head predicts: every token
+    of the document is predicted exactly once.
+
+    Returns:
+      `(head, tail)`; the tail is None where only eos would be left, which the head predicts.
+    """
+    if not 0 < patch < document.num_patches:
+        raise ValueError(f"patch is {patch}, expected 1 … {document.num_patches - 1}")
+    cut = int(document.patch_lengths[:patch].sum())
+    final_target = int(document.tokens[cut])
+    head = dataclasses.replace(
+        document,
+        tokens=document.tokens[:cut],
+        patch_lengths=document.patch_lengths[:patch],
+        provable=document.provable[:patch],
+        loss_weights=document.loss_weights[:cut],
+        final_target=final_target,
+    )
+    head = _with_own_flags(head, vocabulary)
+    if final_target == vocabulary.eos_id:
+        return head, None
+    prefix = _continuation_prefix(document.tokens[: cut + 1], vocabulary)
+    ones = np.ones(len(prefix), np.int32)
+    tail = dataclasses.replace(
+        document,
+        tokens=np.concatenate([prefix, document.tokens[cut:]]),
+        patch_lengths=np.concatenate([ones, document.patch_lengths[patch:]]),
+        provable=np.concatenate([ones.astype(bool), document.provable[patch:]]),
+        loss_weights=np.concatenate([ones.astype(np.float32) * 0, document.loss_weights[cut:]]),
+    )
+    return head, _with_own_flags(tail, vocabulary)
+
+
+def _with_own_flags(document: Document, vocabulary: Vocabulary) -> Document:
+    speech = document.speech and bool(vocabulary.is_unit(document.tokens).any())
+    return dataclasses.replace(document, speech=speech, aligned=document.aligned and speech)
+
+
+def _continuation_prefix(tokens: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
+    """bos and the last mode token of `tokens` (…, the first token of the continuation)."""
+    is_mode = (tokens == vocabulary.text_mode_id) | (tokens == vocabulary.speech_mode_id)
+    modes = [] if is_mode[-1] else tokens[is_mode][-1:].tolist()
+    return np.array([vocabulary.bos_id, *modes], np.int32)
+
+
+def largest_head(document: Document, num_patches: int, num_tokens: int) -> int:
+    """How many patches from the document's start fit in the given patches and tokens."""
+    ends = np.cumsum(document.patch_lengths[: max(num_patches, 0)])
+    return int(np.searchsorted(ends, num_tokens, side="right"))
+
+
+def split_document(
+    document: Document, num_patches: int, num_tokens: int, vocabulary: Vocabulary
+) -> list[Document]:
+    """Splits a document at patch boundaries into pieces of at most the given size.
+
+    Args:
+      document: of any length.
+      num_patches: most patches of a piece.
+      num_tokens: most tokens of a piece.
+      vocabulary: the id space.
+
+    Returns:
+      The pieces in order (see `cut_document`), the document itself where it fits.
+
+    Raises:
+      ValueError: the sizes leave no room for a continuation's prefix and one patch more.
+    """
+    pieces = []
+    rest: Document | None = document
+    while rest is not None:
+        if rest.num_patches <= num_patches and rest.num_tokens <= num_tokens:
+            return [*pieces, rest]
+        size = largest_head(rest, num_patches, num_tokens)
+        if size <= (2 if pieces else 0):
+            raise ValueError(
+                f"num_patches is {num_patches} and num_tokens is {num_tokens}, expected room for "
+                f"bos, a mode token and a patch of {int(rest.patch_lengths[size])} tokens"
+            )
+        head, rest = cut_document(rest, size, vocabulary)
+        pieces.append(head)
+    return pieces
+
+
+def fill_row(
+    documents: Sequence[Document],
+    num_patches: int,
+    num_tokens: int,
+    visibility: Visibility = "causal",
+) -> dict[str, np.ndarray]:
+    """One row of a batch.
+
+    Args:
+      documents: what the row holds, in order; none gives a row of padding.
+      num_patches: P, patch slots.
+      num_tokens: N, token slots.
+      visibility: `causal` shows a patch once it is proven complete; `reference` at its last token,
+        `patch(t + 1) − 1` along the row. Every document ends with a patch, so that the token after
+        the row's last one, whatever it may be, belongs to another patch.
+
+    Returns:
+      * `tokens`, `targets` int32 (N,), `loss_weights` float32 (N,): 0 in padding;
+      * `document_ids` int32 (N,): 1, 2, … and 0 in padding;
+      * `patch_ids` int32 (N,): patch of the row, P in padding;
+      * `visible_patch` int32 (N,): last patch of the row that the prediction may use, −1 in
+        padding; where it precedes the token's document, the prediction may use none;
+      * `speech_examples`, `aligned_examples` int32 (): documents with speech, and those of them
+        that are aligned.
+
+    Raises:
+      ValueError: the documents do not fit.
+    """
+    _check_choice("visibility", visibility, get_args(Visibility))
+    row = {
+        "tokens": np.zeros(num_tokens, np.int32),
+        "targets": np.zeros(num_tokens, np.int32),
+        "loss_weights": np.zeros(num_tokens, np.float32),
+        "document_ids": np.zeros(num_tokens, np.int32),
+        "patch_ids": np.full(num_tokens, num_patches, np.int32),
+        "visible_patch": np.full(num_tokens, -1, np.int32),
+        "speech_examples": np.int32(sum(document.speech for document in documents)),
+        "aligned_examples": np.int32(sum(document.aligned for document in documents)),
+    }
+    if not documents:
+        return row
+    lengths = [document.num_tokens for document in documents]
+    patch_lengths = np.concatenate([document.patch_lengths for document in documents])
+    used = sum(lengths)
+    if used > num_tokens or len(patch_lengths) > num_patches:
+        raise ValueError(
+            f"documents have {used} tokens and {len(patch_lengths)} patches, expected at most "
+            f"{num_tokens} and {num_patches}"
+        )
+    provable = np.concatenate([document.provable for document in documents])
+    if visibility == "reference":
+        provable = np.ones_like(provable)
+    np.concatenate([document.tokens for document in documents], out=row["tokens"][:used])
+    np.concatenate(
+        [document.loss_weights for document in documents], out=row["loss_weights"][:used]
+    )
+    row["targets"][: used - 1] = row["tokens"][1:used]
+    row["targets"][np.cumsum(lengths) - 1] = [
+        0 if document.final_target is None else document.final_target for document in documents
+    ]
+    row["document_ids"][:used] = np.repeat(np.arange(1, len(documents) + 1), lengths)
+    row["patch_ids"][:used] = np.repeat(np.arange(len(patch_lengths)), patch_lengths)
+    row["visible_patch"][:used] = visible_patches(patch_lengths, provable)
+    return row
+
+
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(choices)}")
