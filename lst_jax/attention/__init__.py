@@ -1,0 +1,89 @@
+"""Interval attention: the one attention primitive of the model.
+
+Every mask of the LST says: query i may read the keys in [start_i, end_i), with start and end
+non-decreasing in i.
+
+| attention         | query                 | start                              | end             |
+|-------------------|-----------------------|------------------------------------|-----------------|
+| token self        | token t               | max(document's first token,        | t + 1           |
+|                   |                       | t - W + 1)                         |                 |
+| encoder cross     | patch p (k queries)   | first token of patch               | end of patch p  |
+|                   |                       | max(p - W_enc + 1, document's 1st) |                 |
+| global            | patch p               | document's first patch             | p + 1           |
+| decoder cross     | token t               | k max(visible - W_dec + 1,         | k (visible + 1) |
+|                   |                       | document's first patch)            |                 |
+
+So a mask is two int32 vectors and `attend` serves all four. An empty range gives zeros, and zero
+gradients. Backends compute the same function; "dense" is the oracle.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import jax
+from jax import Array
+from jax.sharding import PartitionSpec
+
+from lst_jax.attention.blocked import blocked_attention
+from lst_jax.attention.dense import dense_attention
+from lst_jax.key_ranges import KeyRange
+
+BACKENDS: dict[str, Callable[[Array, Array, Array, KeyRange], Array]] = {
+    "dense": dense_attention,
+    "blocked": blocked_attention,
+}
+
+# Mesh axes over which rows and heads are split; attention needs no communication between them.
+BATCH_AXES = ("data", "fsdp")
+HEAD_AXIS = "tensor"
+
+
+def attend(q: Array, k: Array, v: Array, key_range: KeyRange, backend: str = "blocked") -> Array:
+    """Softmax attention in which query i reads the keys of its range, scaled by 1/sqrt(D).
+
+    Under a mesh (`jax.set_mesh`) each device runs the backend on its own rows and heads.
+
+    Args:
+      q: (B, Q, H, D) queries.
+      k: (B, K, H, D) keys.
+      v: (B, K, H, D) values.
+      key_range: start and end, each (B, Q) int32, non-decreasing along Q, within 0 … K.
+      backend: a name in `BACKENDS`.
+
+    Returns:
+      (B, Q, H, D) in q's dtype; zeros where the range is empty.
+
+    Raises:
+      ValueError: unknown backend, or shapes that do not fit together.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend={backend!r}: expected one of {sorted(BACKENDS)}")
+    if k.shape != v.shape or q.ndim != 4 or q.shape[:1] + q.shape[2:] != k.shape[:1] + k.shape[2:]:
+        raise ValueError(
+            f"q={q.shape}, k={k.shape}, v={v.shape}: expected (B, Q, H, D), (B, K, H, D) twice"
+        )
+    if key_range.start.shape != q.shape[:2] or key_range.end.shape != q.shape[:2]:
+        raise ValueError(f"key_range={key_range.start.shape}: expected {q.shape[:2]}, as in q")
+    return _over_mesh(BACKENDS[backend])(q, k, v, key_range)
+
+
+def _over_mesh(
+    attention: Callable[[Array, Array, Array, KeyRange], Array],
+) -> Callable[[Array, Array, Array, KeyRange], Array]:
+    """`attention` on each device's rows and heads where a mesh of several devices is set."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return attention
+    batch = tuple(axis for axis in BATCH_AXES if axis in mesh.axis_names) or None
+    heads = HEAD_AXIS if HEAD_AXIS in mesh.axis_names else None
+    arrays = PartitionSpec(batch, None, heads, None)
+    ranges = PartitionSpec(batch, None)
+    # check_vma=False: the loops carry accumulators that start as replicated zeros.
+    return functools.partial(
+        jax.shard_map,
+        in_specs=(arrays, arrays, arrays, KeyRange(ranges, ranges)),
+        out_specs=arrays,
+        check_vma=False,
+    )(attention)

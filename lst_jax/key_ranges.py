@@ -1,0 +1,129 @@
+"""Batch arrays to the key ranges of the model's attentions (docs: `attention.attend`).
+
+Every mask of the model says: query i may read the keys in [start_i, end_i), start and end
+non-decreasing in i. Here the batch arrays (tokens on the host's side, see `patching.fill_row`)
+become those pairs of int32 vectors, one pair for each attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from lst_jax.config import LSTConfig
+
+
+class KeyRange(NamedTuple):
+    """Query i of row b may read keys start[b, i] … end[b, i] - 1; both (B, Q) int32."""
+
+    start: Array
+    end: Array
+
+
+class LSTKeyRanges(NamedTuple):
+    """The four attentions of the LST and the token spans of its patches.
+
+    Attributes:
+      token_self: encoder and decoder self-attention, queries and keys are the N tokens.
+      encoder_cross: P * k patch queries read the N tokens.
+      global_self: the P patches read patches.
+      decoder_cross: the N tokens read the P * k latent vectors.
+      patch_start, patch_end: (B, P) int32, tokens of patch p are patch_start … patch_end - 1;
+        an unused slot is empty.
+    """
+
+    token_self: KeyRange
+    encoder_cross: KeyRange
+    global_self: KeyRange
+    decoder_cross: KeyRange
+    patch_start: Array
+    patch_end: Array
+
+
+def document_starts(document_ids: Array) -> Array:
+    """Position of the first token of each token's document.
+
+    Args:
+      document_ids: (B, N) int32.
+
+    Returns:
+      (B, N) int32.
+    """
+    positions = jnp.arange(document_ids.shape[1], dtype=jnp.int32)
+    previous = jnp.pad(document_ids, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
+    starts = jnp.where(document_ids != previous, positions, 0)
+    return jax.lax.cummax(starts, axis=1)
+
+
+def token_key_range(document_ids: Array, window: int | None) -> KeyRange:
+    """Causal self-attention over tokens, inside the document and the last `window` tokens.
+
+    Args:
+      document_ids: (B, N) int32, 0 where padded; padding reads nothing.
+      window: tokens that may be read, the query's own included; None is unbounded.
+
+    Returns:
+      KeyRange over N keys.
+    """
+    length = document_ids.shape[1]
+    positions = jnp.arange(length, dtype=jnp.int32)[None]
+    start = document_starts(document_ids)
+    if window is not None:
+        start = jnp.maximum(start, positions - window + 1)
+    real = document_ids > 0
+    return KeyRange(jnp.where(real, start, length), jnp.where(real, positions + 1, length))
+
+
+def lst_key_ranges(batch: Mapping[str, Array], num_patches: int, config: LSTConfig) -> LSTKeyRanges:
+    """Key ranges of the four attentions of the LST (the table in `attention`'s docstring).
+
+    Args:
+      batch: `document_ids`, `patch_ids`, `visible_patch`, each (B, N) int32.
+      num_patches: P, patch slots of a row.
+      config: windows, k and whether cross-attention stays inside its document.
+
+    Returns:
+      LSTKeyRanges.
+    """
+    document_ids, patch_ids = batch["document_ids"], batch["patch_ids"]
+    length, k = document_ids.shape[1], config.latent_vectors_per_patch
+    real = document_ids > 0
+    slots = jnp.arange(num_patches, dtype=jnp.int32)
+
+    search = jax.vmap(lambda ids, side: jnp.searchsorted(ids, slots, side=side), (0, None))
+    patch_start = search(patch_ids, "left").astype(jnp.int32)
+    patch_end = search(patch_ids, "right").astype(jnp.int32)
+    used = patch_end > patch_start
+
+    # The document's first patch, seen from tokens and from patches.
+    starts = document_starts(document_ids)
+    token_first = jnp.take_along_axis(patch_ids, starts, axis=1)
+    first_token = jnp.minimum(patch_start, length - 1)
+    patch_first = jnp.take_along_axis(token_first, first_token, axis=1)
+
+    global_self = KeyRange(
+        jnp.where(used, patch_first, num_patches), jnp.where(used, slots + 1, num_patches)
+    )
+    masked = config.document_cross_masking
+    oldest = jnp.maximum(slots - config.encoder_cross_window + 1, patch_first if masked else 0)
+    oldest = jnp.where(used, oldest, slots)
+    encoder_cross = KeyRange(jnp.take_along_axis(patch_start, oldest, axis=1), patch_end)
+
+    visible = batch["visible_patch"]
+    oldest = jnp.maximum(visible - config.decoder_cross_window + 1, token_first if masked else 0)
+    decoder_cross = KeyRange(
+        jnp.where(real, k * oldest, k * num_patches),
+        jnp.where(real, k * jnp.maximum(visible + 1, oldest), k * num_patches),
+    )
+    return LSTKeyRanges(
+        token_self=token_key_range(document_ids, config.local_window),
+        encoder_cross=jax.tree.map(lambda x: jnp.repeat(x, k, axis=1), encoder_cross),
+        global_self=global_self,
+        decoder_cross=decoder_cross,
+        patch_start=patch_start,
+        patch_end=patch_end,
+    )

@@ -1,0 +1,282 @@
+"""Building blocks of the three modules: norm, projections, rotary embedding, attention, SwiGLU.
+
+Parameters are float32 and carry logical axis names (`sharding.py` maps them to mesh axes);
+activations are in the compute dtype, norm statistics, rotations and softmax in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from lst_jax.attention import attend
+from lst_jax.config import ModelConfig, hidden_width
+from lst_jax.key_ranges import KeyRange
+
+# What each layer keeps of its forward pass for the backward pass; the rest is computed again.
+REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
+    "none": None,  # everything is kept, nothing is computed again
+    "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+Initializer = Callable[[Array, tuple[int, ...], Any], Array]
+
+
+def truncated_normal(stddev: float | Array) -> Initializer:
+    """Normal of standard deviation `stddev` before truncation at three of them."""
+
+    def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        return stddev * jax.random.truncated_normal(key, -3.0, 3.0, shape, dtype)
+
+    return init
+
+
+def remat_layer(layer: type[nn.Module], policy: str) -> type[nn.Module]:
+    """`layer` under the rematerialisation policy of that name.
+
+    Raises:
+      ValueError: the policy is unknown.
+    """
+    if policy not in REMAT_POLICIES:
+        raise ValueError(f"remat={policy!r}: expected one of {sorted(REMAT_POLICIES)}")
+    if policy == "none":
+        return layer
+    return nn.remat(layer, policy=REMAT_POLICIES[policy], prevent_cse=False)
+
+
+def constrain(x: Array, *axes: str | None) -> Array:
+    """Names the logical axes of an activation; a no-op where no sharding rules are in force."""
+    return nn.with_logical_constraint(x, axes)
+
+
+class Linear(nn.Module):
+    """`x @ kernel` without bias, in x's dtype.
+
+    Attributes:
+      features: output width.
+      axes: logical names of the kernel's (input, output) axes.
+      stddev: of the truncated normal initialisation.
+    """
+
+    features: int
+    axes: tuple[str | None, str | None]
+    stddev: float | Array
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """(…, in) to (…, features)."""
+        init = nn.with_logical_partitioning(truncated_normal(self.stddev), self.axes)
+        kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
+        return x @ kernel.astype(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm with a learnt scale; statistics in float32."""
+
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """(…, width) to the same shape and dtype."""
+        init = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
+        scale = self.param("scale", init, (x.shape[-1],), jnp.float32)
+        wide = x.astype(jnp.float32)
+        variance = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+        return (wide * jax.lax.rsqrt(variance + self.epsilon) * scale).astype(x.dtype)
+
+
+def rotary(x: Array, theta: float) -> Array:
+    """Rotary embedding of interleaved pairs (2i, 2i + 1), positions counted along the row.
+
+    Args:
+      x: (B, L, H, D) queries or keys, D even.
+      theta: base of the geometric series of wave lengths.
+
+    Returns:
+      (B, L, H, D) in x's dtype; rotated in float32.
+    """
+    length, width = x.shape[1], x.shape[-1]
+    frequencies = theta ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
+    angles = jnp.arange(length, dtype=jnp.float32)[:, None] * frequencies
+    cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
+    even, odd = x[..., 0::2].astype(jnp.float32), x[..., 1::2].astype(jnp.float32)
+    rotated = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
+    return rotated.reshape(x.shape).astype(x.dtype)
+
+
+def layer_stddev(width: int, depth: int | Array) -> Array:
+    """Initial standard deviation inside layer `depth` (from 0): width^-1/2 / sqrt(2 (depth + 1))."""
+    return (2.0 * width * (depth + 1)) ** -0.5
+
+
+class Attention(nn.Module):
+    """Multi-head attention of `queries` over `memory` by key ranges.
+
+    Attributes:
+      num_heads: heads H; the width must divide by it.
+      config: attention backend and rotary base.
+      depth: layer index, for the initialisation.
+      use_rotary: rotate queries and keys by their positions (self-attention only).
+    """
+
+    num_heads: int
+    config: ModelConfig
+    depth: int | Array
+    use_rotary: bool
+
+    @nn.compact
+    def __call__(self, queries: Array, memory: Array, key_range: KeyRange) -> Array:
+        """queries (B, Q, d), memory (B, K, d), ranges (B, Q) to (B, Q, d)."""
+        width = queries.shape[-1]
+        stddev = layer_stddev(width, self.depth)
+
+        def heads(x: Array, name: str) -> Array:
+            y = Linear(width, ("embed", "heads"), stddev, name=name)(x)
+            y = y.reshape(*y.shape[:2], self.num_heads, width // self.num_heads)
+            return constrain(y, "batch", "length", "heads", None)
+
+        q, k, v = heads(queries, "query"), heads(memory, "key"), heads(memory, "value")
+        if self.use_rotary:
+            q, k = rotary(q, self.config.rope_theta), rotary(k, self.config.rope_theta)
+        out = attend(q, k, v, key_range, self.config.attention).reshape(queries.shape)
+        return Linear(width, ("heads", "embed"), stddev, name="out")(out)
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: `down(silu(gate x) * up x)`."""
+
+    config: ModelConfig
+    depth: int | Array
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """(B, L, d) to (B, L, d)."""
+        width = x.shape[-1]
+        hidden = hidden_width(width, self.config.multiple_of)
+        stddev = layer_stddev(width, self.depth)
+        gate = Linear(hidden, ("embed", "hidden"), stddev, name="gate")(x)
+        up = Linear(hidden, ("embed", "hidden"), stddev, name="up")(x)
+        product = constrain(nn.silu(gate) * up, "batch", "length", "hidden")
+        stddev = layer_stddev(hidden, self.depth)
+        return Linear(width, ("hidden", "embed"), stddev, name="down")(product)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: `h += attention(norm h); h += feed_forward(norm h)`."""
+
+    num_heads: int
+    config: ModelConfig
+    depth: int | Array
+
+    @nn.compact
+    def __call__(self, h: Array, key_range: KeyRange) -> Array:
+        """(B, L, d) to (B, L, d)."""
+        epsilon = self.config.norm_eps
+        x = RMSNorm(epsilon, name="attention_norm")(h)
+        attention = Attention(self.num_heads, self.config, self.depth, True, name="attention")
+        h = h + attention(x, x, key_range)
+        x = RMSNorm(epsilon, name="feed_forward_norm")(h)
+        h = h + FeedForward(self.config, self.depth, name="feed_forward")(x)
+        return constrain(h, "batch", "length", "embed_activation")
+
+
+class CrossAttention(nn.Module):
+    """Pre-norm cross-attention with its residual: `h + attention(norm h, norm memory)`.
+
+    With `config.cross_residual == "double"` the residual is added twice, as the published
+    checkpoints were trained.
+    """
+
+    num_heads: int
+    config: ModelConfig
+    depth: int | Array
+
+    @nn.compact
+    def __call__(self, h: Array, memory: Array, key_range: KeyRange) -> Array:
+        """h (B, Q, d), memory (B, K, d) to (B, Q, d)."""
+        epsilon = self.config.norm_eps
+        queries = RMSNorm(epsilon, name="query_norm")(h)
+        memory = RMSNorm(epsilon, name="memory_norm")(memory)
+        attention = Attention(self.num_heads, self.config, self.depth, False, name="attention")
+        residual = 2 * h if self.config.cross_residual == "double" else h
+        return residual + attention(queries, memory, key_range)
+
+
+class TransformerLayers(nn.Module):
+    """`num_layers` blocks, scanned over a stacked leading parameter axis.
+
+    Attributes:
+      num_layers, num_heads: of the stack.
+      config: model configuration.
+      cross: a cross-attention over a fixed memory comes before every block (the patch decoder).
+    """
+
+    num_layers: int
+    num_heads: int
+    config: ModelConfig
+    cross: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        h: Array,
+        key_range: KeyRange,
+        memory: Array | None = None,
+        memory_range: KeyRange | None = None,
+    ) -> Array:
+        """h (B, L, d), memory (B, K, d) to (B, L, d)."""
+        layer = remat_layer(_ScannedLayer, self.config.remat)
+        stack = nn.scan(
+            layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            length=self.num_layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(self.num_heads, self.config, self.cross, name="layers")
+        depths = jnp.arange(self.num_layers, dtype=jnp.float32)
+        return stack(h, depths, key_range, memory, memory_range)[0]
+
+
+class _ScannedLayer(nn.Module):
+    num_heads: int
+    config: ModelConfig
+    cross: bool
+
+    @nn.compact
+    def __call__(
+        self,
+        h: Array,
+        depth: Array,
+        key_range: KeyRange,
+        memory: Array | None,
+        memory_range: KeyRange | None,
+    ) -> tuple[Array, None]:
+        if self.cross:
+            cross = CrossAttention(self.num_heads, self.config, depth, name="cross_attention")
+            h = cross(h, memory, memory_range)
+        return Block(self.num_heads, self.config, depth, name="block")(h, key_range), None
+
+
+class Embedding(nn.Module):
+    """Token embeddings, rows padded to a multiple of 128."""
+
+    num_embeddings: int
+    features: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, tokens: Array) -> Array:
+        """(B, N) int32 to (B, N, features)."""
+        init = nn.with_logical_partitioning(
+            truncated_normal(self.features**-0.5), ("vocab", "embed")
+        )
+        table = self.param("table", init, (self.num_embeddings, self.features), jnp.float32)
+        x = jnp.take(table.astype(self.dtype), tokens, axis=0)
+        return constrain(x, "batch", "length", "embed_activation")
