@@ -15,306 +15,54 @@ import json
 import os
 import pathlib
 import shutil
-import struct
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from types import TracebackType
 from typing import Any, Literal, SupportsIndex
 
-import numpy as np
 from array_record.python import array_record_module
 
+from data_pipelines.record_payloads import decode_record, encode_record
+from data_pipelines.record_types import (
+    SILENCE,
+    Record,
+    TextDocument,
+    Totals,
+    Utterance,
+    check_record,
+    count_record,
+    make_text_document,
+    make_utterance,
+)
 from lst_jax.vocabulary import TextTokenizer, Vocabulary
 
-SILENCE = "[SIL]"
+__all__ = [
+    "METADATA_NAME",
+    "SILENCE",
+    "Kind",
+    "Record",
+    "RecordMetadata",
+    "RecordSource",
+    "Shard",
+    "TextDocument",
+    "Totals",
+    "Utterance",
+    "count_record",
+    "make_text_document",
+    "make_utterance",
+    "open_records",
+    "write_records",
+]
+
 METADATA_NAME = "metadata.json"
 
 Kind = Literal["speech", "text"]
 
 _FORMAT = "lst-jax-records"
 _VERSION = 1
-_UTTERANCE_MAGIC = b"LSTU"
-_TEXT_MAGIC = b"LSTT"
-# magic, version, bytes of file_id, bytes of words, W, number of pieces, number of units
-_UTTERANCE_HEADER = struct.Struct("<4s6i")
-# magic, version, bytes of file_id, word_count, number of pieces
-_TEXT_HEADER = struct.Struct("<4s4i")
-_WORD_SEPARATOR = "\n"
 # One record a chunk, so that reading one decompresses no other.
 _WRITER_OPTIONS = "group_size:1,zstd:3"
 _READER_OPTIONS = "readahead_buffer_size:0"
 _READER_BUFFER_BYTES = 32768
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Utterance:
-    """Speech aligned with the words said: W words and silences in the order of time.
-
-    Attributes:
-      file_id: name of the recording.
-      words: W words, `SILENCE` for a silence.
-      pieces: int32 (Σ piece_counts,) text ids of all the words one after the other, each word
-        as it reads after a space.
-      piece_counts: int32 (W,) pieces of every word, 0 for a silence and for nothing else.
-      units: int32 (Σ unit_counts,) speech units 0 … unit_count−1 of the whole recording.
-      unit_counts: int32 (W,) units spoken during every word, at least 1.
-    """
-
-    file_id: str
-    words: tuple[str, ...]
-    pieces: np.ndarray
-    piece_counts: np.ndarray
-    units: np.ndarray
-    unit_counts: np.ndarray
-
-    @property
-    def is_silence(self) -> np.ndarray:
-        """Bool (W,): which of the words are silences."""
-        return self.piece_counts == 0
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class TextDocument:
-    """A document of text.
-
-    Attributes:
-      file_id: name of the document.
-      pieces: int32 (T,) text ids without bos and eos, T at least 1.
-      word_count: words between whitespace.
-    """
-
-    file_id: str
-    pieces: np.ndarray
-    word_count: int
-
-
-Record = Utterance | TextDocument
-
-
-def make_utterance(
-    file_id: str,
-    words: Sequence[str],
-    units: np.ndarray | Sequence[int],
-    unit_counts: np.ndarray | Sequence[int],
-    tokenizer: TextTokenizer,
-) -> Utterance:
-    """An utterance with its words encoded.
-
-    Args:
-      file_id: name of the recording.
-      words: W words, `SILENCE` for a silence.
-      units: (U,) speech units.
-      unit_counts: (W,) units spoken during every word; they sum to U.
-      tokenizer: encodes the words.
-
-    Raises:
-      ValueError: a word cannot be encoded (see `TextTokenizer.encode_words`).
-    """
-    spoken = [word for word in words if word != SILENCE]
-    pieces, spoken_counts = tokenizer.encode_words(spoken)
-    piece_counts = np.zeros(len(words), np.int32)
-    piece_counts[[word != SILENCE for word in words]] = spoken_counts
-    return Utterance(
-        file_id,
-        tuple(words),
-        pieces,
-        piece_counts,
-        np.asarray(units, np.int32),
-        np.asarray(unit_counts, np.int32),
-    )
-
-
-def make_text_document(file_id: str, text: str, tokenizer: TextTokenizer) -> TextDocument:
-    """A text document with its text encoded.
-
-    Raises:
-      ValueError: the text cannot be encoded.
-    """
-    return TextDocument(file_id, tokenizer.encode(text), len(text.split()))
-
-
-# --- One record <-> bytes ---------------------------------------------------------------------
-
-
-def check_record(record: Record, vocabulary: Vocabulary) -> None:
-    """Checks what the docstrings of `Utterance` and `TextDocument` promise.
-
-    Raises:
-      ValueError: a promise is broken; names the record, the field and what was expected.
-    """
-    if isinstance(record, Utterance):
-        _check_utterance(record, vocabulary)
-    else:
-        _check_text(record, vocabulary)
-
-
-def encode_record(record: Record) -> bytes:
-    """The payload of a record; `check_record` says whether it makes sense."""
-    file_id = record.file_id.encode()
-    if isinstance(record, TextDocument):
-        header = _TEXT_HEADER.pack(
-            _TEXT_MAGIC, _VERSION, len(file_id), record.word_count, len(record.pieces)
-        )
-        return b"".join((header, _to_bytes(record.pieces), file_id))
-    words = _WORD_SEPARATOR.join(record.words).encode()
-    header = _UTTERANCE_HEADER.pack(
-        _UTTERANCE_MAGIC,
-        _VERSION,
-        len(file_id),
-        len(words),
-        len(record.words),
-        len(record.pieces),
-        len(record.units),
-    )
-    arrays = (record.piece_counts, record.unit_counts, record.pieces, record.units)
-    return b"".join((header, *map(_to_bytes, arrays), file_id, words))
-
-
-def decode_record(payload: bytes) -> Record:
-    """The record in a payload; its arrays are read-only views of the payload.
-
-    Raises:
-      ValueError: the payload is not one of `encode_record`'s.
-    """
-    magic = payload[:4]
-    if magic == _UTTERANCE_MAGIC:
-        return _decode_utterance(payload)
-    if magic == _TEXT_MAGIC:
-        return _decode_text(payload)
-    raise ValueError(
-        f"a payload starts with {magic!r}, expected {_UTTERANCE_MAGIC!r} or {_TEXT_MAGIC!r}"
-    )
-
-
-def _decode_utterance(payload: bytes) -> Utterance:
-    header = _UTTERANCE_HEADER.size
-    _check_header(payload, header)
-    _, version, id_bytes, word_bytes, words, pieces, units = _UTTERANCE_HEADER.unpack_from(payload)
-    array_length = 2 * words + pieces + units
-    text_start = header + 4 * array_length
-    _check_payload(payload, version, text_start + id_bytes + word_bytes)
-    array = np.frombuffer(payload, "<i4", array_length, header)
-    text_end = text_start + id_bytes
-    return Utterance(
-        payload[text_start:text_end].decode(),
-        tuple(payload[text_end:].decode().split(_WORD_SEPARATOR)),
-        array[2 * words : 2 * words + pieces],
-        array[:words],
-        array[2 * words + pieces :],
-        array[words : 2 * words],
-    )
-
-
-def _decode_text(payload: bytes) -> TextDocument:
-    header = _TEXT_HEADER.size
-    _check_header(payload, header)
-    _, version, id_bytes, word_count, pieces = _TEXT_HEADER.unpack_from(payload)
-    text_start = header + 4 * pieces
-    _check_payload(payload, version, text_start + id_bytes)
-    array = np.frombuffer(payload, "<i4", pieces, header)
-    return TextDocument(payload[text_start:].decode(), array, word_count)
-
-
-def _to_bytes(array: np.ndarray) -> bytes:
-    return np.ascontiguousarray(array, "<i4").tobytes()
-
-
-def _check_header(payload: bytes, header_bytes: int) -> None:
-    if len(payload) < header_bytes:
-        raise ValueError(f"a payload has {len(payload)} bytes, expected at least {header_bytes}")
-
-
-def _check_payload(payload: bytes, version: int, expected_bytes: int) -> None:
-    if version != _VERSION:
-        raise ValueError(f"a payload has version {version}, expected {_VERSION}")
-    if len(payload) != expected_bytes:
-        raise ValueError(f"a payload has {len(payload)} bytes, its header says {expected_bytes}")
-
-
-def _check_utterance(utterance: Utterance, vocabulary: Vocabulary) -> None:
-    where = f"utterance {utterance.file_id!r}"
-    words = utterance.words
-    if not words:
-        raise ValueError(f"{where} has no words")
-    if not all(words) or any(_WORD_SEPARATOR in word for word in words):
-        raise ValueError(f"{where} has a word that is empty or holds a line break")
-    for name in ("piece_counts", "unit_counts"):
-        shape = getattr(utterance, name).shape
-        if shape != (len(words),):
-            raise ValueError(f"{where}: {name} has shape {shape}, expected ({len(words)},)")
-    if (utterance.unit_counts < 1).any():
-        raise ValueError(f"{where} has a word without units")
-    silences = np.fromiter((word == SILENCE for word in words), bool, len(words))
-    if (utterance.piece_counts < 0).any() or (utterance.is_silence != silences).any():
-        raise ValueError(f"{where} has a word without pieces, or a silence with some")
-    _check_ids(where, "pieces", utterance.pieces, vocabulary.text_size, utterance.piece_counts)
-    _check_ids(where, "units", utterance.units, vocabulary.unit_count, utterance.unit_counts)
-
-
-def _check_text(document: TextDocument, vocabulary: Vocabulary) -> None:
-    where = f"text document {document.file_id!r}"
-    if not len(document.pieces):
-        raise ValueError(f"{where} is empty")
-    if document.word_count < 0:
-        raise ValueError(f"{where}: word_count is {document.word_count}, expected at least 0")
-    expected_length = np.array([len(document.pieces)])
-    _check_ids(where, "pieces", document.pieces, vocabulary.text_size, expected_length)
-
-
-def _check_ids(where: str, name: str, ids: np.ndarray, size: int, counts: np.ndarray) -> None:
-    if ids.shape != (counts.sum(),):
-        raise ValueError(f"{where}: {name} has shape {ids.shape}, expected ({counts.sum()},)")
-    if not np.issubdtype(ids.dtype, np.integer):
-        raise ValueError(f"{where}: {name} has dtype {ids.dtype}, expected int32")
-    if ids.size and (ids.min() < 0 or ids.max() >= size):
-        raise ValueError(
-            f"{where}: {name} range from {ids.min()} to {ids.max()}, expected 0 … {size - 1}"
-        )
-
-
-# --- Totals and metadata ----------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Totals:
-    """What a set of records adds up to; silences and their units are counted apart."""
-
-    documents: int = 0
-    words: int = 0
-    silences: int = 0
-    text_tokens: int = 0
-    units: int = 0
-    silence_units: int = 0
-
-    def __add__(self, other: Totals) -> Totals:
-        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
-        return Totals(*itertools.starmap(int.__add__, pairs))
-
-    @property
-    def mean_word_length(self) -> float:
-        """Units a word, silences aside; NaN without words that have units."""
-        return (self.units - self.silence_units) / self.words if self.units else float("nan")
-
-    @property
-    def mean_silence_length(self) -> float:
-        """Units a silence; NaN without silences."""
-        return self.silence_units / self.silences if self.silences else float("nan")
-
-
-def count_record(record: Record) -> Totals:
-    """The totals of one record."""
-    if isinstance(record, TextDocument):
-        return Totals(1, record.word_count, text_tokens=len(record.pieces))
-    silent = record.is_silence
-    silences = int(silent.sum())
-    return Totals(
-        documents=1,
-        words=len(record.words) - silences,
-        silences=silences,
-        text_tokens=len(record.pieces),
-        units=len(record.units),
-        silence_units=int(record.unit_counts[silent].sum()),
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -391,11 +139,8 @@ class RecordMetadata:
             raise ValueError("the shards' records do not add up to the number of documents")
 
 
-# --- Writing ----------------------------------------------------------------------------------
-
-
-class RecordWriter:
-    """Writes a record directory; as a context manager, finishes or discards it whole.
+class _RecordWriter:
+    """Writes a record directory, whole or not at all.
 
     The files grow in a directory beside the output, which takes the output's name only when all
     of them and `metadata.json` are complete.
@@ -430,11 +175,6 @@ class RecordWriter:
         self._partial = self._path.with_name(f"{self._path.name}.incomplete-{os.getpid()}")
         shutil.rmtree(self._partial, ignore_errors=True)
         self._partial.mkdir(parents=True)
-
-    @property
-    def totals(self) -> Totals:
-        """What has been written so far."""
-        return self._totals
 
     def write(self, record: Record) -> None:
         """Adds a record.
@@ -478,21 +218,6 @@ class RecordWriter:
         """Gives up: removes what was written so far."""
         self._close_shard()
         shutil.rmtree(self._partial, ignore_errors=True)
-
-    def __enter__(self) -> RecordWriter:
-        return self
-
-    def __exit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            if error_type is None:
-                self.finish()
-        finally:
-            self.discard()
 
     def _check_output(self) -> None:
         if not self._path.exists() or self._overwrite:
@@ -561,7 +286,7 @@ def write_records(
       FileExistsError: the output exists, is not empty and `overwrite` is false.
       ValueError: an item is of the wrong kind or breaks its promises; there are no items.
     """
-    writer = RecordWriter(
+    writer = _RecordWriter(
         path,
         kind,
         tokenizer,
@@ -575,9 +300,6 @@ def write_records(
         return writer.finish()
     finally:
         writer.discard()
-
-
-# --- Reading ----------------------------------------------------------------------------------
 
 
 class RecordSource(Sequence[Record]):
@@ -724,7 +446,8 @@ def _find_directories(path: str | pathlib.Path) -> list[pathlib.Path]:
     directory = pathlib.Path(path)
     if directory.exists() or not glob.has_magic(str(path)):
         return [directory]
-    directories = [pathlib.Path(match) for match in sorted(glob.glob(str(path)))]
+    anchor = pathlib.Path(directory.anchor)
+    directories = sorted(anchor.glob(str(directory.relative_to(anchor))))
     if not directories:
         raise FileNotFoundError(f"records {path}: nothing matches")
     return directories
