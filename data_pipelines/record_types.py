@@ -24,7 +24,9 @@ class Utterance:
         as it reads after a space.
       piece_counts: int32 (W,) pieces of every word, 0 for a silence and for nothing else.
       units: int32 (Σ unit_counts,) speech units 0 … unit_count−1 of the whole recording.
-      unit_counts: int32 (W,) units spoken during every word, at least 1.
+      unit_counts: int32 (W,) units spoken during every word or silence. It may be 0: an aligner
+        that is finer than a unit gives some short words and silences none of their own. At least
+        one is positive.
     """
 
     file_id: str
@@ -173,8 +175,8 @@ def _check_utterance(utterance: Utterance, vocabulary: Vocabulary) -> None:
         shape = getattr(utterance, name).shape
         if shape != (len(words),):
             raise ValueError(f"{where}: {name} has shape {shape}, expected ({len(words)},)")
-    if (utterance.unit_counts < 1).any():
-        raise ValueError(f"{where} has a word without units")
+    if (utterance.unit_counts < 0).any() or not utterance.unit_counts.any():
+        raise ValueError(f"{where}: unit_counts has negative numbers or nothing but zeros")
     silences = np.fromiter((word == SILENCE for word in words), bool, len(words))
     if (utterance.piece_counts < 0).any() or (utterance.is_silence != silences).any():
         raise ValueError(f"{where} has a word without pieces, or a silence with some")

@@ -17,7 +17,7 @@ from data_pipelines.record_types import SILENCE, Utterance, make_utterance
 from lst_jax.vocabulary import TextTokenizer
 
 _SEPARATOR = "<LST MODE SEP>"
-_CONTINUATION = "[BPE]"
+_CONTINUATION = "[BPE]"  # of the preceding word
 _KINDS = ("TEXT", "HUBERT")
 _FIELDS = {"file_id": str, "interleaved": str}
 
@@ -30,7 +30,8 @@ class AlignedWords:
       file_id: name of the recording.
       words: W words, `SILENCE` for a silence.
       units: the speech units of the whole recording.
-      unit_counts: units spoken during every word, W numbers of at least 1.
+      unit_counts: units spoken during every word, W numbers; 0 occurs where a word is shorter
+        than a unit.
     """
 
     file_id: str
@@ -69,6 +70,8 @@ def parse_reference_line(line: bytes, unit_count: int) -> AlignedWords:
         else:
             words.append(_check_word(text))
             unit_counts.append(len(new_units))
+    if not units:
+        raise BadLine("empty utterance", "it has no units")
     return AlignedWords(fields["file_id"], tuple(words), tuple(units), tuple(unit_counts))
 
 
@@ -147,15 +150,12 @@ def _split_pairs(interleaved: str) -> Iterator[tuple[str, list[str]]]:
     if before.strip():
         raise BadLine("not alternating", f"{before[:40]!r} stands before the first block")
     if not blocks:
-        raise BadLine("empty utterance")
+        raise BadLine("empty utterance", "it has no blocks")
     contents = [_block_contents(index, block) for index, block in enumerate(blocks)]
     if len(contents) % 2:
         raise BadLine("not alternating", "the last block is a TEXT")
     for index in range(0, len(contents), 2):
-        units = contents[index + 1].split()
-        if not units:
-            raise BadLine("a word without units", f"block {index + 2} is empty")
-        yield contents[index], units
+        yield contents[index], contents[index + 1].split()
 
 
 def _block_contents(index: int, block: str) -> str:
