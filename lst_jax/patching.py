@@ -191,48 +191,76 @@ def patch_document(
     config: PatchingConfig,
     vocabulary: Vocabulary,
     aligned_lengths: np.ndarray | None = None,
+    begin: int = 0,
+    end: int | None = None,
 ) -> Document:
-    """Segments a whole document.
+    """Segments a document, or the piece of it from token `begin` to `end`.
+
+    A piece with `begin` > 0 continues a document: it opens with a bos and the mode token of the
+    segment that it continues (just the bos where it opens with a segment). Both are given, not
+    predicted, and so is the token after them, which the piece before predicts as its
+    `final_target`: pieces that follow each other predict every token exactly once. Its runs are
+    grouped anew from `begin`, which for cuts at patch boundaries gives the same groups.
 
     Args:
       tokens: int (T,), bos … eos.
       config: the patching.
       vocabulary: the id space.
-      aligned_lengths: int (Q,) patch lengths by words, if this example is aligned. Without them
-        speech is static, or unpatched under the strategy `none`.
+      aligned_lengths: int (Q,) patch lengths of the whole document by words, if this example is
+        aligned. Without them speech is static, or unpatched under the strategy `none`.
+      begin: first token of the piece; where given with `aligned_lengths`, a patch boundary.
+      end: first token after the piece; None for the document's end.
     """
     tokens = np.asarray(tokens, np.int32)
+    size = len(tokens)
+    end = size if end is None else end
+    if not 0 <= begin < end <= size:
+        raise ValueError(f"begin is {begin} and end is {end}, expected 0 <= begin < end <= {size}")
+    piece = tokens[begin:end]
+    prefix_size = 0
+    if begin:
+        prefix = _continuation_prefix(tokens[: begin + 1], vocabulary)
+        prefix_size = len(prefix)
+        piece = np.concatenate([prefix, piece])
     if aligned_lengths is None:
         patch_size = 1 if config.strategy == "none" else config.patch_size
         join = config.join_speech_mode and config.strategy != "none"
-        patch_lengths, provable = static_patches(tokens, vocabulary, patch_size, join)
+        patch_lengths, provable = static_patches(piece, vocabulary, patch_size, join)
     else:
-        patch_lengths, provable = _aligned_patches(tokens, aligned_lengths, vocabulary)
-    loss_weights = np.ones(len(tokens), np.float32)
-    loss_weights[-1:] = 0
-    speech = bool(vocabulary.is_unit(tokens).any())
+        inside = _cut_lengths(aligned_lengths, size, begin, end)
+        patch_lengths = np.concatenate([np.ones(prefix_size, np.int32), inside])
+        # Nothing in the tokens of a word says that it ends, not even where it is a single unit.
+        provable = ~vocabulary.is_unit(piece[np.cumsum(patch_lengths) - patch_lengths])
+    loss_weights = np.ones(len(piece), np.float32)
+    loss_weights[:prefix_size] = 0
+    if end == size:
+        loss_weights[-1] = 0
+    speech = bool(vocabulary.is_unit(piece).any())
     return Document(
-        tokens,
+        piece,
         patch_lengths,
         provable,
         loss_weights,
+        final_target=None if end == size else int(tokens[end]),
         speech=speech,
         aligned=speech and aligned_lengths is not None,
     )
 
 
-def _aligned_patches(
-    tokens: np.ndarray, aligned_lengths: np.ndarray, vocabulary: Vocabulary
-) -> tuple[np.ndarray, np.ndarray]:
-    patch_lengths = np.asarray(aligned_lengths, np.int32)
-    if patch_lengths.min(initial=1) < 1 or patch_lengths.sum() != len(tokens):
+def _cut_lengths(patch_lengths: np.ndarray, size: int, begin: int, end: int) -> np.ndarray:
+    """The lengths of the patches that cover tokens begin … end of `size`, int32."""
+    patch_lengths = np.asarray(patch_lengths, np.int32)
+    ends = np.cumsum(patch_lengths)
+    if patch_lengths.min(initial=1) < 1 or ends[-1:].sum() != size:
         raise ValueError(
             f"aligned_lengths is {patch_lengths.tolist()}, expected lengths of at least 1 that sum "
-            f"to {len(tokens)}"
+            f"to {size}"
         )
-    # Nothing in the tokens of a word says that it ends, not even where it is a single unit.
-    starts = np.cumsum(patch_lengths) - patch_lengths
-    return patch_lengths, ~vocabulary.is_unit(tokens[starts])
+    first = np.searchsorted(ends, begin, side="right")
+    last = np.searchsorted(ends, end)
+    if (first and ends[first - 1] != begin) or ends[last] != end:
+        raise ValueError(f"begin is {begin} and end is {end}, expected patch boundaries")
+    return patch_lengths[first : last + 1]
 
 
 def visible_patches(patch_lengths: np.ndarray, provable: np.ndarray) -> np.ndarray:
@@ -256,51 +284,6 @@ def visible_patches(patch_lengths: np.ndarray, provable: np.ndarray) -> np.ndarr
     return visible
 
 
-def cut_document(
-    document: Document, patch: int, vocabulary: Vocabulary
-) -> tuple[Document, Document | None]:
-    """Cuts a document before patch number `patch`.
-
-    The head ends with `final_target`, the token after the cut. The tail opens with a bos and the
-    mode token of the segment that it continues (just the bos where it opens with a segment); both
-    are given, not predicted, and so is the token after them, which the head predicts: every token
-    of the document is predicted exactly once.
-
-    Returns:
-      `(head, tail)`; the tail is None where only eos would be left, which the head predicts.
-    """
-    if not 0 < patch < document.num_patches:
-        raise ValueError(f"patch is {patch}, expected 1 … {document.num_patches - 1}")
-    cut = int(document.patch_lengths[:patch].sum())
-    final_target = int(document.tokens[cut])
-    head = dataclasses.replace(
-        document,
-        tokens=document.tokens[:cut],
-        patch_lengths=document.patch_lengths[:patch],
-        provable=document.provable[:patch],
-        loss_weights=document.loss_weights[:cut],
-        final_target=final_target,
-    )
-    head = _with_own_flags(head, vocabulary)
-    if final_target == vocabulary.eos_id:
-        return head, None
-    prefix = _continuation_prefix(document.tokens[: cut + 1], vocabulary)
-    ones = np.ones(len(prefix), np.int32)
-    tail = dataclasses.replace(
-        document,
-        tokens=np.concatenate([prefix, document.tokens[cut:]]),
-        patch_lengths=np.concatenate([ones, document.patch_lengths[patch:]]),
-        provable=np.concatenate([ones.astype(bool), document.provable[patch:]]),
-        loss_weights=np.concatenate([ones.astype(np.float32) * 0, document.loss_weights[cut:]]),
-    )
-    return head, _with_own_flags(tail, vocabulary)
-
-
-def _with_own_flags(document: Document, vocabulary: Vocabulary) -> Document:
-    speech = document.speech and bool(vocabulary.is_unit(document.tokens).any())
-    return dataclasses.replace(document, speech=speech, aligned=document.aligned and speech)
-
-
 def _continuation_prefix(tokens: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
     """bos and the last mode token of `tokens` (…, the first token of the continuation)."""
     is_mode = (tokens == vocabulary.text_mode_id) | (tokens == vocabulary.speech_mode_id)
@@ -312,39 +295,6 @@ def largest_head(document: Document, num_patches: int, num_tokens: int) -> int:
     """How many patches from the document's start fit in the given patches and tokens."""
     ends = np.cumsum(document.patch_lengths[: max(num_patches, 0)])
     return int(np.searchsorted(ends, num_tokens, side="right"))
-
-
-def split_document(
-    document: Document, num_patches: int, num_tokens: int, vocabulary: Vocabulary
-) -> list[Document]:
-    """Splits a document at patch boundaries into pieces of at most the given size.
-
-    Args:
-      document: of any length.
-      num_patches: most patches of a piece.
-      num_tokens: most tokens of a piece.
-      vocabulary: the id space.
-
-    Returns:
-      The pieces in order (see `cut_document`), the document itself where it fits.
-
-    Raises:
-      ValueError: the sizes leave no room for a continuation's prefix and one patch more.
-    """
-    pieces = []
-    rest: Document | None = document
-    while rest is not None:
-        if rest.num_patches <= num_patches and rest.num_tokens <= num_tokens:
-            return [*pieces, rest]
-        size = largest_head(rest, num_patches, num_tokens)
-        if size <= (2 if pieces else 0):
-            raise ValueError(
-                f"num_patches is {num_patches} and num_tokens is {num_tokens}, expected room for "
-                f"bos, a mode token and a patch of {int(rest.patch_lengths[size])} tokens"
-            )
-        head, rest = cut_document(rest, size, vocabulary)
-        pieces.append(head)
-    return pieces
 
 
 def fill_row(
