@@ -8,22 +8,14 @@ import multiprocessing
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 _LINES_PER_TASK = 256
 _TASKS_PER_WORKER = 4
 _SHOWN_PLACES = 3  # of each reason
 
 
-class HasFileId(Protocol):
-    """What a line is read as: duplicates are told by their names."""
-
-    @property
-    def file_id(self) -> str: ...
-
-
-T = TypeVar("T", bound=HasFileId)
-Item = TypeVar("Item")
+T = TypeVar("T")
 
 
 class BadLine(ValueError):
@@ -179,7 +171,7 @@ def _check_unicode(key: str, text: str) -> None:
         raise BadLine("not Unicode", f"{key!r} holds a lone surrogate") from error
 
 
-def _reject_duplicate(record: T, place: str, seen: dict[str, str]) -> T | BadLine:
+def _reject_duplicate(record: Any, place: str, seen: dict[str, str]) -> Any:
     first = seen.setdefault(record.file_id, place)
     if first == place:
         return record
@@ -248,8 +240,8 @@ def _parse_in_workers(
             pool.shutdown(cancel_futures=True)
 
 
-def _batches(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
-    batch: list[Item] = []
+def _batches(items: Iterator[T], size: int) -> Iterator[list[T]]:
+    batch: list[T] = []
     for item in items:
         batch.append(item)
         if len(batch) == size:

@@ -41,6 +41,16 @@ def run_main(main: Callable[[list[str]], object]) -> None:
     app.run(guarded)
 
 
+def check_no_arguments(argv: list[str]) -> None:
+    """Rejects arguments that are not flags, such as what a shell makes of an unquoted pattern.
+
+    Raises:
+      ValueError: there are some.
+    """
+    if len(argv) > 1:
+        raise ValueError(f"unexpected argument {argv[1]!r}; is a flag's pattern not quoted?")
+
+
 def is_user_error(error: BaseException) -> bool:
     """Whether the error says what the user should change, rather than that the code is wrong."""
     return isinstance(error, _USER_ERRORS) or any(mark in str(error) for mark in _GIN_MARKS)

@@ -1,0 +1,32 @@
+"""Input files of the data binaries: patterns and formats."""
+
+from __future__ import annotations
+
+import glob
+import pathlib
+from collections.abc import Sequence
+
+FORMATS = ("reference_jsonl", "text_jsonl", "text")
+
+
+def find_inputs(patterns: Sequence[str]) -> list[pathlib.Path]:
+    """The files that paths and glob patterns name, in the order given, each pattern's by name.
+
+    Raises:
+      FileNotFoundError: a path or pattern names no file.
+      ValueError: a file is named twice.
+    """
+    paths: list[pathlib.Path] = []
+    for pattern in patterns:
+        path = pathlib.Path(pattern)
+        anchor = pathlib.Path(path.anchor)
+        literal = path.exists() or not glob.has_magic(pattern)
+        found = [path] if literal else sorted(anchor.glob(str(path.relative_to(anchor))))
+        found = [match for match in found if match.is_file()]
+        if not found:
+            raise FileNotFoundError(f"input {pattern}: no such file")
+        paths += found
+    repeated = [path for path in paths if paths.count(path) > 1]
+    if repeated:
+        raise ValueError(f"input {repeated[0]} is named twice")
+    return paths

@@ -1,0 +1,103 @@
+"""Converts a corpus to records: JSONL of aligned speech or of text, or plain text.
+
+    python -m experiments.prepare_data --input='corpus/*.jsonl' --format=reference_jsonl \\
+        --tokenizer=tokenizer.model --output=records/train
+
+docs/formats.md describes the formats. Nothing is dropped silently: a bad line ends the run, or
+with --skip_bad_records is counted and reported.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+
+from absl import flags
+
+from data_pipelines import records
+from data_pipelines.lines import SkipReport
+from data_pipelines.reference_jsonl import read_reference_jsonl
+from data_pipelines.text_corpora import read_text_corpus
+from experiments import cli
+from experiments.inputs import FORMATS, find_inputs
+from lst_jax.vocabulary import TextTokenizer
+
+_INPUT = flags.DEFINE_multi_string(
+    "input", None, "File or glob pattern; may be given several times.", required=True
+)
+_FORMAT = flags.DEFINE_enum("format", None, FORMATS, "What the files hold.", required=True)
+_TOKENIZER = flags.DEFINE_string("tokenizer", None, "SentencePiece model file.", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "Directory to make.", required=True)
+_UNIT_COUNT = flags.DEFINE_integer("unit_count", 502, "Size of the unit set.", lower_bound=1)
+_RECORDS_PER_SHARD = flags.DEFINE_integer(
+    "records_per_shard", 100_000, "Records a file of the output.", lower_bound=1
+)
+_SKIP_BAD_RECORDS = flags.DEFINE_bool(
+    "skip_bad_records", False, "Count and report bad lines instead of ending at the first."
+)
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an output that is there already.")
+_NUM_WORKERS = flags.DEFINE_integer(
+    "num_workers", 0, "Processes that parse and encode; 0: the main one does.", lower_bound=0
+)
+
+_SECONDS_BETWEEN_REPORTS = 10.0
+
+
+def main(argv: list[str]) -> None:
+    """Converts as the flags say and prints a summary."""
+    cli.check_no_arguments(argv)
+    paths = find_inputs(_INPUT.value)
+    tokenizer = TextTokenizer(_TOKENIZER.value)
+    skipped = SkipReport() if _SKIP_BAD_RECORDS.value else None
+    options = {"skipped": skipped, "num_workers": _NUM_WORKERS.value}
+    items: Iterable[records.Record]
+    if _FORMAT.value == "reference_jsonl":
+        kind = "speech"
+        items = read_reference_jsonl(paths, tokenizer, unit_count=_UNIT_COUNT.value, **options)
+    else:
+        kind = "text"
+        items = read_text_corpus(paths, tokenizer, format=_FORMAT.value, **options)
+    try:
+        metadata = records.write_records(
+            _OUTPUT.value,
+            kind,
+            _report_progress(items),
+            tokenizer,
+            unit_count=_UNIT_COUNT.value,
+            records_per_shard=_RECORDS_PER_SHARD.value,
+            overwrite=_OVERWRITE.value,
+        )
+    finally:
+        if skipped is not None:
+            print(skipped, flush=True)
+    print(f"wrote {_OUTPUT.value}: {len(metadata.shards)} shards, {summarize(metadata)}")
+
+
+def summarize(metadata: records.RecordMetadata) -> str:
+    """The totals of records in one line."""
+    totals = metadata.totals
+    summary = (
+        f"{totals.documents:,} documents, {totals.words:,} words, "
+        f"{totals.text_tokens:,} text tokens"
+    )
+    if metadata.kind == "text":
+        return summary
+    return (
+        f"{summary}, {totals.silences:,} silences, {totals.units:,} units; "
+        f"mean length of a word {totals.mean_word_length:.2f} units, "
+        f"of a silence {totals.mean_silence_length:.2f}"
+    )
+
+
+def _report_progress(items: Iterable[records.Record]) -> Iterator[records.Record]:
+    start = reported = time.monotonic()
+    for count, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if now - reported >= _SECONDS_BETWEEN_REPORTS:
+            print(f"{count:,} documents, {count / (now - start):,.0f} a second", flush=True)
+            reported = now
+
+
+if __name__ == "__main__":
+    cli.run_main(main)

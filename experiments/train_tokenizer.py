@@ -1,0 +1,73 @@
+"""Trains a SentencePiece model with the settings of Llama 2's.
+
+    python -m experiments.train_tokenizer --input='corpus/*.jsonl' --format=text_jsonl \\
+        --vocab_size=32000 --output=tokenizer
+
+writes `tokenizer.model`. Of aligned speech the words are used, silences aside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from absl import flags
+
+from data_pipelines.lines import SkipReport, read_lines
+from data_pipelines.reference_jsonl import parse_reference_line
+from data_pipelines.text_corpora import TEXT_PARSERS
+from data_pipelines.tokenizers import train_tokenizer
+from experiments import cli
+from experiments.inputs import FORMATS, find_inputs
+from lst_jax.vocabulary import TextTokenizer
+
+_INPUT = flags.DEFINE_multi_string(
+    "input", None, "File or glob pattern; may be given several times.", required=True
+)
+_FORMAT = flags.DEFINE_enum("format", None, FORMATS, "What the files hold.", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "Path of the model without .model.", required=True)
+_VOCAB_SIZE = flags.DEFINE_integer("vocab_size", None, "Number of pieces.", required=True)
+_MODEL_TYPE = flags.DEFINE_enum("model_type", "bpe", ("bpe", "unigram"), "Kind of model.")
+_BYTE_FALLBACK = flags.DEFINE_bool(
+    "byte_fallback", True, "Spell characters without a piece as bytes, not as unk."
+)
+_CHARACTER_COVERAGE = flags.DEFINE_float(
+    "character_coverage", 0.99995, "Share of the characters that get pieces of their own."
+)
+_UNIT_COUNT = flags.DEFINE_integer(
+    "unit_count", 502, "Size of the unit set of aligned speech.", lower_bound=1
+)
+_SKIP_BAD_RECORDS = flags.DEFINE_bool(
+    "skip_bad_records", False, "Count and report bad lines instead of ending at the first."
+)
+
+
+def main(argv: list[str]) -> None:
+    """Trains as the flags say."""
+    cli.check_no_arguments(argv)
+    skipped = SkipReport() if _SKIP_BAD_RECORDS.value else None
+    parse = _choose_parser(_FORMAT.value, _UNIT_COUNT.value)
+    try:
+        path = train_tokenizer(
+            read_lines(find_inputs(_INPUT.value), parse, skipped=skipped),
+            _OUTPUT.value,
+            _VOCAB_SIZE.value,
+            model_type=_MODEL_TYPE.value,
+            byte_fallback=_BYTE_FALLBACK.value,
+            character_coverage=_CHARACTER_COVERAGE.value,
+        )
+    finally:
+        if skipped is not None:
+            print(skipped, flush=True)
+    tokenizer = TextTokenizer(path)
+    print(f"wrote {path}: {tokenizer.size:,} pieces, SHA-256 {tokenizer.fingerprint}")
+
+
+def _choose_parser(line_format: str, unit_count: int) -> Callable[[bytes, str], str]:
+    if line_format == "reference_jsonl":
+        return lambda line, place: parse_reference_line(line, unit_count).text
+    parse_text = TEXT_PARSERS[line_format]
+    return lambda line, place: parse_text(line)
+
+
+if __name__ == "__main__":
+    cli.run_main(main)
