@@ -1,11 +1,13 @@
 """Short stories whose ending follows from what happened, and story-completion tests on them.
 
-Every story has two characters, two objects and two places of one topic. Who has which object,
-and where, is said once per object and place or equally often for both, so that a *mirrored*
-story, in which the two objects (or the two places) change roles, consists of exactly the same
-words. Its ending is the wrong ending of the first story. Hence neither the words of a prompt
-nor an ending alone, nor both together as bags, say which ending is right; only what is said of
-whom, and in which order, does.
+A story has two characters and, of one topic, two objects and two places. What happens assigns
+them roles: who ends up with an object, which object, in which place. The ending names the
+outcome, and depends on two of the three roles, as PLOTS says.
+
+A *mirrored* story exchanges the two entities of some of these roles. Its prompt consists of
+exactly the same words, is drawn exactly as often, and its ending is a wrong ending of the first
+story. Hence neither an ending alone, nor the words of prompt and ending without their order, say
+which ending is right; only what is said of whom, and in which order, does.
 
 Story i of a split depends on (seed, split, i) and on nothing else. A hash of a story's topic,
 characters, objects and places decides its split: what a test story is about, mirrored or not,
@@ -27,7 +29,13 @@ ClozeKind = Literal["StoryCloze", "TopicStoryCloze", "HellaSwag"]
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 CLOZE_KINDS: tuple[ClozeKind, ...] = get_args(ClozeKind)
-PLOTS: tuple[str, ...] = ("search", "hide", "trade", "journey")
+# The roles of each plot that the ending depends on.
+PLOTS: dict[str, tuple[str, str]] = {
+    "race": ("hero", "object"),
+    "loss": ("object", "place"),
+    "trade": ("object", "place"),
+    "gift": ("hero", "place"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +46,7 @@ class Story:
       story_id: unique for (seed, split, index).
       topic: name of the topic in lexicon.TOPICS.
       plot: which of PLOTS it follows.
-      sentences: 4 to 6 sentences; the last one is the ending. Lower-case words separated by
+      sentences: 5 or 6 sentences; the last one is the ending. Lower-case words separated by
         single spaces, a full stop after the last word.
     """
 
@@ -76,28 +84,27 @@ class Cloze:
 
 @dataclasses.dataclass(frozen=True)
 class Situation:
-    """All that a story tells, in the order of its telling.
+    """All that a story tells.
 
     Attributes:
       topic: index into lexicon.TOPICS.
       plot: one of PLOTS.
-      names: the two characters.
-      objects: the object that each character is first told about with.
-      places: the place of each character; in a journey the first and the last place.
+      names: the two characters, in the order of the opening sentence.
       hero: index of the character that the ending is about.
-      activity: index of what the characters do together.
-      hero_first: in plots that tell of both characters twice, whether the hero is second time
-        told of first.
+      objects: the object that the hero ends up with, and another one.
+      places: where the characters are first, and where they are at the end.
+      activity: index of what the characters do together, None for nothing.
+      inverted: the decisive events are told in the other order, or from the other side.
     """
 
     topic: int
     plot: str
     names: tuple[str, str]
+    hero: int
     objects: tuple[str, str]
     places: tuple[str, str]
-    hero: int
-    activity: int
-    hero_first: bool
+    activity: int | None
+    inverted: bool
 
     def entities(self) -> str:
         """Canonical name of what the story is about; the same for every mirrored story."""
@@ -105,58 +112,31 @@ class Situation:
         return "/".join((lexicon.TOPICS[self.topic].name, *parts))
 
 
-def mirror(situation: Situation, objects: bool, places: bool) -> Situation:
-    """The situation in which the two objects and/or the two places change roles."""
-    return dataclasses.replace(
-        situation,
-        objects=situation.objects[::-1] if objects else situation.objects,
-        places=situation.places[::-1] if places else situation.places,
-    )
+def mirror(situation: Situation, roles: tuple[str, ...]) -> Situation:
+    """The situation in which the two entities of each given role ("hero", …) change places."""
+    changes = {
+        "hero": 1 - situation.hero,
+        "object": situation.objects[::-1],
+        "place": situation.places[::-1],
+    }
+    fields = {"hero": "hero", "object": "objects", "place": "places"}
+    return dataclasses.replace(situation, **{fields[role]: changes[role] for role in roles})
 
 
 def tell(situation: Situation) -> tuple[str, ...]:
     """The sentences of a situation; the last one is its ending."""
     topic = lexicon.TOPICS[situation.topic]
-    first, second = (
-        dict(name=n, object=o, place=p)
-        for n, o, p in zip(situation.names, situation.objects, situation.places, strict=True)
+    opening = [f"{situation.names[0]} and {situation.names[1]} {topic.setting}"]
+    if situation.activity is not None:
+        opening.append(f"they {topic.activities[situation.activity]}")
+    hero = situation.names[situation.hero]
+    events = _race(situation) if situation.plot == "race" else _walk(situation)
+    ending = (
+        f"so {hero} won the {situation.objects[0]}"
+        if situation.plot == "race"
+        else f"now {hero} stood {situation.places[1]} with the {situation.objects[0]}"
     )
-    hero, other = (first, second) if situation.hero == 0 else (second, first)
-    again = (hero, other) if situation.hero_first else (other, hero)
-    activity = topic.activities[situation.activity]
-    opening = f"{first['name']} and {second['name']} {topic.setting}"
-
-    def each(template: str, people: tuple[dict[str, str], ...]) -> list[str]:
-        return [template.format(**person) for person in people]
-
-    both = (first, second)
-    if situation.plot == "search":
-        body = [
-            *each("{name} wanted the {object} {place}", both),
-            *each("{name} looked for the {object} {place}", again),
-            "so {name} got the {object} {place}".format(**hero),
-        ]
-    elif situation.plot == "hide":
-        body = [
-            *each("{name} left the {object} {place}", both),
-            f"then they {activity}",
-            "{name} came back".format(**hero),
-            "there {name} found the {object} {place}".format(**hero),
-        ]
-    elif situation.plot == "trade":
-        body = [
-            *each("{name} stood {place} with the {object}", both),
-            "then they traded what they had",
-            "now {name} stood {place} with the {theirs}".format(theirs=other["object"], **hero),
-        ]
-    else:
-        body = [
-            *each("{name} had the {object}", both),
-            f"first they stood {first['place']}",
-            f"then they stood {second['place']}",
-            f"now {hero['name']} stood {second['place']} with the {hero['object']}",
-        ]
-    return tuple(f"{sentence}." for sentence in (opening, *body))
+    return tuple(f"{sentence}." for sentence in (*opening, *events, ending))
 
 
 def split_of(situation: Situation) -> Split:
@@ -206,7 +186,8 @@ def generate_cloze(kind: ClozeKind, seed: int, index: int) -> Cloze:
     rng = random.Random(f"cloze/{kind}/{seed}/{index}")
     situation = _draw(rng, "test")
     *prompt, ending = tell(situation)
-    swapped = [tell(mirror(situation, *swap))[-1] for swap in _SWAPS]
+    one, two = PLOTS[situation.plot]
+    swapped = [tell(mirror(situation, roles))[-1] for roles in ((one,), (two,), (one, two))]
     if kind == "StoryCloze":
         wrong = [rng.choice(swapped)]
     elif kind == "TopicStoryCloze":
@@ -235,17 +216,14 @@ def vocabulary() -> frozenset[str]:
                     topic=number,
                     plot=plot,
                     names=lexicon.NAMES[:2],
+                    hero=0,
                     objects=topic.objects[:2],
                     places=topic.places[:2],
-                    hero=0,
                     activity=activity,
-                    hero_first=True,
+                    inverted=bool(activity),
                 )
                 sentences += tell(situation)
     return frozenset(word.rstrip(".") for sentence in sentences for word in sentence.split())
-
-
-_SWAPS = ((True, False), (False, True), (True, True))
 
 
 def _check_index(index: int) -> None:
@@ -253,19 +231,49 @@ def _check_index(index: int) -> None:
         raise ValueError(f"index is {index}; expected a number from 0")
 
 
+def _race(situation: Situation) -> list[str]:
+    """What two characters run for, and who is faster."""
+    hero, other = situation.names[situation.hero], situation.names[1 - situation.hero]
+    prize, spare = situation.objects
+    events = [f"they ran to win the {prize}", f"there was no {spare} to win"]
+    if situation.inverted:
+        return [*reversed(events), f"{other} ran behind {hero}"]
+    return [*events, f"{hero} ran ahead of {other}"]
+
+
+def _walk(situation: Situation) -> list[str]:
+    """How the hero comes to an object, and where both characters go afterwards."""
+    hero, other = situation.names[situation.hero], situation.names[1 - situation.hero]
+    thing, spare = situation.objects
+    if situation.plot == "loss":
+        events = [f"{hero} still had the {thing}", f"{hero} had no {spare} left"]
+        if situation.inverted:
+            events.reverse()
+    elif situation.plot == "trade":
+        events = [f"{hero} traded the {spare} for the {thing}"]
+    elif situation.inverted:
+        events = [f"{hero} got the {thing} from {other}"]
+    else:
+        events = [f"{other} gave the {thing} to {hero}"]
+    start, goal = situation.places
+    return [*events, f"first they stood {start}", f"then they stood {goal}"]
+
+
 def _draw(rng: random.Random, split: Split) -> Situation:
     """Draws situations until one belongs to the split."""
     while True:
         topic = rng.randrange(len(lexicon.TOPICS))
+        plot = rng.choice(tuple(PLOTS))
+        activities = range(len(lexicon.TOPICS[topic].activities))
         situation = Situation(
             topic=topic,
-            plot=rng.choice(PLOTS),
+            plot=plot,
             names=_pair(rng, lexicon.NAMES),
+            hero=rng.randrange(2),
             objects=_pair(rng, lexicon.TOPICS[topic].objects),
             places=_pair(rng, lexicon.TOPICS[topic].places),
-            hero=rng.randrange(2),
-            activity=rng.randrange(len(lexicon.TOPICS[topic].activities)),
-            hero_first=rng.random() < 0.5,
+            activity=None if plot == "loss" else rng.choice((None, *activities)),
+            inverted=rng.random() < 0.5,
         )
         if split_of(situation) == split:
             return situation
