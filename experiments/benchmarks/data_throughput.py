@@ -1,0 +1,219 @@
+"""Measures records → batches at the shape of the 1b model: tokens per second and fill of rows.
+
+  python -m experiments.benchmarks.data_throughput --num_workers=0,1,2 \
+      --output=experiments/benchmarks/results/data_throughput.json
+
+Records are synthetic, with the lengths of real ones: utterances like those of Multilingual
+LibriSpeech (35–50 words of 5.8 units, silences of 3.8 between them, about 410 units), text of 1.3
+tokens a word and a lognormal length. With `--num_workers=0` everything runs in one thread of this
+process, bound to one core; with n workers, in n processes, and the consumer in another.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+import sentencepiece
+from absl import app, flags
+
+from data_pipelines.records import SILENCE, TextDocument, Utterance, write_records
+from data_pipelines.training_dataset import DataConfig, SourceConfig, make_training_dataset
+from lst_jax.patching import PatchingConfig, Strategy
+from lst_jax.vocabulary import TextTokenizer
+
+_NUM_WORKERS = flags.DEFINE_list("num_workers", ["0", "1", "2"], "Worker processes to measure.")
+_OUTPUT = flags.DEFINE_string("output", None, "JSON file to write the results to.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 4, "Rows of a batch.", lower_bound=1)
+_STEPS = flags.DEFINE_integer("steps", 100, "Batches to measure.", lower_bound=1)
+_DOCUMENTS = flags.DEFINE_integer("documents", 4000, "Records of each source.", lower_bound=1)
+_PATCHES = flags.DEFINE_integer("patches_per_row", 4096, "Patch slots of a row.")
+_TOKENS = flags.DEFINE_integer("tokens_per_row", 5632, "Token slots of a row.")
+_OPEN_ROWS = flags.DEFINE_integer("open_rows", 32, "Rows each stream keeps open.")
+_LARGEST_GAP = flags.DEFINE_float("largest_gap", 0.05, "Largest share of a row left empty.")
+_RATIO_UNIT = flags.DEFINE_enum("ratio_unit", "tokens", ["words", "tokens"], "Unit of the 1:2.")
+_STRATEGIES = flags.DEFINE_list("strategies", ["static"], "Patching strategies to measure.")
+
+_WORDS = (35, 50)
+_MEAN_WORD_UNITS = 5.78
+_MEAN_SILENCE_UNITS = 3.80
+_PIECES_PER_WORD = 1.3
+_TEXT_TOKENS = (50, 2000)
+_TEXT_MEDIAN = 300.0
+_TEXT_SIGMA = 0.8
+_NUM_UNITS = 502
+
+
+def main(argv: Sequence[str]) -> None:
+    """Writes the records, measures and reports."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}")
+    with tempfile.TemporaryDirectory() as directory:
+        tokenizer, sources = _write_sources(pathlib.Path(directory))
+        results = [
+            _measure(_make_config(sources, strategy), tokenizer, int(workers))
+            for strategy in _STRATEGIES.value
+            for workers in _NUM_WORKERS.value
+        ]
+    report = {
+        "command": " ".join(["python -m experiments.benchmarks.data_throughput", *sys.argv[1:]]),
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "versions": {
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "grain": grain.__version__,
+        },
+        "shape": {
+            "batch_size": _BATCH_SIZE.value,
+            "patches_per_row": _PATCHES.value,
+            "tokens_per_row": _TOKENS.value,
+            "open_rows": _OPEN_ROWS.value,
+            "largest_gap": _LARGEST_GAP.value,
+            "mixture": f"1:2 in {_RATIO_UNIT.value}",
+        },
+        "results": results,
+    }
+    _print_table(results)
+    text = json.dumps(report, indent=2)
+    print(text)
+    if _OUTPUT.value:
+        output = pathlib.Path(_OUTPUT.value)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(text + "\n", encoding="utf-8")
+
+
+def _make_config(sources: tuple[SourceConfig, ...], strategy: Strategy) -> DataConfig:
+    patches = _TOKENS.value if strategy == "none" else _PATCHES.value
+    # The middle of the curriculum: half of the examples are aligned.
+    steps = 10**6
+    patching = PatchingConfig(
+        strategy, curriculum_start=0, curriculum_end=steps if strategy == "curriculum" else 0
+    )
+    return DataConfig(
+        sources=sources,
+        batch_size=_BATCH_SIZE.value,
+        patches_per_row=patches,
+        tokens_per_row=_TOKENS.value,
+        ratio_unit=_RATIO_UNIT.value,
+        patching=patching,
+        open_rows=_OPEN_ROWS.value,
+        largest_gap=_LARGEST_GAP.value,
+    )
+
+
+def _measure(config: DataConfig, tokenizer: TextTokenizer, num_workers: int) -> dict[str, Any]:
+    cores = os.sched_getaffinity(0)
+    if not num_workers:
+        os.sched_setaffinity(0, {min(cores)})
+    try:
+        dataset = make_training_dataset(
+            config,
+            tokenizer.vocabulary(_NUM_UNITS),
+            num_workers=num_workers,
+            prefetch=2 if num_workers else 0,
+        )
+        iterator = iter(dataset)
+        # The first batches come out only after the windows of open rows have been filled once.
+        for _ in range(5):
+            next(iterator)
+        patches = tokens = 0
+        start = time.perf_counter()
+        for _ in range(_STEPS.value):
+            batch = next(iterator)
+            tokens += int((batch["document_ids"] > 0).sum())
+            patches += _count_patches(batch, config.patches_per_row)
+        seconds = time.perf_counter() - start
+        iterator.close()
+    finally:
+        os.sched_setaffinity(0, cores)
+    rows = _STEPS.value * config.batch_size
+    return {
+        "strategy": config.patching.strategy,
+        "num_workers": num_workers,
+        "tokens_per_second": round(tokens / seconds),
+        "patch_slots_real": round(patches / (rows * config.patches_per_row), 4),
+        "token_slots_real": round(tokens / (rows * config.tokens_per_row), 4),
+        "tokens_per_patch": round(tokens / patches, 4),
+    }
+
+
+def _count_patches(batch: dict[str, np.ndarray], num_patches: int) -> int:
+    patch_ids = batch["patch_ids"]
+    return int((np.where(patch_ids < num_patches, patch_ids, -1).max(axis=1) + 1).sum())
+
+
+def _write_sources(directory: pathlib.Path) -> tuple[TextTokenizer, tuple[SourceConfig, ...]]:
+    tokenizer = _make_tokenizer(directory)
+    rng = np.random.default_rng(0)
+    write_records(directory / "speech", "speech", _utterances(rng, tokenizer.size), tokenizer)
+    write_records(directory / "text", "text", _documents(rng, tokenizer.size), tokenizer)
+    return tokenizer, tuple(
+        SourceConfig(str(directory / kind), kind) for kind in ("speech", "text")
+    )
+
+
+def _make_tokenizer(directory: pathlib.Path) -> TextTokenizer:
+    """Some SentencePiece model; the pieces of the records are random, so any will do."""
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a small model of a few pieces"] * 10),
+        model_prefix=str(directory / "pieces"),
+        vocab_size=24,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    return TextTokenizer(directory / "pieces.model")
+
+
+def _utterances(rng: np.random.Generator, text_size: int) -> Iterator[Utterance]:
+    for number in range(_DOCUMENTS.value):
+        num_words = int(rng.integers(_WORDS[0], _WORDS[1] + 1))
+        piece_counts = np.zeros(2 * num_words + 1, np.int32)
+        piece_counts[1::2] = 1 + rng.poisson(_PIECES_PER_WORD - 1, num_words)
+        unit_counts = rng.geometric(1 / _MEAN_SILENCE_UNITS, 2 * num_words + 1).astype(np.int32)
+        unit_counts[1::2] = 1 + rng.poisson(_MEAN_WORD_UNITS - 1, num_words)
+        yield Utterance(
+            f"utterance-{number}",
+            (SILENCE, *(["word", SILENCE] * num_words)),
+            rng.integers(3, text_size, piece_counts.sum(), np.int32),
+            piece_counts,
+            rng.integers(0, _NUM_UNITS, unit_counts.sum(), np.int32),
+            unit_counts,
+        )
+
+
+def _documents(rng: np.random.Generator, text_size: int) -> Iterator[TextDocument]:
+    for number in range(_DOCUMENTS.value):
+        length = int(np.clip(rng.lognormal(np.log(_TEXT_MEDIAN), _TEXT_SIGMA), *_TEXT_TOKENS))
+        pieces = rng.integers(3, text_size, length, np.int32)
+        yield TextDocument(f"text-{number}", pieces, round(length / _PIECES_PER_WORD))
+
+
+def _print_table(results: Sequence[dict[str, Any]]) -> None:
+    print(f"{'strategy':>12} {'workers':>8} {'tokens/s':>12} {'patches':>9} {'tokens':>9}")
+    for result in results:
+        print(
+            f"{result['strategy']:>12} {result['num_workers']:>8} "
+            f"{result['tokens_per_second']:>12,} {result['patch_slots_real']:>9.1%} "
+            f"{result['token_slots_real']:>9.1%}"
+        )
+
+
+def _cpu_model() -> str:
+    for line in pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+if __name__ == "__main__":
+    app.run(main)
