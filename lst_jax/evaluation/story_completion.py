@@ -1,0 +1,465 @@
+"""Story completion: the ending with the highest model likelihood wins.
+
+The protocol of the paper for HellaSwag (four endings), StoryCloze and TopicStoryCloze (two), in
+any of four directions: prompt and endings as speech (S) or text (T). The example files are JSON
+lines, one example a line:
+
+    {"id": "17", "set": "StoryCloze",
+     "prompt": {"text": "Ann lost her key.", "units": [3, 3, 99, …]},
+     "endings": [{"text": "She looked for it.", "units": […]}, {"text": …, "units": …}],
+     "label": 0}
+
+`label` is the index of the right ending. `set` is any name; examples are reported by set. A set
+may have any number of endings, two or more, and different examples may differ. `text` or `units`
+may be absent (or null) where no requested direction reads it. Other fields are ignored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from lst_jax.evaluation.statistics import wilson_interval
+from lst_jax.inference.scoring import Continuation, ScoringShape, score_continuations
+from lst_jax.patching import PatchingConfig, Visibility
+from lst_jax.vocabulary import TextTokenizer, Vocabulary
+
+# Prompt-ending modalities: S is speech, T is text.
+DIRECTIONS = ("S-S", "T-T", "S-T", "T-S")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Passage:
+    """A prompt or an ending.
+
+    Attributes:
+      text: its words, or None where the file has none.
+      units: (U,) int32 raw speech units, or None where the file has none.
+    """
+
+    text: str | None
+    units: np.ndarray | None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StoryExample:
+    """A story with its possible endings.
+
+    Attributes:
+      example_id: name of the example, unique within its set.
+      set_name: the evaluation set that it belongs to.
+      prompt: the beginning of the story.
+      endings: two or more endings.
+      label: index of the right ending.
+      origin: where it was read, for error messages.
+    """
+
+    example_id: str
+    set_name: str
+    prompt: Passage
+    endings: tuple[Passage, ...]
+    label: int
+    origin: str
+
+
+@dataclasses.dataclass(frozen=True)
+class EndingScores:
+    """What the model thinks of the endings of one example in one direction.
+
+    Attributes:
+      set_name, example_id, direction, label: what was scored.
+      log_probabilities: of each ending given the prompt, natural logarithm, summed over tokens.
+      token_counts: number of tokens of each ending.
+    """
+
+    set_name: str
+    example_id: str
+    direction: str
+    label: int
+    log_probabilities: tuple[float, ...]
+    token_counts: tuple[int, ...]
+
+    @property
+    def normalised(self) -> tuple[float, ...]:
+        """Log-probability per token of each ending."""
+        pairs = zip(self.log_probabilities, self.token_counts, strict=True)
+        return tuple(score / count for score, count in pairs)
+
+
+@dataclasses.dataclass(frozen=True)
+class StoryCompletionResult:
+    """Accuracy on one set in one direction.
+
+    Attributes:
+      set_name, direction: what was measured.
+      n: number of examples.
+      chance: accuracy of guessing, the mean of 1 / number of endings.
+      accuracy: by the summed log-probability, the headline.
+      interval: 95 % Wilson interval of `accuracy`.
+      normalised_accuracy: by the log-probability per token.
+      normalised_interval: 95 % Wilson interval of `normalised_accuracy`.
+    """
+
+    set_name: str
+    direction: str
+    n: int
+    chance: float
+    accuracy: float
+    interval: tuple[float, float]
+    normalised_accuracy: float
+    normalised_interval: tuple[float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class StoryCompletionResults:
+    """All sets and directions of an evaluation.
+
+    Attributes:
+      table: one entry per set and direction, sets in the order of the examples.
+      scores: one entry per example and direction.
+    """
+
+    table: tuple[StoryCompletionResult, ...]
+    scores: tuple[EndingScores, ...]
+
+    def as_dict(self, with_scores: bool) -> dict[str, Any]:
+        """The results as JSON values, with or without the scores of every example."""
+        values = {"results": [dataclasses.asdict(result) for result in self.table]}
+        if with_scores:
+            values["scores"] = [dataclasses.asdict(scores) for scores in self.scores]
+        return values
+
+
+def read_story_examples(
+    paths: Sequence[str | pathlib.Path], unit_count: int
+) -> tuple[StoryExample, ...]:
+    """Reads and checks example files (format: see the module).
+
+    Args:
+      paths: JSONL files.
+      unit_count: number of speech units; a unit is 0 … unit_count − 1.
+
+    Returns:
+      The examples in file order.
+
+    Raises:
+      ValueError: naming file and line, for anything that is not an example: not UTF-8 or JSON, a
+        missing field, an empty prompt or ending, fewer than two endings, a label that names no
+        ending, a unit out of range, an id that its set already has; or a file without examples.
+      OSError: a file cannot be read.
+    """
+    if unit_count < 1:
+        raise ValueError(f"unit_count is {unit_count}; expected at least 1")
+    examples: dict[tuple[str, str], StoryExample] = {}
+    for path in map(pathlib.Path, paths):
+        before = len(examples)
+        for example in _read_file(path, unit_count):
+            known = examples.setdefault((example.set_name, example.example_id), example)
+            if known is not example:
+                raise ValueError(
+                    f"{example.origin}: id {example.example_id!r} of set {example.set_name!r} "
+                    f"was already used in {known.origin}; expected every id once in its set"
+                )
+        if len(examples) == before:
+            raise ValueError(f"{path}: the file is empty; expected one example a line")
+    return tuple(examples.values())
+
+
+def _read_file(path: pathlib.Path, unit_count: int) -> Iterator[StoryExample]:
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            origin = f"{path}:{number}"
+            try:
+                example = _parse_example(line, unit_count, origin)
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{origin}: not UTF-8: {error.reason}") from error
+            except (json.JSONDecodeError, RecursionError) as error:
+                raise ValueError(f"{origin}: not a JSON value: {error}") from error
+            except ValueError as error:
+                raise ValueError(f"{origin}: {error}") from error
+            yield example
+
+
+def _parse_example(line: bytes, unit_count: int, origin: str) -> StoryExample:
+    fields = json.loads(line.decode("utf-8"))
+    if not isinstance(fields, dict):
+        raise ValueError(f"found {_show(fields)}; expected a JSON object")
+    prompt = _parse_passage(_field(fields, "prompt", dict), "prompt", unit_count)
+    values = _field(fields, "endings", list)
+    if len(values) < 2:
+        raise ValueError(f"endings has {len(values)} entries; expected two or more")
+    endings = []
+    for i, value in enumerate(values):
+        if not isinstance(value, dict):
+            raise ValueError(f"endings[{i}] is {_show(value)}; expected an object")
+        endings.append(_parse_passage(value, f"endings[{i}]", unit_count))
+    label = _field(fields, "label", int)
+    if not 0 <= label < len(endings):
+        raise ValueError(f"label is {label}; expected 0 … {len(endings) - 1}, an ending's index")
+    return StoryExample(
+        example_id=_field(fields, "id", str),
+        set_name=_field(fields, "set", str),
+        prompt=prompt,
+        endings=tuple(endings),
+        label=label,
+        origin=origin,
+    )
+
+
+def _parse_passage(fields: Mapping[str, Any], name: str, unit_count: int) -> Passage:
+    text, units = fields.get("text"), fields.get("units")
+    if text is None and units is None:
+        raise ValueError(f"{name} has neither text nor units; expected one or both")
+    if text is not None and not (isinstance(text, str) and text.strip()):
+        raise ValueError(f"{name}.text is {_show(text)}; expected a string with words")
+    if units is None:
+        return Passage(text, None)
+    if not isinstance(units, list) or not units:
+        raise ValueError(f"{name}.units is {_show(units)}; expected a list of units, not empty")
+    for i, unit in enumerate(units):
+        # bool is a subclass of int, and true is no unit.
+        if type(unit) is not int or not 0 <= unit < unit_count:
+            raise ValueError(
+                f"{name}.units[{i}] is {_show(unit)}; expected an integer 0 … {unit_count - 1}"
+            )
+    return Passage(text, np.array(units, np.int32))
+
+
+def _field(fields: Mapping[str, Any], name: str, kind: type) -> Any:
+    """The value of a required field, of exactly the type `kind` and, for a string, not empty."""
+    words = {str: "a string, not empty", int: "an integer", list: "a list", dict: "an object"}
+    if name not in fields:
+        raise ValueError(f"{name} is missing; expected {words[kind]}")
+    value = fields[name]
+    if type(value) is not kind or value == "":
+        raise ValueError(f"{name} is {_show(value)}; expected {words[kind]}")
+    return value
+
+
+def _show(value: Any) -> str:
+    """A value as JSON, cut to a length that fits into an error message."""
+    shown = json.dumps(value)
+    return shown if len(shown) <= 60 else shown[:57] + "..."
+
+
+def parse_direction(direction: str) -> tuple[str, str]:
+    """Splits "S-T" into ("S", "T"): the modality of the prompt and that of the endings."""
+    if direction not in DIRECTIONS:
+        raise ValueError(f"direction is {direction!r}; expected one of {', '.join(DIRECTIONS)}")
+    prompt, ending = direction.split("-")
+    return prompt, ending
+
+
+def build_continuations(
+    example: StoryExample, direction: str, vocabulary: Vocabulary, tokenizer: TextTokenizer
+) -> list[Continuation]:
+    """The token sequences whose endings compete.
+
+    Given are bos, the mode token of the prompt, the prompt and, only where the modality changes,
+    the mode token of the ending; scored are the ending's tokens. So prompt and ending of the same
+    modality are one segment: one run of units, or one text in which the ending starts a new word.
+    There is no eos: an ending need not end the document.
+
+    Args:
+      example: the story.
+      direction: one of `DIRECTIONS`.
+      vocabulary: the id space of the model.
+      tokenizer: its text tokenizer.
+
+    Returns:
+      One continuation per ending.
+
+    Raises:
+      ValueError: the example has no text (or units) where the direction reads it; names where the
+        example was read.
+    """
+    prompt_modality, ending_modality = parse_direction(direction)
+    mode_ids = {"S": vocabulary.speech_mode_id, "T": vocabulary.text_mode_id}
+
+    def encode(passage: Passage, modality: str, name: str) -> np.ndarray:
+        where = f"{example.origin}: example {example.example_id!r}, {name}"
+        try:
+            return _encode(passage, modality, vocabulary, tokenizer)
+        except ValueError as error:
+            raise ValueError(f"{where}, for direction {direction}: {error}") from error
+
+    switch = [] if prompt_modality == ending_modality else [mode_ids[ending_modality]]
+    prompt = np.concatenate(
+        [
+            np.array([vocabulary.bos_id, mode_ids[prompt_modality]], np.int32),
+            encode(example.prompt, prompt_modality, "prompt"),
+            np.array(switch, np.int32),
+        ]
+    )
+    return [
+        Continuation(prompt, encode(ending, ending_modality, f"endings[{i}]"))
+        for i, ending in enumerate(example.endings)
+    ]
+
+
+def _encode(
+    passage: Passage, modality: str, vocabulary: Vocabulary, tokenizer: TextTokenizer
+) -> np.ndarray:
+    """Token ids (T,) int32 of a passage as speech or text, T ≥ 1."""
+    if modality == "S":
+        if passage.units is None:
+            raise ValueError("it has no units")
+        return vocabulary.units_to_ids(passage.units)
+    if passage.text is None:
+        raise ValueError("it has no text")
+    # Every passage starts a new word for the tokenizer, so pieces do not depend on the prompt.
+    pieces = tokenizer.encode(passage.text.strip())
+    if not pieces.size:
+        raise ValueError(f"its text {passage.text!r} has no pieces")
+    return pieces
+
+
+def evaluate_story_completion(
+    model: nn.Module,
+    params: Any,
+    examples: Sequence[StoryExample],
+    *,
+    vocabulary: Vocabulary,
+    tokenizer: TextTokenizer,
+    patching: PatchingConfig,
+    mesh: jax.sharding.Mesh,
+    directions: Sequence[str] = DIRECTIONS,
+    shape: ScoringShape | None = None,
+    visibility: Visibility = "causal",
+    progress: Callable[[int, int], None] | None = None,
+) -> StoryCompletionResults:
+    """Accuracy of a model on story-completion examples.
+
+    The endings of all examples in all directions are scored together, packed into rows. The
+    ending with the highest score wins: by its summed log-probability, and by that per token. If m
+    endings tie for the highest score and the right one is among them, the example counts as 1/m
+    right, the expectation of a random choice. Endings with the same tokens always tie.
+
+    Args:
+      model: `LatentSpeechTextTransformer` or `TokenTransformer`.
+      params: its parameters.
+      examples: what to evaluate, of any number of sets.
+      vocabulary: the id space of the model.
+      tokenizer: its text tokenizer.
+      patching: how the model was trained; test-time patches are static, see
+        `score_continuations`.
+      mesh: the mesh that the parameters live on.
+      directions: entries of `DIRECTIONS`, each once.
+      shape: shape of the batches.
+      visibility: the model's visibility rule.
+      progress: called after every batch with the number of batches done and in all.
+
+    Returns:
+      One table entry per set and direction, and the scores of every example.
+
+    Raises:
+      ValueError: no examples or directions, a direction twice, an example without the text or
+        units of a direction, a sequence longer than a row, or scores that are not finite.
+    """
+    if not examples:
+        raise ValueError("examples is empty; expected at least one")
+    if not directions or len(set(directions)) != len(directions):
+        raise ValueError(f"directions is {list(directions)}; expected one or more, each once")
+    questions = [(example, direction) for example in examples for direction in directions]
+    continuations = [
+        build_continuations(example, direction, vocabulary, tokenizer)
+        for example, direction in questions
+    ]
+    log_probabilities = iter(
+        score_continuations(
+            model,
+            params,
+            [continuation for endings in continuations for continuation in endings],
+            vocabulary=vocabulary,
+            patching=patching,
+            mesh=mesh,
+            shape=shape or ScoringShape(),
+            visibility=visibility,
+            progress=progress,
+        ).tolist()
+    )
+    scores = tuple(
+        EndingScores(
+            set_name=example.set_name,
+            example_id=example.example_id,
+            direction=direction,
+            label=example.label,
+            log_probabilities=tuple(itertools.islice(log_probabilities, len(endings))),
+            token_counts=tuple(len(continuation.ending) for continuation in endings),
+        )
+        for (example, direction), endings in zip(questions, continuations, strict=True)
+    )
+    return StoryCompletionResults(_summarise(scores), scores)
+
+
+def _summarise(scores: Sequence[EndingScores]) -> tuple[StoryCompletionResult, ...]:
+    """One entry per set and direction, in the order in which they first appear."""
+    groups: dict[str, dict[str, list[EndingScores]]] = {}
+    for entry in scores:
+        groups.setdefault(entry.set_name, {}).setdefault(entry.direction, []).append(entry)
+    return tuple(
+        _summarise_group(set_name, direction, group)
+        for set_name, by_direction in groups.items()
+        for direction, group in by_direction.items()
+    )
+
+
+def _summarise_group(
+    set_name: str, direction: str, group: Sequence[EndingScores]
+) -> StoryCompletionResult:
+    n = len(group)
+    right = sum(credit(entry.log_probabilities, entry.label) for entry in group)
+    normalised_right = sum(credit(entry.normalised, entry.label) for entry in group)
+    return StoryCompletionResult(
+        set_name=set_name,
+        direction=direction,
+        n=n,
+        chance=sum(1 / len(entry.log_probabilities) for entry in group) / n,
+        accuracy=right / n,
+        interval=wilson_interval(right, n),
+        normalised_accuracy=normalised_right / n,
+        normalised_interval=wilson_interval(normalised_right, n),
+    )
+
+
+def credit(scores: Sequence[float], label: int) -> float:
+    """1/m if entry `label` is one of the m highest scores, else 0."""
+    highest = max(scores)
+    return 1 / scores.count(highest) if scores[label] == highest else 0.0
+
+
+def format_table(results: StoryCompletionResults) -> str:
+    """The results as an aligned table, numbers in percent: a line per set and direction."""
+    header = ("set", "direction", "accuracy", "95 % interval", "chance", "n", "normalised")
+    lines = [header]
+    for result in results.table:
+        lower, upper = (100 * bound for bound in result.interval)
+        lines.append(
+            (
+                result.set_name,
+                result.direction.replace("-", "→"),
+                f"{100 * result.accuracy:.1f}",
+                f"{lower:.1f} … {upper:.1f}",
+                f"{100 * result.chance:.1f}",
+                str(result.n),
+                f"{100 * result.normalised_accuracy:.1f}",
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(_format_line(line, widths) for line in lines)
+
+
+def _format_line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    """Names to the left, numbers to the right."""
+    pairs = list(zip(cells, widths, strict=True))
+    names = [cell.ljust(width) for cell, width in pairs[:2]]
+    numbers = [cell.rjust(width) for cell, width in pairs[2:]]
+    return "  ".join(names + numbers)
