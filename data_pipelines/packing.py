@@ -225,17 +225,19 @@ class RowPacker(Iterator[Row]):
         """Puts the next piece, or a head of it, in an open row; false if the oldest must go."""
         if self._draft is None:
             self._draft = self._drafts.load(self._index, self._rows[0].probability)
-        draw = self._draft.draw
+        draft, first_step = self._draft, self._first_step
+        aligned = None
         for row in self._rows:
-            if row.step >= self._first_step:
-                document = self._candidate(draw < row.probability)
-                if (
-                    document.num_patches <= row.free_patches
-                    and document.num_tokens <= row.free_tokens
-                ):
-                    self._add(row, document, -1)
-                    self._advance()
-                    return True
+            if row.step < first_step:
+                continue
+            if (draft.draw < row.probability) is not aligned:
+                aligned = draft.draw < row.probability
+                document = self._candidate(aligned)
+                num_patches, num_tokens = document.num_patches, document.num_tokens
+            if num_patches <= row.free_patches and num_tokens <= row.free_tokens:
+                self._add(row, document, -1)
+                self._advance()
+                return True
         return self._split()
 
     def _candidate(self, aligned: bool) -> Document:

@@ -150,17 +150,19 @@ def static_patches(
     starts, ends = vocabulary.split_runs(tokens)
     if join_speech_mode and len(starts):
         # A `<s>` that no unit follows opens no run and stays alone.
-        starts = starts - (tokens[starts - 1] == vocabulary.speech_mode_id) * (starts > 0)
-    begins = np.ones(len(tokens), bool)
-    grouped = np.zeros(len(tokens), bool)
+        starts = starts - ((tokens[starts - 1] == vocabulary.speech_mode_id) & (starts > 0))
+    lengths, provable, repeats = [], [], []
+    position = 0
     for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-        begins[start:end] = False
-        begins[start:end:patch_size] = True
-        grouped[start:end] = True
-    begin_indices = np.flatnonzero(begins)
-    patch_lengths = np.diff(begin_indices, append=len(tokens)).astype(np.int32)
-    provable = ~grouped[begin_indices] | (patch_lengths == patch_size)
-    return patch_lengths, provable
+        num_full, rest = divmod(end - start, patch_size)
+        lengths += [1, patch_size, rest]
+        provable += [True, True, False]
+        repeats += [start - position, num_full, int(rest > 0)]
+        position = end
+    lengths.append(1)
+    provable.append(True)
+    repeats.append(len(tokens) - position)
+    return np.repeat(np.array(lengths, np.int32), repeats), np.repeat(provable, repeats)
 
 
 def aligned_run_lengths(

@@ -126,7 +126,9 @@ class Vocabulary:
         inside = self.is_unit(ids)
         if inside.ndim != 1:
             raise ValueError(f"ids has shape {inside.shape}, expected one dimension")
-        edges = np.flatnonzero(np.diff(inside.astype(np.int8), prepend=0, append=0))
+        padded = np.zeros(len(inside) + 2, bool)
+        padded[1:-1] = inside
+        edges = np.flatnonzero(padded[1:] != padded[:-1])
         return edges[0::2], edges[1::2]
 
 
@@ -152,10 +154,10 @@ class TextTokenizer:
         self.fingerprint = hashlib.sha256(model).hexdigest()
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
+            self._prefix = self._find_prefix()
         except RuntimeError as error:
             raise ValueError(f"{self.model_path} is not a SentencePiece model: {error}") from error
         self.size = self._model.get_piece_size()
-        self._prefix = self._find_prefix()
         self._word_pieces: dict[str, list[int]] = {}
 
     def __reduce__(self) -> tuple[type[TextTokenizer], tuple[pathlib.Path]]:
