@@ -231,8 +231,12 @@ def patch_document(
     else:
         inside = _cut_lengths(aligned_lengths, size, begin, end)
         patch_lengths = np.concatenate([np.ones(prefix_size, np.int32), inside])
+        starts = np.cumsum(patch_lengths) - patch_lengths
+        units = np.add.reduceat(vocabulary.is_unit(piece), starts, dtype=np.int32)
+        if ((patch_lengths > 1) & (units < patch_lengths)).any():
+            raise ValueError("aligned_lengths has a patch of several tokens that are not all units")
         # Nothing in the tokens of a word says that it ends, not even where it is a single unit.
-        provable = ~vocabulary.is_unit(piece[np.cumsum(patch_lengths) - patch_lengths])
+        provable = units == 0
     loss_weights = np.ones(len(piece), np.float32)
     loss_weights[:prefix_size] = 0
     if end == size:
