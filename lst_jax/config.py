@@ -9,7 +9,7 @@ Pooling = Literal["max", "mean"]
 CrossResidual = Literal["single", "double"]
 Layers = Literal["all", "last"]
 
-# Widths that the compiler tiles well; the vocabulary is padded to a multiple of it inside the model.
+# A width that compilers tile well; inside the model the vocabulary is padded to a multiple of it.
 LANE = 128
 
 
@@ -20,7 +20,7 @@ def require(condition: bool, argument: str, value: object, expected: str) -> Non
 
 
 def hidden_width(width: int, multiple_of: int) -> int:
-    """Width of the SwiGLU hidden layer: `multiple_of * ceil(floor(8 * width / 3) / multiple_of)`."""
+    """SwiGLU hidden width: `multiple_of * ceil(floor(8 * width / 3) / multiple_of)`."""
     return multiple_of * -(-(8 * width // 3) // multiple_of)
 
 
@@ -163,7 +163,7 @@ ModelConfig = LSTConfig | TokenTransformerConfig
 
 
 def baseline_of(config: LSTConfig) -> TokenTransformerConfig:
-    """The unpatched baseline with the global transformer of `config` (same width, layers, heads)."""
+    """The unpatched baseline: the global transformer of `config` on its own."""
     shared = {f.name for f in dataclasses.fields(TokenTransformerConfig)}
     return TokenTransformerConfig(
         **{name: value for name, value in dataclasses.asdict(config).items() if name in shared}

@@ -111,7 +111,7 @@ def rotary(x: Array, theta: float) -> Array:
 
 
 def layer_stddev(width: int, depth: int | Array) -> Array:
-    """Initial standard deviation inside layer `depth` (from 0): width^-1/2 / sqrt(2 (depth + 1))."""
+    """Initial deviation in layer `depth` (from 0): width^-1/2 / sqrt(2 (depth + 1))."""
     return (2.0 * width * (depth + 1)) ** -0.5
 
 

@@ -1,0 +1,95 @@
+"""Analytic FLOPs against XLA's count, and against the intervals of a batch."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lst_jax.config import LSTConfig, baseline_of
+from lst_jax.flops import forward_flops, training_flops
+from lst_jax.losses import token_nll
+from lst_jax.models import build_model, output_kernel
+from lst_jax.patching import Document, PatchingConfig, patch_document
+from tests.lst_jax.batches import VOCABULARY, random_document, stack_rows
+
+# One layer a stack: XLA counts the body of a loop over layers once.
+CONFIG = LSTConfig(
+    vocab_size=VOCABULARY.size,
+    dim_local=128,
+    dim_global=256,
+    num_layers_encoder=1,
+    num_layers_global=1,
+    num_layers_decoder=1,
+    num_heads_local=2,
+    num_heads_global=2,
+    multiple_of=128,
+    dtype="float32",
+    attention="dense",
+)
+
+
+def document_of_units(length):
+    """bos, units, and a mode token, so that the row is one document without padding."""
+    units = VOCABULARY.first_unit_id + np.arange(length - 1) % VOCABULARY.unit_count
+    tokens = np.concatenate([[VOCABULARY.bos_id], units]).astype(np.int32)
+    return patch_document(tokens, PatchingConfig("static"), VOCABULARY)
+
+
+@pytest.mark.parametrize("name", ["lst", "baseline"])
+def test_projections_are_counted_as_xla_counts_them(name):
+    """On a dense batch XLA counts whole score squares; those are exchanged for our intervals."""
+    length = 257
+    config = CONFIG if name == "lst" else baseline_of(CONFIG)
+    # The vocabulary is padded inside; a multiple of 128 has no padding to count.
+    config = dataclasses.replace(config, vocab_size=128)
+    document: Document = document_of_units(length)
+    if name == "baseline":
+        document = patch_document(document.tokens, PatchingConfig("none"), VOCABULARY)
+    slots = document.num_patches
+    batch = stack_rows([[document]], slots, length)
+    model = build_model(config)
+    params = nn.unbox(jax.eval_shape(lambda: model.init(jax.random.key(0), batch, slots)))["params"]
+
+    def loss(p, b):
+        hidden = model.apply({"params": p}, b, slots)["hidden"]
+        nll = token_nll(hidden, output_kernel(p), b["tokens"], config.vocab_size, length)
+        return nll.sum()
+
+    compiled = jax.jit(loss).lower(params, batch).compile()
+    counted = compiled.cost_analysis()["flops"]
+    ours = {k: float(v) for k, v in forward_flops(config, batch, slots).items()}
+    # Squares that the dense backend computes beyond the causal intervals.
+    half = length * (length - 1) / 2
+    d, k = CONFIG.dim_local, CONFIG.latent_vectors_per_patch
+    if name == "lst":
+        patches = slots * (slots - 1) / 2
+        token_self = 2 * half * 4 * d
+        cross = 4 * d * k * slots * length * 2
+        cross -= 4 * d * k * sum(np.cumsum(document.patch_lengths))
+        cross -= 4 * d * k * sum(batch["visible_patch"][0] + 1)
+        beyond = token_self + cross + patches * 4 * 256
+    else:
+        beyond = half * 4 * 256
+    assert counted == pytest.approx(sum(ours.values()) + beyond, rel=0.03)
+
+
+def test_flops_are_the_sum_over_documents_and_ignore_padding():
+    rng = np.random.default_rng(0)
+    documents = [random_document(rng, False), random_document(rng, True)]
+    together = training_flops(CONFIG, stack_rows([documents], 90, 100), 90)
+    apart = [training_flops(CONFIG, stack_rows([[x]], 50, 60), 50) for x in documents]
+    np.testing.assert_allclose(together, sum(apart), rtol=1e-5)
+    assert training_flops(CONFIG, stack_rows([[]], 90, 100), 90) == 0
+
+
+def test_patching_saves_global_flops():
+    document = document_of_units(201)
+    lst = forward_flops(CONFIG, stack_rows([[document]], 51, 201), 51)
+    flat = patch_document(document.tokens, PatchingConfig("none"), VOCABULARY)
+    batch = stack_rows([[flat]], 201, 201)
+    baseline = forward_flops(baseline_of(CONFIG), batch, 201)
+    assert 3.5 < float(baseline["global"] / lst["global"]) < 4.5
+    assert jnp.isfinite(sum(baseline.values()))
