@@ -10,8 +10,8 @@ story. Hence neither an ending alone, nor the words of prompt and ending without
 which ending is right; only what is said of whom, and in which order, does.
 
 Story i of a split depends on (seed, split, i) and on nothing else. A hash of a story's topic,
-characters, objects and places decides its split: what a test story is about, mirrored or not,
-never comes together in a training story.
+characters, objects and places decides its split: those that a test story mentions, mirrored or
+not, never come together in a training story.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 import random
 from typing import Literal, get_args
 
@@ -107,9 +108,11 @@ class Situation:
     inverted: bool
 
     def entities(self) -> str:
-        """Canonical name of what the story is about; the same for every mirrored story."""
-        parts = (*sorted(self.names), *sorted(self.objects), *sorted(self.places))
-        return "/".join((lexicon.TOPICS[self.topic].name, *parts))
+        """Canonical name of what the story mentions; the same for every mirrored story."""
+        objects = self.objects[:1] if self.plot == "gift" else self.objects
+        places = () if self.plot == "race" else self.places
+        mentioned = (*sorted(self.names), *sorted(objects), *sorted(places))
+        return "/".join((lexicon.TOPICS[self.topic].name, *mentioned))
 
 
 def mirror(situation: Situation, roles: tuple[str, ...]) -> Situation:
@@ -172,10 +175,10 @@ def generate_story(seed: int, split: Split, index: int) -> Story:
 def generate_cloze(kind: ClozeKind, seed: int, index: int) -> Cloze:
     """Test item `index` of one kind, about a situation of the test split.
 
-    * StoryCloze: two endings; the wrong one has the other object, the other place or both.
+    * StoryCloze: two endings; the wrong one is that of a mirrored story.
     * TopicStoryCloze: two endings; the wrong one ends a story of the same plot with other
       characters on another topic.
-    * HellaSwag: four endings, with either object and either place.
+    * HellaSwag: four endings; the wrong ones are those of all mirrored stories.
 
     Raises:
       ValueError: kind is unknown or index negative.
@@ -207,12 +210,13 @@ def generate_cloze(kind: ClozeKind, seed: int, index: int) -> Cloze:
 @functools.cache
 def vocabulary() -> frozenset[str]:
     """Every word that a story can contain, without full stops."""
-    sentences = []
+    texts = list(lexicon.NAMES)
     for number, topic in enumerate(lexicon.TOPICS):
-        sentences += [*topic.objects, *topic.places, *lexicon.NAMES]
-        for plot in PLOTS:
-            for activity in range(len(topic.activities)):
-                situation = Situation(
+        texts += [*topic.objects, *topic.places]
+        choices = itertools.product(PLOTS, range(len(topic.activities)), (False, True))
+        for plot, activity, inverted in choices:
+            texts += tell(
+                Situation(
                     topic=number,
                     plot=plot,
                     names=lexicon.NAMES[:2],
@@ -220,10 +224,10 @@ def vocabulary() -> frozenset[str]:
                     objects=topic.objects[:2],
                     places=topic.places[:2],
                     activity=activity,
-                    inverted=bool(activity),
+                    inverted=inverted,
                 )
-                sentences += tell(situation)
-    return frozenset(word.rstrip(".") for sentence in sentences for word in sentence.split())
+            )
+    return frozenset(word.rstrip(".") for text in texts for word in text.split())
 
 
 def _check_index(index: int) -> None:
@@ -259,11 +263,11 @@ def _walk(situation: Situation) -> list[str]:
     return [*events, f"first they stood {start}", f"then they stood {goal}"]
 
 
-def _draw(rng: random.Random, split: Split) -> Situation:
-    """Draws situations until one belongs to the split."""
+def _draw(rng: random.Random, split: Split, plots: tuple[str, ...] = tuple(PLOTS)) -> Situation:
+    """Draws situations of the given plots until one belongs to the split."""
     while True:
         topic = rng.randrange(len(lexicon.TOPICS))
-        plot = rng.choice(tuple(PLOTS))
+        plot = rng.choice(plots)
         activities = range(len(lexicon.TOPICS[topic].activities))
         situation = Situation(
             topic=topic,
@@ -282,8 +286,9 @@ def _draw(rng: random.Random, split: Split) -> Situation:
 def _draw_elsewhere(rng: random.Random, situation: Situation) -> Situation:
     """Draws a test situation of the same plot, with another topic and other characters."""
     while True:
-        drawn = dataclasses.replace(_draw(rng, "test"), plot=situation.plot)
-        if drawn.topic != situation.topic and not set(drawn.names) & set(situation.names):
+        drawn = _draw(rng, "test", (situation.plot,))
+        strangers = not set(drawn.names) & set(situation.names)
+        if strangers and drawn.topic != situation.topic:
             return drawn
 
 
