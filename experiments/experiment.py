@@ -1,0 +1,115 @@
+"""A training run as one configuration: model, data, optimizer, length, mesh."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+
+import jax
+
+from data_pipelines.training_dataset import DataConfig, make_training_dataset
+from lst_jax.checkpoints import ModelDescription, write_description
+from lst_jax.config import ModelConfig
+from lst_jax.optimizers import OptimizerConfig
+from lst_jax.sharding import MeshConfig
+from lst_jax.trainer import TrainingConfig, TrainResult, train
+from lst_jax.vocabulary import TextTokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Everything that a run is determined by; `train` in Gin files.
+
+    Attributes:
+      model: makes the model's configuration from `vocab_size`, which the tokenizer and
+        `unit_count` determine (in Gin: `@LSTConfig` or `@TokenTransformerConfig`).
+      tokenizer: path of the SentencePiece model that the records were made with.
+      data: records and rows.
+      training: length, records, checkpoints.
+      optimizer: AdamW and its schedule.
+      mesh: devices along each mesh axis.
+      unit_count: size of the speech unit set.
+      num_workers: processes that make batches; 0: the main process does. Changes no batch.
+      prefetch: batches made ahead. Changes no batch.
+    """
+
+    model: Callable[..., ModelConfig]
+    tokenizer: str
+    data: DataConfig
+    training: TrainingConfig
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    unit_count: int = 502
+    num_workers: int = 0
+    prefetch: int = 2
+
+    def describe(self) -> ModelDescription:
+        """What `model.json` will say.
+
+        Raises:
+          FileNotFoundError: there is no tokenizer.
+          ValueError: the tokenizer or the model's configuration is not a valid one.
+        """
+        tokenizer = TextTokenizer(self.tokenizer)
+        vocabulary = tokenizer.vocabulary(self.unit_count)
+        return ModelDescription(
+            model=self.model(vocab_size=vocabulary.size),
+            vocabulary=vocabulary,
+            tokenizer_fingerprint=tokenizer.fingerprint,
+            data={
+                "tokenizer": str(pathlib.Path(self.tokenizer).absolute()),
+                "patches_per_row": self.data.patches_per_row,
+                "tokens_per_row": self.data.tokens_per_row,
+                "visibility": self.data.visibility,
+                "patching": dataclasses.asdict(self.data.patching),
+            },
+        )
+
+
+def run_experiment(
+    experiment: Experiment,
+    workdir: str | pathlib.Path,
+    config_text: Callable[[], str] | None = None,
+) -> TrainResult:
+    """Trains, or continues to train, in `workdir`.
+
+    Args:
+      experiment: what to train.
+      workdir: see `lst_jax.trainer.train`.
+      config_text: gives the settings in use, for `config.gin` beside the checkpoints; called when
+        everything is built.
+
+    Returns:
+      The last state and the run's totals.
+
+    Raises:
+      OSError, ValueError: files are missing or settings do not fit together.
+      NonFiniteLossError: see `lst_jax.trainer.train`.
+    """
+    description = experiment.describe()
+    dataset = make_training_dataset(
+        experiment.data,
+        description.vocabulary,
+        fingerprint=description.tokenizer_fingerprint,
+        num_workers=experiment.num_workers,
+        prefetch=experiment.prefetch,
+        host_index=jax.process_index(),
+        host_count=jax.process_count(),
+    )
+    write_description(workdir, description)
+    if config_text is not None and jax.process_index() == 0:
+        (pathlib.Path(workdir) / "config.gin").write_text(config_text())
+    iterator = iter(dataset)
+    try:
+        return train(
+            description,
+            experiment.optimizer,
+            experiment.training,
+            iterator,
+            experiment.data.patches_per_row,
+            workdir,
+            experiment.mesh,
+        )
+    finally:
+        iterator.close()

@@ -1,0 +1,65 @@
+"""Trains a model, or continues a run that is in the workdir.
+
+    python -m experiments.train --gin_file=experiments/configs/models/tiny.gin \\
+        --gin_file=experiments/configs/data/speech_text.gin \\
+        --gin_file=experiments/configs/runs/tiny.gin \\
+        --gin.TOKENIZER=tokenizer.model --gin.SPEECH_RECORDS=records/speech \\
+        --gin.TEXT_RECORDS=records/text --workdir=runs/tiny
+
+The workdir gets `config.gin` (every setting used), `model.json`, `checkpoints/`, `metrics.jsonl`
+and TensorBoard's `events/`. Starting again with the same workdir continues; SIGTERM saves and ends.
+`experiments/configs/runs/baseline.gin` as the last file trains the unpatched baseline instead.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+
+import gin
+import jax
+from absl import flags
+
+from experiments import cli, gin_config
+from experiments.experiment import run_experiment
+from lst_jax.trainer import NonFiniteLossError
+
+gin_config.define_flags()
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
+_COMPILATION_CACHE_DIR = flags.DEFINE_string(
+    "compilation_cache_dir", None, "Where compiled programmes are kept between starts."
+)
+_MULTIHOST = flags.DEFINE_bool(
+    "multihost", False, "Join the other hosts of a cluster first (jax.distributed.initialize)."
+)
+
+
+def main(argv: list[str]) -> None:
+    """Trains as the flags say."""
+    cli.check_no_arguments(argv)
+    gin_config.parse_flags()
+    if _COMPILATION_CACHE_DIR.value:
+        enable_compilation_cache(_COMPILATION_CACHE_DIR.value)
+    if _MULTIHOST.value:
+        jax.distributed.initialize()
+    workdir = pathlib.Path(_WORKDIR.value)
+    experiment = gin_config.build_experiment()
+    try:
+        result = run_experiment(experiment, workdir, gin.operative_config_str)
+    except NonFiniteLossError as error:
+        sys.exit(f"error: {error}")
+    step = int(result.state.step)
+    how = "finished" if result.finished else "stopped by SIGTERM"
+    print(f"{how} after step {step}; checkpoint {workdir / 'checkpoints' / str(step)}", flush=True)
+
+
+def enable_compilation_cache(directory: str) -> None:
+    """Keeps every compiled programme in `directory`, however short its compilation was."""
+    jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(directory).absolute()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+if __name__ == "__main__":
+    sys.argv = gin_config.rewrite_arguments(sys.argv)
+    cli.run_main(main)

@@ -1,0 +1,310 @@
+"""Checkpoints of a run, written by Orbax, and the description a model is rebuilt from.
+
+A workdir holds
+
+    model.json                 what the model is: configuration, vocabulary, tokenizer, row shape
+    checkpoints/<step>/params     parameters
+    checkpoints/<step>/optimizer  optimizer moments and the step
+    checkpoints/<step>/data       state of the Grain iterator, one file for each process
+    checkpoints/<step>/progress   totals of the run so far, JSON
+
+A step's directory gets its name only when it is complete, so one that a crash left half written
+is never read. Saving copies the state off the devices and writes it in the background.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import grain
+import grain.checkpoint
+import jax
+import orbax.checkpoint as ocp
+from absl import logging
+
+from lst_jax.config import LSTConfig, ModelConfig, TokenTransformerConfig
+from lst_jax.sharding import DEFAULT_RULES, LogicalRules
+from lst_jax.train_state import TrainState, param_shapes
+from lst_jax.vocabulary import Vocabulary
+
+# Settings of how a model is computed, which a run may change on the way.
+_EXECUTION_FIELDS = ("dtype", "remat", "attention")
+
+_CHECKPOINTS = "checkpoints"
+_UNREADABLE = "unreadable_checkpoints"
+_DESCRIPTION = "model.json"
+_MODEL_KINDS = {kind.__name__: kind for kind in (LSTConfig, TokenTransformerConfig)}
+
+# What reading a damaged step raises: missing or unreadable files, arrays cut short, JSON cut short.
+_READ_ERRORS = (OSError, ValueError, KeyError, TypeError)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelDescription:
+    """All that evaluation needs besides the parameters.
+
+    Attributes:
+      model: configuration of the model.
+      vocabulary: the id space it was trained on.
+      tokenizer_fingerprint: SHA-256 of the text tokenizer's file (`TextTokenizer.fingerprint`).
+      data: what else a reader may want to know of the rows it was trained on, as JSON values (for
+        instance the patching, the row shape, the tokenizer's path).
+    """
+
+    model: ModelConfig
+    vocabulary: Vocabulary
+    tokenizer_fingerprint: str
+    data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.model.vocab_size != self.vocabulary.size:
+            raise ValueError(
+                f"vocab_size is {self.model.vocab_size}, expected {self.vocabulary.size}, the size "
+                f"of {self.vocabulary}"
+            )
+
+
+def write_description(workdir: str | pathlib.Path, description: ModelDescription) -> None:
+    """Writes `model.json`.
+
+    Raises:
+      ValueError: the workdir has checkpoints of another model, vocabulary or tokenizer.
+    """
+    path = pathlib.Path(workdir) / _DESCRIPTION
+    steps = pathlib.Path(workdir) / _CHECKPOINTS
+    if path.exists() and any(step.name.isdigit() for step in steps.glob("*")):
+        _check_same(path, read_description(workdir), description)
+    if jax.process_index() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fields = dataclasses.asdict(description)
+        fields["model"] = {"kind": type(description.model).__name__, **fields["model"]}
+        partial = path.with_suffix(".json.partial")
+        partial.write_text(json.dumps(fields, indent=2) + "\n")
+        partial.replace(path)
+
+
+def read_description(path: str | pathlib.Path) -> ModelDescription:
+    """The description of the run that wrote `path`, a workdir or a step's directory in it.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: it is not one that this version can read.
+    """
+    file = _workdir_and_step(path)[0] / _DESCRIPTION
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file; expected the workdir of a run")
+    try:
+        fields = json.loads(file.read_text())
+        model = dict(fields["model"])
+        fields["model"] = _MODEL_KINDS[model.pop("kind")](**model)
+        fields["vocabulary"] = Vocabulary(**fields["vocabulary"])
+        return ModelDescription(**fields)
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{file} does not describe a model: {error!r}") from error
+
+
+class Checkpointer:
+    """Saves and restores the state of one run under its workdir."""
+
+    def __init__(self, workdir: str | pathlib.Path, keep: int = 2) -> None:
+        """Opens (and makes) the workdir.
+
+        Args:
+          workdir: of the run.
+          keep: number of latest checkpoints that stay.
+
+        Raises:
+          ValueError: `keep` is not positive.
+        """
+        if keep < 1:
+            raise ValueError(f"keep is {keep}, expected at least 1 checkpoint")
+        self.workdir = pathlib.Path(workdir).absolute()
+        self._keep = keep
+        self._manager = self._open()
+
+    @property
+    def directory(self) -> pathlib.Path:
+        """Where the steps' directories are."""
+        return self.workdir / _CHECKPOINTS
+
+    def latest_step(self) -> int | None:
+        """Step of the last complete checkpoint; None before the first."""
+        return self._manager.latest_step()
+
+    def step_directory(self, step: int) -> pathlib.Path:
+        """Where the checkpoint of `step` is."""
+        return self.directory / str(step)
+
+    def save(
+        self,
+        state: TrainState,
+        iterator: grain.DatasetIterator,
+        progress: Mapping[str, Any],
+    ) -> None:
+        """Starts to save everything a restart needs; returns once the state is copied.
+
+        Args:
+          state: after `state.step` updates.
+          iterator: that has yielded the batches of exactly these updates.
+          progress: JSON values.
+        """
+        items = ocp.args.Composite(
+            params=ocp.args.StandardSave(state.params),
+            optimizer=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
+            data=grain.checkpoint.CheckpointSave(iterator),
+            progress=ocp.args.JsonSave(dict(progress)),
+        )
+        self._manager.save(int(state.step), args=items)
+
+    def restore(
+        self, shapes: TrainState, iterator: grain.DatasetIterator
+    ) -> tuple[TrainState, dict[str, Any]] | None:
+        """Restores the last checkpoint that can be read, and the iterator with it.
+
+        A checkpoint that cannot be read is moved to `unreadable_checkpoints` and the one before
+        it is tried.
+
+        Args:
+          shapes: tree of `jax.ShapeDtypeStruct` with shardings.
+          iterator: set to where it was.
+
+        Returns:
+          `(state, progress)`, or None where nothing was saved yet.
+
+        Raises:
+          ValueError: there are checkpoints and none can be read, or the iterator is of another
+            pipeline than the one saved.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            try:
+                state, progress, data = self._read(step, shapes)
+            except _READ_ERRORS as error:
+                reason = " ".join(str(error).split())[:300]
+                logging.warning(
+                    "checkpoint %s cannot be read: %s", self.step_directory(step), reason
+                )
+                if step == steps[-1]:
+                    raise ValueError(
+                        f"no checkpoint in {self.directory} can be read (steps {steps[::-1]}); "
+                        f"step {step}: {reason}"
+                    ) from error
+                self._set_aside(step)
+            else:
+                iterator.set_state(data)
+                return state, progress
+        return None
+
+    def reached_preemption(self, step: int) -> bool:
+        """Whether the cluster asked the processes of a multi-host run to stop at this step."""
+        return self._manager.reached_preemption(step)
+
+    def wait(self) -> None:
+        """Returns when every save has been committed."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits and lets go of the background threads."""
+        self._manager.close()
+
+    def _open(self) -> ocp.CheckpointManager:
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=self._keep,
+            enable_async_checkpointing=True,
+            cleanup_tmp_directories=True,
+        )
+        return ocp.CheckpointManager(self.directory, options=options)
+
+    def _read(
+        self, step: int, shapes: TrainState
+    ) -> tuple[TrainState, dict[str, Any], dict[str, Any]]:
+        """State, progress and the iterator's state; reads all before anything is changed."""
+        name = f"process_{jax.process_index()}-of-{jax.process_count()}.json"
+        data = json.loads((self.step_directory(step) / "data" / name).read_text())
+        optimizer = {"step": shapes.step, "opt_state": shapes.opt_state}
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardRestore(shapes.params),
+                optimizer=ocp.args.StandardRestore(optimizer),
+                progress=ocp.args.JsonRestore(),
+            ),
+        )
+        state = TrainState(
+            step=restored.optimizer["step"],
+            params=restored.params,
+            opt_state=restored.optimizer["opt_state"],
+        )
+        return state, restored.progress, data
+
+    def _set_aside(self, step: int) -> None:
+        """Moves a step out of the way: its name is needed when training reaches it again."""
+        if jax.process_index() == 0:
+            target = self.workdir / _UNREADABLE
+            target.mkdir(exist_ok=True)
+            number = len(list(target.iterdir()))
+            self.step_directory(step).rename(target / f"{step}.{number}")
+        self._manager.reload()
+
+
+def restore_params(
+    path: str | pathlib.Path, mesh: jax.sharding.Mesh, rules: LogicalRules = DEFAULT_RULES
+) -> Any:
+    """The parameters of a run, on any mesh.
+
+    Args:
+      path: a workdir (its last checkpoint is read) or a step's directory in it.
+      mesh: that the parameters are placed on.
+      rules: logical axis to mesh axes.
+
+    Returns:
+      The parameter tree of `read_description(path).model`.
+
+    Raises:
+      FileNotFoundError: there is no run or no checkpoint.
+      ValueError: the mesh does not divide the model's axes.
+    """
+    workdir, step = _workdir_and_step(path)
+    shapes = param_shapes(read_description(workdir).model, mesh, rules)
+    with ocp.CheckpointManager(
+        workdir / _CHECKPOINTS, options=ocp.CheckpointManagerOptions(read_only=True, create=False)
+    ) as manager:
+        step = manager.latest_step() if step is None else step
+        if step is None or step not in manager.all_steps():
+            raise FileNotFoundError(f"{path}: no checkpoint there; expected a workdir or a step")
+        args = ocp.args.Composite(params=ocp.args.StandardRestore(shapes))
+        return manager.restore(step, args=args).params
+
+
+def _workdir_and_step(path: str | pathlib.Path) -> tuple[pathlib.Path, int | None]:
+    path = pathlib.Path(path).absolute()
+    if path.parent.name == _CHECKPOINTS and path.name.isdigit():
+        return path.parent.parent, int(path.name)
+    return path, None
+
+
+def _check_same(file: pathlib.Path, there: ModelDescription, here: ModelDescription) -> None:
+    for name in ("model", "vocabulary", "tokenizer_fingerprint"):
+        difference = _first_difference(getattr(there, name), getattr(here, name), name)
+        if difference:
+            raise ValueError(
+                f"workdir {file.parent} holds a run of another model: {difference}; "
+                "give another --workdir, or the settings of that run"
+            )
+
+
+def _first_difference(there: Any, here: Any, name: str) -> str | None:
+    """Says in what two values differ, None where they are the same."""
+    if type(there) is not type(here):
+        return f"{name} is {type(there).__name__} there and {type(here).__name__} here"
+    if not dataclasses.is_dataclass(there):
+        return None if there == here else f"{name} is {there!r} there and {here!r} here"
+    for field in dataclasses.fields(there):
+        old, new = getattr(there, field.name), getattr(here, field.name)
+        if old != new and field.name not in _EXECUTION_FIELDS:
+            return f"{field.name} is {old!r} there and {new!r} here"
+    return None

@@ -1,0 +1,78 @@
+"""Peak matrix-product rates of devices, what model FLOPs utilisation is a share of."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+# Dense bfloat16 FLOP/s of one JAX device, from the makers' data sheets (float16 where a device has
+# no bfloat16). A device is of the first kind whose name its own contains. A JAX device is one of
+# two cores of a chip on TPU v2, v3 and 7x.
+_PEAKS: tuple[tuple[str, float], ...] = (
+    ("TPU v2", 22.5e12),
+    ("TPU v3", 61.5e12),
+    ("TPU v4 lite", 138e12),
+    ("TPU v4", 275e12),
+    ("TPU v5 lite", 197e12),
+    ("TPU v5e", 197e12),
+    ("TPU v5", 459e12),
+    ("TPU v6", 918e12),
+    ("TPU7x", 1153.5e12),
+    ("GB200", 2500e12),
+    ("B200", 2250e12),
+    ("GH200", 989e12),
+    ("H200", 989e12),
+    ("H100 PCIe", 756e12),
+    ("H100 NVL", 835e12),
+    ("H100", 989e12),
+    ("H800", 989e12),
+    ("A100", 312e12),
+    ("A800", 312e12),
+    ("L40S", 362e12),
+    ("L4", 121e12),
+    ("A10G", 70e12),
+    ("RTX 4090", 165e12),
+    ("V100", 125e12),
+    ("T4", 65e12),
+)
+
+_MEASURED_SIZE = 1024
+_MEASURED_REPEATS = 5
+
+
+class PeakRate(NamedTuple):
+    """Peak FLOP/s of one device, and where the number is from (for the log)."""
+
+    flops_per_second: float
+    source: str
+
+
+def peak_rate(device: jax.Device) -> PeakRate:
+    """The peak rate of matrix products on a device.
+
+    Accelerators are looked up by name; a CPU, or a kind that is not in the table, is measured:
+    its best rate in a float32 product of two 1024 × 1024 matrices, shared fairly among the
+    virtual devices of the host.
+    """
+    for name, rate in _PEAKS:
+        if name in device.device_kind:
+            return PeakRate(rate, f"data sheet of {name}, bfloat16")
+    rate = _measure(device)
+    if device.platform == "cpu":
+        rate /= len([d for d in jax.local_devices() if d.platform == "cpu"])
+    return PeakRate(rate, "measured with float32 matrix products")
+
+
+def _measure(device: jax.Device) -> float:
+    matrix = jax.device_put(jnp.ones((_MEASURED_SIZE, _MEASURED_SIZE), jnp.float32), device)
+    product = jax.jit(jnp.matmul)
+    product(matrix, matrix).block_until_ready()
+    best = float("inf")
+    for _ in range(_MEASURED_REPEATS):
+        start = time.perf_counter()
+        product(matrix, matrix).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    return 2.0 * _MEASURED_SIZE**3 / best

@@ -1,0 +1,185 @@
+"""The device mesh and the rules that place arrays on it, as data.
+
+Parameters and activations carry logical axis names ("embed", "hidden", …); `DEFAULT_RULES` says
+which mesh axis each of them is split over. The mesh has three axes:
+
+| axis   | splits                                                                      |
+|--------|-----------------------------------------------------------------------------|
+| data   | the rows of a batch; parameters are copied                                  |
+| fsdp   | the rows of a batch, and the width of every parameter and optimizer moment  |
+| tensor | attention heads, hidden features and the vocabulary                         |
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax.sharding import NamedSharding, PartitionSpec
+
+MESH_AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+
+LogicalRules = Sequence[tuple[str, str | tuple[str, ...] | None]]
+
+# In order of precedence: where one array has both "batch" and "embed", "batch" takes the fsdp axis.
+DEFAULT_RULES: LogicalRules = (
+    ("batch", BATCH_AXES),
+    ("vocab", "tensor"),
+    ("heads", "tensor"),
+    ("hidden", "tensor"),
+    ("embed", "fsdp"),
+    ("embed_activation", None),
+    ("length", None),
+    ("layers", None),
+    ("norm", None),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How many devices each mesh axis has; -1 (at most once) takes the devices that are left."""
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        sizes = dataclasses.asdict(self)
+        for name, size in sizes.items():
+            if size < 1 and size != -1:
+                raise ValueError(f"{name} is {size}, expected a positive number of devices or -1")
+        if list(sizes.values()).count(-1) > 1:
+            raise ValueError(f"mesh axes are {sizes}, expected at most one -1")
+
+
+def make_mesh(
+    config: MeshConfig | None = None, devices: Sequence[jax.Device] | None = None
+) -> jax.sharding.Mesh:
+    """The mesh of the axes (data, fsdp, tensor) over `devices` (default: all of all processes).
+
+    Raises:
+      ValueError: the axis sizes do not multiply to the number of devices.
+    """
+    config = config or MeshConfig()
+    devices = jax.devices() if devices is None else devices
+    sizes = [config.data, config.fsdp, config.tensor]
+    given = math.prod(size for size in sizes if size != -1)
+    sizes = [len(devices) // given if size == -1 else size for size in sizes]
+    if math.prod(sizes) != len(devices):
+        shape = dict(zip(MESH_AXES, (config.data, config.fsdp, config.tensor), strict=True))
+        raise ValueError(f"mesh axes are {shape}, expected sizes that fill {len(devices)} devices")
+    axis_types = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
+    return jax.make_mesh(sizes, MESH_AXES, axis_types, devices=devices)
+
+
+@contextlib.contextmanager
+def mesh_context(mesh: jax.sharding.Mesh, rules: LogicalRules = DEFAULT_RULES) -> Iterator[None]:
+    """Makes `mesh` and `rules` ambient: every init, step and evaluation runs inside.
+
+    Logical constraints and `jax.shard_map` then find the mesh by themselves. Enter it outside
+    of `jax.jit`.
+    """
+    with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
+        yield
+
+
+def batch_mesh_size(mesh: jax.sharding.Mesh) -> int:
+    """Number of parts that the rows of a batch are split into."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """Rows over (data, fsdp), everything else whole."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """A whole copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def check_rows(num_rows: int, mesh: jax.sharding.Mesh, accumulation_steps: int = 1) -> None:
+    """Checks that every device gets the same number of rows in every microbatch.
+
+    Args:
+      num_rows: rows B of the global batch.
+      mesh: the device mesh.
+      accumulation_steps: microbatches that the batch is cut into.
+
+    Raises:
+      ValueError: they do not divide.
+    """
+    parts = batch_mesh_size(mesh)
+    if num_rows < 1 or num_rows % (parts * accumulation_steps):
+        raise ValueError(
+            f"the batch has {num_rows} rows, expected a multiple of "
+            f"{parts * accumulation_steps} = {mesh.shape['data']} (data) × {mesh.shape['fsdp']} "
+            f"(fsdp) devices × {accumulation_steps} accumulation steps"
+        )
+
+
+def shard_batch(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
+    """Puts the rows that this process has read on its devices.
+
+    Args:
+      batch: arrays (B / processes, …), this process's rows.
+      mesh: the device mesh.
+
+    Returns:
+      Global arrays (B, …) with rows over (data, fsdp).
+
+    Raises:
+      ValueError: B is not a multiple of the devices on the batch axes.
+    """
+    sharding = batch_sharding(mesh)
+    check_rows(len(batch["tokens"]) * jax.process_count(), mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, np.asarray(array))
+        for name, array in batch.items()
+    }
+
+
+def tree_shardings(boxed: Any, mesh: jax.sharding.Mesh, rules: LogicalRules = DEFAULT_RULES) -> Any:
+    """The shardings of a tree of abstract arrays with logical axis names.
+
+    Args:
+      boxed: tree of `jax.ShapeDtypeStruct`s in Flax's metadata boxes; leaves without a box are
+        copied to every device.
+      mesh: the device mesh.
+      rules: pairs (logical axis, mesh axes).
+
+    Returns:
+      A tree of `NamedSharding` without boxes.
+
+    Raises:
+      ValueError: a mesh axis does not divide the array's axis that it should split.
+    """
+    specs = nn.logical_to_mesh(nn.get_partition_spec(boxed), rules)
+
+    def place(path: Any, spec: PartitionSpec, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        for axes, length in zip(spec, leaf.shape, strict=False):
+            _check_divides(jax.tree_util.keystr(path), axes, length, mesh)
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(
+        place, specs, nn.meta.unbox(boxed), is_leaf=lambda x: isinstance(x, PartitionSpec)
+    )
+
+
+def _check_divides(
+    name: str, axes: str | tuple[str, ...] | None, length: int, mesh: jax.sharding.Mesh
+) -> None:
+    names = (axes,) if isinstance(axes, str) else axes or ()
+    parts = math.prod(mesh.shape[axis] for axis in names)
+    if length % parts:
+        raise ValueError(
+            f"{name} has an axis of {length}, expected a multiple of the {parts} devices of mesh "
+            f"axes {names}"
+        )
