@@ -8,7 +8,7 @@ import tokenize
 import traceback
 from collections.abc import Callable
 
-from absl import app
+from absl import app, flags
 
 # What bad input raises: values out of place, files that are not there, modules and syntax of gin
 # files. Gin's two other errors are told apart by their text.
@@ -38,7 +38,15 @@ def run_main(main: Callable[[list[str]], object]) -> None:
             print(f"error: {describe_error(error)}", file=sys.stderr)
             sys.exit(1)
 
-    app.run(guarded)
+    app.run(guarded, flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        print(f"error: {describe_error(error)}", file=sys.stderr)
+        sys.exit(1)
 
 
 def check_no_arguments(argv: list[str]) -> None:
