@@ -7,7 +7,9 @@ outcome, and depends on two of the three roles, as PLOTS says.
 A *mirrored* story exchanges the two entities of some of these roles. Its prompt consists of
 exactly the same words, is drawn exactly as often, and its ending is a wrong ending of the first
 story. Hence neither an ending alone, nor the words of prompt and ending without their order, say
-which ending is right; only what is said of whom, and in which order, does.
+which ending is right; only what is said of whom, and in which order, does. (Order helps by
+itself: choosing the ending whose entities the prompt mentions last is right in 79 % of the
+StoryCloze and 63 % of the HellaSwag items, by chance it were 50 and 25.)
 
 Story i of a split depends on (seed, split, i) and on nothing else. A hash of a story's topic,
 characters, objects and places decides its split: those that a test story mentions, mirrored or
