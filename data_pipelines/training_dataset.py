@@ -131,8 +131,8 @@ def make_training_dataset(
       config: what to train on.
       vocabulary: the id space.
       fingerprint: where given, the records must have been made with the tokenizer that has it.
-      num_workers: processes that make rows; 0 makes them in this one. The programme's main module
-        must be importable (`if __name__ == "__main__"`).
+      num_workers: processes that make rows; 0 makes them in this one. They need a main module that
+        can be imported (`if __name__ == "__main__"`) and, for Grain's sake, parsed absl flags.
       prefetch: batches that are made ahead (by each worker, its part of them); 0 for none where
         there are no workers.
       host_index: number of this host.

@@ -1,0 +1,137 @@
+"""Properties of the mixture of sources and of the randomness of its documents."""
+
+import collections
+
+import numpy as np
+import pytest
+
+from data_pipelines.mixture import (
+    DocumentKey,
+    MixedDrafts,
+    SourceStatistics,
+    document_rng,
+    document_weights,
+    expected_speech_share,
+    source_keys,
+    stream_keys,
+)
+from data_pipelines.records import Totals, Utterance
+from lst_jax.patching import PatchingConfig
+from lst_jax.vocabulary import Vocabulary
+
+SPEECH = SourceStatistics(
+    "speech", Totals(documents=10, words=400, silences=400, text_tokens=520, units=4000)
+)
+TEXT = SourceStatistics("text", Totals(documents=20, words=4000, text_tokens=5000))
+
+
+def test_weights_give_the_ratio_in_words():
+    speech, text = document_weights([SPEECH, TEXT], 0.5, "words", interleave=True)
+    assert speech + text == pytest.approx(1)
+    assert speech * 40 / (text * 200) == pytest.approx(0.5)
+
+
+def test_weights_give_the_ratio_in_tokens_of_interleaved_documents():
+    speech, text = document_weights([SPEECH, TEXT], 0.5, "tokens", interleave=False)
+    assert speech * 400 / (text * 250) == pytest.approx(0.5)
+    share = expected_speech_share(40)
+    assert 0.3 < share < 0.4
+    speech, text = document_weights([SPEECH, TEXT], 0.5, "tokens", interleave=True)
+    tokens = share * 400 + (1 - share) * 52
+    assert speech * tokens / (text * 250) == pytest.approx(0.5)
+
+
+def test_sources_of_a_kind_share_its_amount_by_their_weights():
+    double = SourceStatistics("text", TEXT.totals, 2.0)
+    speech, one, two = document_weights([SPEECH, TEXT, double], 1.0, "words", interleave=True)
+    assert two == pytest.approx(2 * one)
+    assert speech * 40 == pytest.approx((one + two) * 200)
+    assert document_weights([TEXT], 0.5, "tokens", interleave=True) == [1.0]
+
+
+def test_weights_name_what_is_wrong():
+    for sources, ratio, unit, message in [
+        ([SPEECH, TEXT], 0.0, "words", "speech_text_ratio"),
+        ([SPEECH, TEXT], float("nan"), "words", "speech_text_ratio"),
+        ([SPEECH, TEXT], 0.5, "hours", "ratio_unit"),
+        ([SPEECH, SourceStatistics("text", TEXT.totals, 0.0)], 0.5, "words", r"sources\[1\]"),
+        ([SPEECH, SourceStatistics("text", Totals())], 0.5, "words", r"sources\[1\]"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            document_weights(sources, ratio, unit, interleave=True)
+
+
+@pytest.mark.parametrize("num_streams", [1, 2, 3, 8, 40])
+def test_streams_take_every_record_once_an_epoch(num_streams):
+    sizes, epochs = [13, 31], 3
+    sources = [source_keys(number, size, 7, epochs) for number, size in enumerate(sizes)]
+    visits = collections.Counter()
+    for stream in range(num_streams):
+        keys = stream_keys(sources, [0.7, 0.3], stream, num_streams, endless=False)
+        visits.update(keys[index] for index in range(len(keys)))
+    assert visits == {
+        DocumentKey(source, epoch, record): 1
+        for source, size in enumerate(sizes)
+        for epoch in range(epochs)
+        for record in range(size)
+    }
+
+
+def test_epochs_are_shuffled_apart():
+    keys = source_keys(0, 50, 3, None)
+    orders = [[keys[epoch * 50 + i].record for i in range(50)] for epoch in range(3)]
+    assert all(sorted(order) == list(range(50)) for order in orders)
+    assert orders[0] != orders[1] != orders[2] != list(range(50))
+    assert {keys[i].epoch for i in range(50, 100)} == {1}
+
+
+def test_every_stream_gets_the_mixture():
+    sources = [source_keys(number, 100, 0, None) for number in range(2)]
+    for stream in range(4):
+        keys = stream_keys(sources, [0.5, 0.5], stream, 4, endless=True)
+        share = np.mean([keys[index].source for index in range(200)])
+        assert 0.45 < share < 0.55
+
+
+def test_randomness_depends_on_seed_source_epoch_and_record_alone():
+    key = DocumentKey(1, 2, 3)
+    first = document_rng(5, key).random(64)
+    np.testing.assert_array_equal(first, document_rng(5, key).random(64))
+    others = [
+        document_rng(6, key),
+        *(
+            document_rng(5, key._replace(**change))
+            for change in ({"source": 2}, {"epoch": 3}, {"record": 4}, {"record": 2})
+        ),
+    ]
+    draws = [first, *(rng.random(64) for rng in others)]
+    assert len(np.unique(np.concatenate(draws))) == 64 * len(draws)
+
+
+def test_draws_of_visits_are_uniform():
+    draws = [document_rng(0, DocumentKey(0, 0, record)).random() for record in range(2000)]
+    counts, _ = np.histogram(draws, 10, (0, 1))
+    assert abs(counts - 200).max() < 60
+
+
+def test_an_utterance_is_interleaved_anew_in_each_epoch():
+    vocabulary = Vocabulary(text_size=100, unit_count=50)
+    utterance = Utterance(
+        "u",
+        ("w",) * 40,
+        np.arange(3, 43, dtype=np.int32),
+        np.ones(40, np.int32),
+        np.arange(400, dtype=np.int32) % 50,
+        np.full(40, 10, np.int32),
+    )
+    keys = stream_keys([source_keys(0, 1, 0, None)], [1.0], 0, 1, endless=True)
+
+    def make(interleave):
+        return MixedDrafts(keys, [[utterance]], 0, PatchingConfig(), vocabulary, interleave)
+
+    drafts = make(True)
+    tokens = [drafts.load(epoch, 0.0).tokens.tobytes() for epoch in range(5)]
+    assert len(set(tokens)) > 1
+    assert tokens == [make(True).load(epoch, 1.0).tokens.tobytes() for epoch in range(5)]
+    whole = make(False).load(0, 0.0).tokens
+    assert vocabulary.is_unit(whole).sum() == 400
