@@ -1,0 +1,106 @@
+"""A model as its run left it: what evaluation, generation and the demo start from."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from lst_jax.checkpoints import read_description, restore_params
+from lst_jax.models import build_model
+from lst_jax.patching import PatchingConfig, Visibility
+from lst_jax.sharding import make_mesh
+from lst_jax.vocabulary import TextTokenizer, Vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedModel:
+    """A run's model, ready to score.
+
+    Attributes:
+      model: the module.
+      params: its parameters, on `mesh`.
+      mesh: all devices, on axis fsdp.
+      vocabulary: the id space.
+      tokenizer: the text tokenizer.
+      patching: how it was trained.
+      visibility: its visibility rule.
+      checkpoint: directory that the parameters came from; its name is the step.
+    """
+
+    model: nn.Module
+    params: Any
+    mesh: jax.sharding.Mesh
+    vocabulary: Vocabulary
+    tokenizer: TextTokenizer
+    patching: PatchingConfig
+    visibility: Visibility
+    checkpoint: pathlib.Path
+
+    @property
+    def step(self) -> int:
+        """Optimizer updates that made the parameters."""
+        return int(self.checkpoint.name)
+
+
+def load_trained_model(
+    path: str | pathlib.Path, tokenizer_path: str | pathlib.Path | None = None
+) -> TrainedModel:
+    """Rebuilds a model from what its run wrote.
+
+    Args:
+      path: a workdir (its last checkpoint is read), or workdir/step.
+      tokenizer_path: where the run's tokenizer is now; None is where it was.
+
+    Raises:
+      FileNotFoundError: there is no run, checkpoint or tokenizer.
+      ValueError: the tokenizer is not the run's, or the run's description lacks something.
+    """
+    checkpoint = find_checkpoint(path)
+    description = read_description(checkpoint)
+    missing = {"patching", "visibility", "tokenizer"} - description.data.keys()
+    if missing:
+        raise ValueError(f"{path}: model.json has no {', '.join(sorted(missing))} under data")
+    tokenizer = TextTokenizer(tokenizer_path or description.data["tokenizer"])
+    if tokenizer.fingerprint != description.tokenizer_fingerprint:
+        raise ValueError(
+            f"{tokenizer.model_path} has SHA-256 {tokenizer.fingerprint}; expected "
+            f"{description.tokenizer_fingerprint}, the tokenizer of {path}"
+        )
+    mesh = make_mesh()
+    return TrainedModel(
+        model=build_model(description.model),
+        params=restore_params(checkpoint, mesh),
+        mesh=mesh,
+        vocabulary=description.vocabulary,
+        tokenizer=tokenizer,
+        patching=PatchingConfig(**description.data["patching"]),
+        visibility=description.data["visibility"],
+        checkpoint=checkpoint,
+    )
+
+
+def find_checkpoint(path: str | pathlib.Path) -> pathlib.Path:
+    """The directory of a step: the one named, or the last of a workdir.
+
+    Args:
+      path: WORKDIR, WORKDIR/STEP or WORKDIR/checkpoints/STEP.
+
+    Raises:
+      FileNotFoundError: there is no such run or step.
+    """
+    workdir, step = pathlib.Path(path).absolute(), None
+    if workdir.name.isdigit() and not (workdir / "model.json").exists():
+        workdir, step = workdir.parent, int(workdir.name)
+        workdir = workdir.parent if workdir.name == "checkpoints" else workdir
+    if not (workdir / "model.json").is_file():
+        raise FileNotFoundError(f"{path}: no run there; expected a workdir with a model.json")
+    found = (entry.name for entry in (workdir / "checkpoints").glob("*") if entry.is_dir())
+    steps = sorted(int(name) for name in found if name.isdigit())
+    if not steps or (step is not None and step not in steps):
+        there = ", ".join(map(str, steps)) or "none yet"
+        raise FileNotFoundError(f"{path}: no such checkpoint; steps of the run: {there}")
+    return workdir / "checkpoints" / str(steps[-1] if step is None else step)
