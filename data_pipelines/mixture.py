@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, Protocol, get_args
 
 import grain
 import numpy as np
@@ -121,13 +121,19 @@ def expected_speech_share(num_words: int) -> float:
     return spoken / (draws * num_words)
 
 
+class RecordReader(Protocol):
+    """Records by number, several at a time; `RecordSource` is one."""
+
+    def __getitems__(self, indices: Sequence[int]) -> Sequence[Record]: ...
+
+
 class MixedDrafts:
     """The documents of one stream by position, a `DraftStream`."""
 
     def __init__(
         self,
         keys: grain.MapDataset[DocumentKey],
-        sources: Sequence[Sequence[Record]],
+        sources: Sequence[RecordReader],
         seed: int,
         patching: PatchingConfig,
         vocabulary: Vocabulary,
@@ -136,21 +142,37 @@ class MixedDrafts:
         """See `stream_keys` for `keys`; the rest as in `DataConfig`."""
         self._keys = keys
         self._sources = sources
-        self._seed = seed
+        self._random = DocumentRandom(seed)
         self._patching = patching
         self._vocabulary = vocabulary
         self._interleave = interleave
+        self._ahead: dict[int, tuple[DocumentKey, Record]] = {}
+        self._next_unread = 0
 
     def __len__(self) -> int:
         return len(self._keys)
 
     def load(self, index: int, probability: float) -> Draft:
         """Document `index`, with its patches by words if its draw is below `probability`."""
-        key = self._keys[index]
-        rng = document_rng(self._seed, key)
+        if index not in self._ahead:
+            # Reading several records at once halves the cost; a restored packer asks for a few
+            # scattered ones first.
+            count = _READ_AHEAD if index == self._next_unread else 1
+            self._read(index, min(index + count, len(self)))
+        key, record = self._ahead.pop(index)
+        rng = self._random.generator(key)
         draw = rng.random()
-        example = self._example(self._sources[key.source][key.record], rng, draw < probability)
+        example = self._example(record, rng, draw < probability)
         return Draft(example.tokens, draw, example.aligned_lengths)
+
+    def _read(self, begin: int, end: int) -> None:
+        keys = {index: self._keys[index] for index in range(begin, end)}
+        for number, source in enumerate(self._sources):
+            indices = [index for index, key in keys.items() if key.source == number]
+            records = source.__getitems__([keys[index].record for index in indices])
+            for index, record in zip(indices, records, strict=True):
+                self._ahead[index] = keys[index], record
+        self._next_unread = max(self._next_unread, end)
 
     def _example(self, record: Record, rng: np.random.Generator, align: bool) -> Example:
         if not isinstance(record, Utterance):
@@ -160,18 +182,30 @@ class MixedDrafts:
         return speech_example(record, self._vocabulary, blocks_rng, silence, align)
 
 
-def document_rng(seed: int, key: DocumentKey) -> np.random.Generator:
-    """The generator of one visit of a record; generators of different visits never overlap.
+_READ_AHEAD = 16
 
-    Args:
-      seed: 0 … 2⁶⁴ − 1.
-      key: the visit.
-    """
-    # The two low words of Philox' 256-bit counter count its draws.
-    place = np.array([0, 0, key.epoch, key.record], np.uint64)
-    return np.random.Generator(
-        np.random.Philox(key=np.array([seed, key.source], np.uint64), counter=place)
-    )
+
+class DocumentRandom:
+    """Random numbers for each visit of a record; those of different visits never overlap."""
+
+    def __init__(self, seed: int) -> None:
+        """Takes a seed of 0 … 2⁶⁴ − 1."""
+        self._bits = np.random.Philox(0)
+        self._generator = np.random.Generator(self._bits)
+        self._state = np.random.Philox(0).state
+        self._state["state"]["key"][0] = seed
+
+    def generator(self, key: DocumentKey) -> np.random.Generator:
+        """The generator at the start of this visit's numbers, to be used before the next call.
+
+        There is one generator, which is moved: making a new one takes ten times as long.
+        """
+        place = self._state["state"]
+        place["key"][1] = key.source
+        # The two low words of Philox' 256-bit counter count the draws.
+        place["counter"][:] = 0, 0, key.epoch, key.record
+        self._bits.state = self._state
+        return self._generator
 
 
 def source_keys(

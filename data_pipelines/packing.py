@@ -102,13 +102,17 @@ _PREFIX = 2  # bos and mode token of a continuation
 
 @dataclasses.dataclass(eq=False)
 class _OpenRow:
-    """A row being filled: what it holds, as (document, begin, end), and what is left of it."""
+    """A row being filled, and what is left of it.
+
+    `pieces` holds the numbers of whole documents, and [number, begin, end] of pieces of others
+    (end −1 for the document's), as the state has it.
+    """
 
     step: int
     probability: float
     free_patches: int
     free_tokens: int
-    pieces: list[tuple[int, int, int]] = dataclasses.field(default_factory=list)
+    pieces: list[int | list[int]] = dataclasses.field(default_factory=list)
     # None for a piece that a restored row holds, until the row is emitted.
     documents: list[Document | None] = dataclasses.field(default_factory=list)
 
@@ -154,17 +158,7 @@ class RowPacker(Iterator[Row]):
 
     def get_state(self) -> str:
         """The position, as JSON: references to the documents in open rows and the next one."""
-        rows = [
-            [
-                row.free_patches,
-                row.free_tokens,
-                [
-                    index if not begin and end < 0 else [index, begin, end]
-                    for index, begin, end in row.pieces
-                ],
-            ]
-            for row in self._rows
-        ]
+        rows = [[row.free_patches, row.free_tokens, row.pieces] for row in self._rows]
         cursor = [self._index, self._begin, self._first_step]
         return json.dumps(
             {"step": self.step, "cursor": cursor, "rows": rows}, separators=(",", ":")
@@ -189,9 +183,7 @@ class RowPacker(Iterator[Row]):
             self._open(step)
             row = self._rows[-1]
             row.free_patches, row.free_tokens = free_patches, free_tokens
-            row.pieces = [
-                (piece, 0, -1) if isinstance(piece, int) else tuple(piece) for piece in pieces
-            ]
+            row.pieces = pieces
             row.documents = [None] * len(pieces)
 
     def _open(self, step: int) -> None:
@@ -209,8 +201,8 @@ class RowPacker(Iterator[Row]):
         config = self._config
         return fill_row(documents, config.num_patches, config.num_tokens, config.visibility)
 
-    def _load(self, piece: tuple[int, int, int], row: _OpenRow) -> Document:
-        index, begin, end = piece
+    def _load(self, piece: int | list[int], row: _OpenRow) -> Document:
+        index, begin, end = (piece, 0, -1) if isinstance(piece, int) else piece
         draft = self._drafts.load(index, row.probability)
         aligned = draft.draw < row.probability
         return self._patch(draft, aligned, begin, None if end < 0 else end)
@@ -290,7 +282,8 @@ class RowPacker(Iterator[Row]):
         self._candidates = {}
 
     def _add(self, row: _OpenRow, document: Document, end: int) -> None:
-        row.pieces.append((self._index, self._begin, end))
+        whole = not self._begin and end < 0
+        row.pieces.append(self._index if whole else [self._index, self._begin, end])
         row.documents.append(document)
         row.free_patches -= document.num_patches
         row.free_tokens -= document.num_tokens

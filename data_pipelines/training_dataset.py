@@ -25,7 +25,7 @@ from data_pipelines.mixture import (
     stream_keys,
 )
 from data_pipelines.packing import PackingConfig, Row, RowPacker
-from data_pipelines.records import Record, RecordSource, open_records
+from data_pipelines.records import RecordSource, open_records
 from lst_jax.patching import PatchingConfig, Visibility, fill_row
 from lst_jax.vocabulary import Vocabulary
 
@@ -233,9 +233,8 @@ class _PackerFactory:
             config.batch_size,
             endless=config.num_epochs is None,
         )
-        records: Sequence[Sequence[Record]] = self._records
         drafts = MixedDrafts(
-            keys, records, config.seed, config.patching, self._vocabulary, config.interleave
+            keys, self._records, config.seed, config.patching, self._vocabulary, config.interleave
         )
         return RowPacker(drafts, config.packing, self._vocabulary)
 

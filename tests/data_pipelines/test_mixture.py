@@ -7,9 +7,9 @@ import pytest
 
 from data_pipelines.mixture import (
     DocumentKey,
+    DocumentRandom,
     MixedDrafts,
     SourceStatistics,
-    document_rng,
     document_weights,
     expected_speech_share,
     source_keys,
@@ -95,23 +95,30 @@ def test_every_stream_gets_the_mixture():
 
 def test_randomness_depends_on_seed_source_epoch_and_record_alone():
     key = DocumentKey(1, 2, 3)
-    first = document_rng(5, key).random(64)
-    np.testing.assert_array_equal(first, document_rng(5, key).random(64))
+    random = DocumentRandom(5)
+    first = random.generator(key).random(64)
     others = [
-        document_rng(6, key),
-        *(
-            document_rng(5, key._replace(**change))
-            for change in ({"source": 2}, {"epoch": 3}, {"record": 4}, {"record": 2})
-        ),
+        random.generator(key._replace(**change)).random(64)
+        for change in ({"source": 2}, {"epoch": 3}, {"record": 4}, {"record": 2})
     ]
-    draws = [first, *(rng.random(64) for rng in others)]
-    assert len(np.unique(np.concatenate(draws))) == 64 * len(draws)
+    random.generator(key).integers(7)  # leaves half a word unused
+    np.testing.assert_array_equal(first, random.generator(key).random(64))
+    others.append(DocumentRandom(6).generator(key).random(64))
+    assert len(np.unique(np.concatenate([first, *others]))) == 64 * 6
 
 
 def test_draws_of_visits_are_uniform():
-    draws = [document_rng(0, DocumentKey(0, 0, record)).random() for record in range(2000)]
+    random = DocumentRandom(0)
+    draws = [random.generator(DocumentKey(0, 0, record)).random() for record in range(2000)]
     counts, _ = np.histogram(draws, 10, (0, 1))
     assert abs(counts - 200).max() < 60
+
+
+class Records(list):
+    """Records in memory."""
+
+    def __getitems__(self, indices):
+        return [self[index] for index in indices]
 
 
 def test_an_utterance_is_interleaved_anew_in_each_epoch():
@@ -127,7 +134,9 @@ def test_an_utterance_is_interleaved_anew_in_each_epoch():
     keys = stream_keys([source_keys(0, 1, 0, None)], [1.0], 0, 1, endless=True)
 
     def make(interleave):
-        return MixedDrafts(keys, [[utterance]], 0, PatchingConfig(), vocabulary, interleave)
+        return MixedDrafts(
+            keys, [Records([utterance])], 0, PatchingConfig(), vocabulary, interleave
+        )
 
     drafts = make(True)
     tokens = [drafts.load(epoch, 0.0).tokens.tobytes() for epoch in range(5)]

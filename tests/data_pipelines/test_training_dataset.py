@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from absl import flags
 
-from data_pipelines.mixture import DocumentKey, document_rng
+from data_pipelines.mixture import DocumentKey, DocumentRandom
 from data_pipelines.records import TextDocument, Utterance, write_records
 from data_pipelines.training_dataset import (
     DataConfig,
@@ -171,9 +171,9 @@ def test_the_aligned_examples_of_step_u_are_those_whose_draw_is_below_its_probab
 ):
     # No utterance comes a second time before all have come once.
     assert sum(batch["speech_examples"].sum() for batch in batches) < NUM_UTTERANCES
+    random = DocumentRandom(config.seed)
     draws = [
-        document_rng(config.seed, DocumentKey(0, 0, record)).random()
-        for record in range(NUM_UTTERANCES)
+        random.generator(DocumentKey(0, 0, record)).random() for record in range(NUM_UTTERANCES)
     ]
     for step, batch in enumerate(batches):
         probability = aligned_probability(CURRICULUM, step)
