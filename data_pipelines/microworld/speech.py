@@ -40,7 +40,11 @@ _TEXT_UTF8 = 0x0001
 _TEXT_END_PAUSE = 0x1000
 _PHONEME_SEPARATOR = ord("|")
 
+_NOISE_SEED = 1
+
 _WORD = re.compile(r"\S+")
+# eSpeak NG makes no pause between sentences of which the second begins in lower case.
+_SENTENCE_START = re.compile(r"(?<=[.!?]\s)[a-z]")
 
 
 class _EventId(ctypes.Union):
@@ -139,6 +143,7 @@ class Speech:
 class _WordEvent:
     character: int  # offset in the text, from 0
     sample: int
+    phonemes_before: int  # events of phonemes before this one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +173,8 @@ class _Recorder:
             if event.type == _EVENT_LIST_TERMINATED:
                 break
             if event.type == _EVENT_WORD:
-                self.words.append(_WordEvent(event.text_position - 1, event.sample))
+                start = _WordEvent(event.text_position - 1, event.sample, len(self.phonemes))
+                self.words.append(start)
             elif event.type == _EVENT_PHONEME:
                 name = event.id.string.decode("utf-8", "replace")
                 self.phonemes.append(_PhonemeEvent(name, event.sample))
@@ -211,6 +217,8 @@ def _fresh_library() -> Iterator[tuple[ctypes.CDLL, int]]:
         )
         if sample_rate <= 0:
             raise RuntimeError(f"eSpeak NG did not start from {loader.get_data_path()}")
+        # It starts from the clock; the breath of some voices is drawn from this.
+        library.espeak_ng_SetRandSeed(ctypes.c_long(_NOISE_SEED))
         yield library, sample_rate
         library.espeak_Terminate()
     finally:
@@ -250,7 +258,8 @@ def synthesise(text: str, voice: Voice) -> Speech:
             raise ValueError(f"voice is {voice.espeak_name!r}; eSpeak NG has no such voice")
         library.espeak_SetParameter(_PARAMETER_RATE, voice.rate, 0)
         library.espeak_SetParameter(_PARAMETER_PITCH, voice.pitch, 0)
-        data = text.encode() + b"\0"
+        spoken_text = _SENTENCE_START.sub(lambda letter: letter[0].upper(), text)
+        data = spoken_text.encode() + b"\0"
         status = library.espeak_Synth(
             data, len(data), 0, _POSITION_CHARACTER, 0, _TEXT_UTF8 | _TEXT_END_PAUSE, None, None
         )
@@ -269,34 +278,34 @@ def synthesise(text: str, voice: Voice) -> Speech:
     return Speech(samples, sample_rate, timings)
 
 
-def _anchors(events: Sequence[_WordEvent], spans: Sequence[tuple[int, int]]) -> dict[int, int]:
-    """Word index -> sample where it starts, for the words that have an event of their own.
+def _anchors(
+    events: Sequence[_WordEvent], spans: Sequence[tuple[int, int]]
+) -> dict[int, _WordEvent]:
+    """Word index -> its event, for the words that have an event of their own.
 
-    Of the events of one word ("ice-cream" has two) the first counts.
+    Of the events of one word ("ice-cream" has two) the first counts. The first word always has
+    one: what is spoken before the first event is its.
     """
     ends = np.array([end for _, end in spans])
-    anchors: dict[int, int] = {}
+    anchors: dict[int, _WordEvent] = {}
     last = -1
     for event in events:
         index = int(np.searchsorted(ends, event.character, side="right"))
         if last < index < len(spans):
-            anchors[index] = event.sample
+            anchors[index if anchors else 0] = event
             last = index
-    return anchors
+    return anchors or {0: _WordEvent(0, 0, 0)}
 
 
-def _groups(anchors: dict[int, int], count: int) -> list[tuple[int, int]]:
+def _groups(anchors: dict[int, _WordEvent], count: int) -> list[tuple[int, int]]:
     """Ranges of words that begin with an anchored word, together all `count` words."""
-    starts = sorted(anchors) or [0]
-    starts[0] = 0  # words before the first event share its time
-    return list(zip(starts, [*starts[1:], count], strict=True))
+    return list(itertools.pairwise([*sorted(anchors), count]))
 
 
-def _merged_words(anchors: dict[int, int], count: int) -> list[int]:
+def _merged_words(anchors: dict[int, _WordEvent], count: int) -> list[int]:
     """Indices of the words whose time must be found inside a group."""
-    return [
-        i for first, end in _groups(anchors, count) if end - first > 1 for i in range(first, end)
-    ]
+    groups = (range(*group) for group in _groups(anchors, count))
+    return [index for group in groups if len(group) > 1 for index in group]
 
 
 def _phoneme_count(library: ctypes.CDLL, word: str) -> int:
@@ -311,25 +320,25 @@ def _phoneme_count(library: ctypes.CDLL, word: str) -> int:
 
 def _word_edges(
     words: Sequence[str],
-    anchors: dict[int, int],
+    anchors: dict[int, _WordEvent],
     phonemes: Sequence[_PhonemeEvent],
     total: int,
     phoneme_counts: dict[str, int],
 ) -> list[tuple[int, int]]:
     """First and one-past-last sample of every word, non-decreasing, within 0…total."""
-    groups = _groups(anchors, len(words))
-    starts = [anchors.get(first, min(anchors.values(), default=0)) for first, _ in groups]
-    starts[0] = min(anchors.values(), default=0)
     edges: list[tuple[int, int]] = []
-    for (first, end), start, limit in zip(groups, starts, [*starts[1:], total], strict=True):
-        inside = [p for p in phonemes if start <= p.sample < limit]
+    for first, end in _groups(anchors, len(words)):
+        anchor = anchors[first]
+        following = anchors.get(end, _WordEvent(0, total, len(phonemes)))
+        # By order, not by sample: a vowel's last consonant may be reported where the next word is.
+        inside = list(phonemes[anchor.phonemes_before : following.phonemes_before])
+        stop = following.sample
+        # The pauses that follow the group's last phoneme are silence; one inside it is not.
+        while inside and inside[-1].is_pause:
+            stop = inside.pop().sample
         spoken = [p.sample for p in inside if not p.is_pause]
-        # The pause that follows the group's last phoneme is silence; one inside it is not.
-        pauses = [p.sample for p in inside if p.is_pause and (not spoken or p.sample > spoken[-1])]
-        stop = pauses[0] if pauses else limit
         weights = [phoneme_counts[word] for word in words[first:end]] if end - first > 1 else [1]
-        cuts = _cut_group(start, stop, spoken, weights)
-        edges.extend(itertools.pairwise(cuts))
+        edges.extend(itertools.pairwise(_cut_group(anchor.sample, stop, spoken, weights)))
     return edges
 
 
@@ -348,7 +357,6 @@ def _cut_group(start: int, stop: int, spoken: Sequence[int], weights: Sequence[i
     cumulative = np.cumsum([0, *weights])
     if cumulative[-1] == 0 or not spoken:
         return [int(x) for x in np.linspace(start, stop, len(weights) + 1).round()]
-    bounds = [*spoken, stop]
-    bounds[0] = start
+    bounds = np.maximum.accumulate(np.clip([start, *spoken[1:], stop], start, stop))
     cuts = np.round(cumulative * (len(spoken) / cumulative[-1])).astype(int)
-    return [bounds[cut] for cut in cuts]
+    return bounds[cuts].tolist()
