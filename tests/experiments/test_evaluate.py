@@ -22,6 +22,7 @@ from lst_jax.evaluation.story_completion import (
     evaluate_story_completion,
     read_story_examples,
 )
+from lst_jax.inference.scoring import ScoringShape
 from lst_jax.models import build_model
 from lst_jax.patching import PatchingConfig
 from lst_jax.sharding import MeshConfig, make_mesh
@@ -57,6 +58,7 @@ def model_config(kind, vocab_size):
         num_heads_global=2,
         multiple_of=16,
         dtype="float32",
+        attention="dense",
     )
     return config if kind == "lst" else baseline_of(config)
 
@@ -74,10 +76,11 @@ def write_run(workdir, kind, tokenizer):
     write_description(workdir, ModelDescription(config, vocabulary, tokenizer.fingerprint, data))
     checkpointer = Checkpointer(workdir)
     mesh = make_mesh(MeshConfig(data=2, fsdp=2), jax.devices()[:4])
+    start = init_state(config, optax.sgd(0.1), 0, mesh)
     states = {}
     for step in STEPS:
-        state = init_state(config, optax.sgd(0.1), step, mesh)
-        states[step] = state.replace(step=state.step + step)
+        params = jax.tree.map(lambda leaf, factor=1 + step / 100: leaf * factor, start.params)
+        states[step] = start.replace(step=start.step + step, params=params)
         iterator = iter(grain.MapDataset.range(3).to_iter_dataset())
         checkpointer.save(states[step], iterator, {})
         checkpointer.wait()
@@ -120,7 +123,7 @@ def run_binary(folder, *arguments):
     return subprocess.run(
         [sys.executable, "-m", "experiments.evaluate", *arguments],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""},  # one device, not eight
         capture_output=True,
         text=True,
         timeout=300,
@@ -144,6 +147,7 @@ def test_binary_prints_and_writes_what_the_library_computes(place, kind):
         tokenizer=trained.tokenizer,
         patching=trained.patching,
         mesh=trained.mesh,
+        shape=ScoringShape(patches_per_row=64),
     )
     lines = done.stdout.splitlines()
     assert len(lines) == 1 + 2 * len(DIRECTIONS)
