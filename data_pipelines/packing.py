@@ -78,7 +78,7 @@ class PackingConfig:
 
     num_patches: int
     num_tokens: int
-    open_rows: int = 32
+    open_rows: int = 8
     largest_gap: float = 0.05
     patching: PatchingConfig = dataclasses.field(default_factory=PatchingConfig)
     visibility: Visibility = "causal"

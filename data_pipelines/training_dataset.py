@@ -73,11 +73,11 @@ class DataConfig:
     tokens_per_row: int
     seed: int = 0
     speech_text_ratio: float = 0.5
-    ratio_unit: RatioUnit = "words"
+    ratio_unit: RatioUnit = "tokens"
     interleave: bool = True
     patching: PatchingConfig = dataclasses.field(default_factory=PatchingConfig)
     visibility: Visibility = "causal"
-    open_rows: int = 32
+    open_rows: int = 8
     largest_gap: float = 0.05
     num_epochs: int | None = None
 
@@ -293,9 +293,11 @@ class _TrainingIterator(grain.DatasetIterator[Batch]):
         self._step += 1
         empty = _empty_part(self._make_packer.config.packing, size)
         batches = [empty if part is None else part["batch"] for part in parts]
-        if len(batches) == 1:
-            return batches[0]
-        return {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
+        # Copies, also of a single part: what a worker sends is shared memory that it owns.
+        return {
+            name: np.concatenate([np.asarray(batch[name]) for batch in batches])
+            for name in batches[0]
+        }
 
     def get_state(self) -> dict[str, Any]:
         """`step`: the next batch's; `config`: a digest; `streams`: each stream's state, as JSON."""

@@ -6,7 +6,8 @@
 Records are synthetic, with the lengths of real ones: utterances like those of Multilingual
 LibriSpeech (35–50 words of 5.8 units, silences of 3.8 between them, about 410 units), text of 1.3
 tokens a word and a lognormal length. With `--num_workers=0` everything runs in one thread of this
-process, bound to one core; with n workers, in n processes, and the consumer in another.
+process, bound to one core; with n workers, in n processes, and the consumer in another. Batches
+made ahead while the clock was not running are at most 2 a worker.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ from lst_jax.vocabulary import TextTokenizer
 _NUM_WORKERS = flags.DEFINE_list("num_workers", ["0", "1", "2"], "Worker processes to measure.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write the results to.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 4, "Rows of a batch.", lower_bound=1)
-_STEPS = flags.DEFINE_integer("steps", 100, "Batches to measure.", lower_bound=1)
-_DOCUMENTS = flags.DEFINE_integer("documents", 4000, "Records of each source.", lower_bound=1)
+_STEPS = flags.DEFINE_integer("steps", 200, "Batches to measure.", lower_bound=1)
+_DOCUMENTS = flags.DEFINE_integer("documents", 10_000, "Records of each source.", lower_bound=1)
 _PATCHES = flags.DEFINE_integer("patches_per_row", 4096, "Patch slots of a row.")
 _TOKENS = flags.DEFINE_integer("tokens_per_row", 5632, "Token slots of a row.")
-_OPEN_ROWS = flags.DEFINE_integer("open_rows", 32, "Rows each stream keeps open.")
+_OPEN_ROWS = flags.DEFINE_integer("open_rows", 8, "Rows each stream keeps open.")
 _LARGEST_GAP = flags.DEFINE_float("largest_gap", 0.05, "Largest share of a row left empty.")
 _RATIO_UNIT = flags.DEFINE_enum("ratio_unit", "tokens", ["words", "tokens"], "Unit of the 1:2.")
 _STRATEGIES = flags.DEFINE_list("strategies", ["static"], "Patching strategies to measure.")
@@ -57,6 +58,7 @@ def main(argv: Sequence[str]) -> None:
     """Writes the records, measures and reports."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as directory:
         tokenizer, sources = _write_sources(pathlib.Path(directory))
         results = [
@@ -68,6 +70,7 @@ def main(argv: Sequence[str]) -> None:
         "command": " ".join(["python -m experiments.benchmarks.data_throughput", *sys.argv[1:]]),
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
+        "load_average_before": round(load, 2),
         "versions": {
             "python": platform.python_version(),
             "numpy": np.__version__,
@@ -127,12 +130,13 @@ def _measure(config: DataConfig, tokenizer: TextTokenizer, num_workers: int) -> 
         for _ in range(5):
             next(iterator)
         patches = tokens = 0
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         for _ in range(_STEPS.value):
             batch = next(iterator)
             tokens += int((batch["document_ids"] > 0).sum())
             patches += _count_patches(batch, config.patches_per_row)
         seconds = time.perf_counter() - start
+        cpu_seconds = time.process_time() - cpu_start
         iterator.close()
     finally:
         os.sched_setaffinity(0, cores)
@@ -141,6 +145,8 @@ def _measure(config: DataConfig, tokenizer: TextTokenizer, num_workers: int) -> 
         "strategy": config.patching.strategy,
         "num_workers": num_workers,
         "tokens_per_second": round(tokens / seconds),
+        # Without workers, what the core would do if nothing else ran on it.
+        "tokens_per_cpu_second": None if num_workers else round(tokens / cpu_seconds),
         "patch_slots_real": round(patches / (rows * config.patches_per_row), 4),
         "token_slots_real": round(tokens / (rows * config.tokens_per_row), 4),
         "tokens_per_patch": round(tokens / patches, 4),
@@ -199,12 +205,14 @@ def _documents(rng: np.random.Generator, text_size: int) -> Iterator[TextDocumen
 
 
 def _print_table(results: Sequence[dict[str, Any]]) -> None:
-    print(f"{'strategy':>12} {'workers':>8} {'tokens/s':>12} {'patches':>9} {'tokens':>9}")
+    names = ("strategy", "workers", "tokens/s", "tokens/CPU s", "patches", "tokens")
+    print("".join(f"{name:>14}" for name in names))
     for result in results:
+        per_cpu = result["tokens_per_cpu_second"]
         print(
-            f"{result['strategy']:>12} {result['num_workers']:>8} "
-            f"{result['tokens_per_second']:>12,} {result['patch_slots_real']:>9.1%} "
-            f"{result['token_slots_real']:>9.1%}"
+            f"{result['strategy']:>14}{result['num_workers']:>14}"
+            f"{result['tokens_per_second']:>14,}{'' if per_cpu is None else f'{per_cpu:,}':>14}"
+            f"{result['patch_slots_real']:>14.1%}{result['token_slots_real']:>14.1%}"
         )
 
 

@@ -114,6 +114,7 @@ def test_worker_processes_change_nothing_nor_does_restoring_between_them(config,
     got += [next(iterator) for _ in range(8)]
     iterator.close()
     assert_same(got, batches)
+    assert all(type(array) is np.ndarray for array in got[0].values())
     alone = iter(make_training_dataset(config, VOCABULARY, prefetch=0))
     alone.set_state(state)
     assert_same(list(itertools.islice(alone, 8)), batches[6:])
@@ -191,6 +192,48 @@ def speakers(batch):
             if len(units):
                 found.append(int(units[0]) - VOCABULARY.first_unit_id)
     return found
+
+
+@pytest.mark.parametrize("strategy", ["static", "aligned"])
+def test_rows_of_the_1b_shape_are_nearly_full(tmp_path, strategy):
+    rng = np.random.default_rng(0)
+    write_records(tmp_path / "speech", "speech", map(spoken_like_the_sample, range(200)), TOKENIZER)
+    lengths = np.clip(rng.lognormal(np.log(300), 0.8, 200), 50, 2000).astype(int)
+    texts = (TextDocument("t", np.full(n, 7, np.int32), n) for n in lengths.tolist())
+    write_records(tmp_path / "text", "text", texts, TOKENIZER)
+    config = DataConfig(
+        sources=tuple(SourceConfig(str(tmp_path / kind), kind) for kind in ("speech", "text")),
+        batch_size=2,
+        patches_per_row=4096,
+        tokens_per_row=5632,
+        speech_text_ratio=0.5,
+        ratio_unit="tokens",
+        patching=PatchingConfig(strategy),
+    )
+    batches = take(make_training_dataset(config, VOCABULARY), 12)
+    patch_ids = np.concatenate([batch["patch_ids"] for batch in batches])
+    tokens = np.concatenate([batch["document_ids"] for batch in batches]) > 0
+    patches = np.where(tokens, patch_ids, -1).max(axis=1) + 1
+    assert patches.mean() >= 0.97 * 4096
+    assert tokens.mean() >= 0.85
+
+
+def spoken_like_the_sample(number):
+    """35 to 50 words of 5.8 units in the mean, silences of 3.8 before, between and after."""
+    rng = np.random.default_rng(number)
+    num_words = int(rng.integers(35, 51))
+    unit_counts = rng.geometric(1 / 3.8, 2 * num_words + 1).astype(np.int32)
+    unit_counts[1::2] = 1 + rng.poisson(4.8, num_words)
+    piece_counts = np.zeros(2 * num_words + 1, np.int32)
+    piece_counts[1::2] = 1 + rng.poisson(0.3, num_words)
+    return Utterance(
+        f"u{number}",
+        ("[SIL]", *(["word", "[SIL]"] * num_words)),
+        np.full(piece_counts.sum(), 5, np.int32),
+        piece_counts,
+        rng.integers(0, 502, unit_counts.sum(), np.int32),
+        unit_counts,
+    )
 
 
 @pytest.mark.parametrize("largest_gap", [0.0, 0.3])
