@@ -160,8 +160,10 @@ def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
     Any host can be restored from it, also if there are more or fewer than before.
 
     Raises:
-      ValueError: the states are of different steps or configurations.
+      ValueError: there are no states, or they are of different steps or configurations.
     """
+    if not states:
+        raise ValueError("states is empty, expected at least one")
     merged: dict[str, str] = {}
     for state in states:
         for name in ("step", "config"):
