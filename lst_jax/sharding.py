@@ -36,6 +36,7 @@ DEFAULT_RULES: LogicalRules = (
     ("hidden", "tensor"),
     ("embed", "fsdp"),
     ("embed_activation", None),
+    ("latent", None),
     ("length", None),
     ("layers", None),
     ("norm", None),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -73,17 +75,19 @@ def state_shardings(
       `(shapes, shardings)`: trees of `jax.ShapeDtypeStruct` (each with its sharding) and of
       `NamedSharding`.
     """
-    params = abstract_params(config)
-    step = jax.ShapeDtypeStruct((), jnp.int32)
-    boxed = TrainState(step, params, jax.eval_shape(optimizer.init, params))
-    return _with_shardings(boxed, mesh, rules)
+    with _no_mesh():
+        params = abstract_params(config)
+        step = jax.ShapeDtypeStruct((), jnp.int32)
+        boxed = TrainState(step, params, jax.eval_shape(optimizer.init, params))
+        return _with_shardings(boxed, mesh, rules)
 
 
 def param_shapes(
     config: ModelConfig, mesh: jax.sharding.Mesh, rules: LogicalRules = DEFAULT_RULES
 ) -> Any:
     """The parameter tree as `jax.ShapeDtypeStruct`s with their shardings on `mesh`."""
-    return _with_shardings(abstract_params(config), mesh, rules)[0]
+    with _no_mesh():
+        return _with_shardings(abstract_params(config), mesh, rules)[0]
 
 
 def init_state(
@@ -123,6 +127,13 @@ def init_state(
         return jax.jit(create, in_shardings=replicated(mesh), out_shardings=shardings)(
             jax.random.key(seed)
         )
+
+
+@contextlib.contextmanager
+def _no_mesh() -> Iterator[None]:
+    """Shapes are those of the whole arrays, also where a mesh is ambient."""
+    with jax.set_mesh(None), nn.logical_axis_rules(()):
+        yield
 
 
 def _with_shardings(boxed: Any, mesh: jax.sharding.Mesh, rules: LogicalRules) -> tuple[Any, Any]:

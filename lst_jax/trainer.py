@@ -160,7 +160,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         sums |= counts | {
             "flops": training_flops(config, batch, num_patches),
-            "gradient_norm": optax.global_norm(gradients),
+            "gradient_norm": optax.tree.norm(gradients),
             "learning_rate": schedule(state.step),
         }
         params = optax.apply_updates(state.params, updates)
@@ -246,7 +246,7 @@ def train(
     write_description(workdir, description)
     checkpointer = Checkpointer(workdir, training.keep_checkpoints)
     try:
-        with StopSignal() as stop, mesh_context(mesh, rules):
+        with StopSignal() as stop:
             run = _Run(
                 description,
                 optimizer_config,
@@ -257,7 +257,8 @@ def train(
                 rules,
                 checkpointer,
             )
-            return run.run(stop)
+            with mesh_context(mesh, rules):
+                return run.run(stop)
     finally:
         checkpointer.close()
 

@@ -1,0 +1,127 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax.sharding import PartitionSpec
+
+from lst_jax.config import LSTConfig, baseline_of
+from lst_jax.models import abstract_params
+from lst_jax.optimizers import OptimizerConfig, make_optimizer
+from lst_jax.sharding import (
+    DEFAULT_RULES,
+    MeshConfig,
+    check_rows,
+    make_mesh,
+    mesh_context,
+    shard_batch,
+    tree_shardings,
+)
+from lst_jax.train_state import init_state, param_shapes, state_shardings
+
+TINY = LSTConfig(
+    vocab_size=60,
+    dim_local=16,
+    dim_global=32,
+    num_layers_encoder=1,
+    num_layers_global=2,
+    num_layers_decoder=1,
+    num_heads_local=2,
+    num_heads_global=2,
+    multiple_of=16,
+    dtype="float32",
+    attention="dense",
+)
+
+
+def test_all_devices_are_on_fsdp_by_default():
+    assert dict(make_mesh().shape) == {"data": 1, "fsdp": 8, "tensor": 1}
+
+
+def test_one_axis_takes_the_devices_that_are_left():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=-1, tensor=2))
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+
+
+@pytest.mark.parametrize("sizes", [(3, -1, 1), (2, 2, 1), (16, -1, 1)])
+def test_axes_that_do_not_fill_the_devices_are_an_error(sizes):
+    with pytest.raises(ValueError, match="expected sizes that fill 8 devices"):
+        make_mesh(MeshConfig(*sizes))
+
+
+@pytest.mark.parametrize("sizes", [(0, 1, 1), (-1, -1, 1), (1, -2, 1)])
+def test_sizes_that_are_no_sizes_are_an_error(sizes):
+    with pytest.raises(ValueError, match="expected"):
+        MeshConfig(*sizes)
+
+
+def test_rows_lie_on_the_batch_axes_unchanged():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    batch = {"tokens": np.arange(24, dtype=np.int32).reshape(8, 3), "count": np.arange(8)}
+    sharded = shard_batch(batch, mesh)
+    for name, array in sharded.items():
+        np.testing.assert_array_equal(array, batch[name])
+        assert {shard.data.shape[0] for shard in array.addressable_shards} == {2}
+
+
+@pytest.mark.parametrize("rows, steps", [(12, 1), (8, 2), (0, 1)])
+def test_rows_that_do_not_divide_are_an_error(rows, steps):
+    with pytest.raises(ValueError, match=rf"the batch has {rows} rows, expected a multiple of"):
+        check_rows(rows, make_mesh(), steps)
+
+
+@pytest.mark.parametrize("config", [TINY, baseline_of(TINY)])
+def test_every_axis_of_every_parameter_has_a_rule(config):
+    known = {name for name, _ in DEFAULT_RULES}
+    for spec in jax.tree.leaves(
+        nn.get_partition_spec(abstract_params(config)),
+        is_leaf=lambda x: isinstance(x, PartitionSpec),
+    ):
+        assert {axis for axis in spec if axis is not None} <= known
+
+
+def test_parameters_and_moments_are_split_and_norms_are_not():
+    mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
+    _, shardings = state_shardings(TINY, make_optimizer(OptimizerConfig(), 3000), mesh)
+    moments = shardings.opt_state[1][0]
+    for tree in (shardings.params, moments.mu, moments.nu):
+        assert tree["output_kernel"].spec == PartitionSpec("fsdp", "tensor")
+        block = tree["global"]["transformer"]["layers"]["block"]
+        assert block["feed_forward"]["gate"]["kernel"].spec == PartitionSpec(
+            None, "fsdp", "tensor"
+        )
+        assert block["attention_norm"]["scale"].is_fully_replicated
+    assert shardings.step.is_fully_replicated
+
+
+def test_a_parameter_that_does_not_divide_is_named():
+    boxed = {
+        "kernel": nn.LogicallyPartitioned(
+            jax.ShapeDtypeStruct((12, 4), jnp.float32), names=("embed", "hidden")
+        )
+    }
+    with pytest.raises(ValueError, match=r"kernel.*axis of 12, expected a multiple of the 8"):
+        tree_shardings(boxed, make_mesh())
+
+
+def test_heads_that_do_not_divide_are_an_error():
+    mesh = make_mesh(MeshConfig(fsdp=2, tensor=4))
+    with pytest.raises(ValueError, match="num_heads_global is 2, expected a multiple of the 4"):
+        init_state(TINY, make_optimizer(OptimizerConfig(), 3000), 0, mesh)
+
+
+def test_a_seed_gives_the_same_parameters_on_every_mesh():
+    optimizer = make_optimizer(OptimizerConfig(), 3000)
+    whole = init_state(TINY, optimizer, 7, make_mesh(devices=jax.devices()[:1]))
+    split = init_state(TINY, optimizer, 7, make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))
+    jax.tree.map(np.testing.assert_array_equal, whole, split)
+    other = init_state(TINY, optimizer, 8, make_mesh(devices=jax.devices()[:1]))
+    assert not np.array_equal(other.params["output_kernel"], whole.params["output_kernel"])
+
+
+def test_shapes_are_of_whole_arrays_inside_a_mesh_too():
+    mesh = make_mesh()
+    outside = param_shapes(TINY, mesh)
+    with mesh_context(mesh):
+        inside = param_shapes(TINY, mesh)
+    assert jax.tree.leaves(inside) == jax.tree.leaves(outside)
