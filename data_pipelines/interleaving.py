@@ -39,27 +39,21 @@ class Example:
     Attributes:
       tokens: int32 (T,), bos … eos.
       aligned_lengths: int32 (Q,) lengths of its patches by words (every other token a patch of its
-        own), summing to T; None where they were not asked for.
+        own), summing to T; None for text, and where they were not asked for.
     """
 
     tokens: np.ndarray
     aligned_lengths: np.ndarray | None = None
 
 
-def text_example(document: TextDocument, vocabulary: Vocabulary, align: bool = False) -> Example:
-    """The document bos `<t>` text eos.
-
-    Args:
-      document: the text.
-      vocabulary: the id space.
-      align: whether to give the patches by words as well (a patch per token, here).
-    """
+def text_example(document: TextDocument, vocabulary: Vocabulary) -> Example:
+    """The document bos `<t>` text eos."""
     tokens = np.empty(len(document.pieces) + 3, np.int32)
     tokens[0] = vocabulary.bos_id
     tokens[1] = vocabulary.text_mode_id
     tokens[2:-1] = document.pieces
     tokens[-1] = vocabulary.eos_id
-    return Example(tokens, np.ones(len(tokens), np.int32) if align else None)
+    return Example(tokens)
 
 
 def speech_example(

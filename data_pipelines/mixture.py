@@ -176,7 +176,7 @@ class MixedDrafts:
 
     def _example(self, record: Record, rng: np.random.Generator, align: bool) -> Example:
         if not isinstance(record, Utterance):
-            return text_example(record, self._vocabulary, align)
+            return text_example(record, self._vocabulary)
         silence = self._patching.silence
         blocks_rng = rng if self._interleave else None
         return speech_example(record, self._vocabulary, blocks_rng, silence, align)

@@ -43,7 +43,8 @@ class Draft:
     Attributes:
       tokens: int32 (T,), bos … eos.
       draw: uniform in [0, 1); the document is aligned at the steps u with draw < P(u).
-      aligned_lengths: int32 (Q,) patch lengths by words; None where no step asks for them.
+      aligned_lengths: int32 (Q,) patch lengths by words; None for text, and where no step asks for
+        them.
     """
 
     tokens: np.ndarray
@@ -57,7 +58,7 @@ class DraftStream(Protocol):
     def __len__(self) -> int: ...
 
     def load(self, index: int, probability: float) -> Draft:
-        """Document `index`, with `aligned_lengths` if its draw is below `probability`."""
+        """Document `index`, `aligned_lengths` too if spoken and its draw is below `probability`."""
         ...
 
 

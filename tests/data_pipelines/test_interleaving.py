@@ -224,11 +224,9 @@ def test_an_utterance_of_silence_alone_is_speech():
     assert [speech for speech, _ in split_segments(example.tokens)] == [True]
 
 
-def test_text_is_one_segment_of_single_token_patches():
-    document = TextDocument("t", np.array([5, 6, 7], np.int32), 2)
-    example = text_example(document, VOCABULARY, align=True)
+def test_text_is_one_segment():
+    example = text_example(TextDocument("t", np.array([5, 6, 7], np.int32), 2), VOCABULARY)
     assert example.tokens.tolist() == [1, VOCABULARY.text_mode_id, 5, 6, 7, 2]
-    assert example.aligned_lengths.tolist() == [1] * 6
 
 
 def test_blocks_of_no_words_are_refused():
