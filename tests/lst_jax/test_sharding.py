@@ -87,9 +87,7 @@ def test_parameters_and_moments_are_split_and_norms_are_not():
     for tree in (shardings.params, moments.mu, moments.nu):
         assert tree["output_kernel"].spec == PartitionSpec("fsdp", "tensor")
         block = tree["global"]["transformer"]["layers"]["block"]
-        assert block["feed_forward"]["gate"]["kernel"].spec == PartitionSpec(
-            None, "fsdp", "tensor"
-        )
+        assert block["feed_forward"]["gate"]["kernel"].spec == PartitionSpec(None, "fsdp", "tensor")
         assert block["attention_norm"]["scale"].is_fully_replicated
     assert shardings.step.is_fully_replicated
 
