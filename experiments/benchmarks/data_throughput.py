@@ -34,8 +34,8 @@ from lst_jax.vocabulary import TextTokenizer
 
 _NUM_WORKERS = flags.DEFINE_list("num_workers", ["0", "1", "2"], "Worker processes to measure.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write the results to.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 4, "Rows of a batch.", lower_bound=1)
-_STEPS = flags.DEFINE_integer("steps", 200, "Batches to measure.", lower_bound=1)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Rows of a batch.", lower_bound=1)
+_STEPS = flags.DEFINE_integer("steps", 60, "Batches to measure.", lower_bound=1)
 _DOCUMENTS = flags.DEFINE_integer("documents", 10_000, "Records of each source.", lower_bound=1)
 _PATCHES = flags.DEFINE_integer("patches_per_row", 4096, "Patch slots of a row.")
 _TOKENS = flags.DEFINE_integer("tokens_per_row", 5632, "Token slots of a row.")
