@@ -10,17 +10,11 @@ patching are those of the run's `model.json`; the format of the example files is
 
 from __future__ import annotations
 
-import json
-import pathlib
-import sys
-import time
-from collections.abc import Callable
-from typing import Any
-
 import jax
 from absl import flags, logging
 
 from experiments import cli
+from experiments.outputs import make_progress_printer, write_json
 from experiments.trained_model import find_checkpoint, load_trained_model
 from lst_jax.checkpoints import read_description
 from lst_jax.evaluation.story_completion import (
@@ -59,9 +53,6 @@ _TOKENS_PER_ROW = flags.DEFINE_integer(
 _MULTIHOST = flags.DEFINE_bool(
     "multihost", False, "Join the other hosts of a cluster first (jax.distributed.initialize)."
 )
-
-# Seconds between two lines about the progress.
-_PROGRESS_PERIOD_S = 10.0
 
 
 def main(argv: list[str]) -> None:
@@ -103,34 +94,13 @@ def main(argv: list[str]) -> None:
                 "model": type(trained.model).__name__,
                 "data": _DATA.value,
             }
-            _write_json(_OUTPUT.value, source | results.as_dict(_EXAMPLE_SCORES.value))
-
-
-def make_progress_printer() -> Callable[[int, int], None]:
-    """A callback that says on stderr, now and then, how far it is and how long is left."""
-    start = last = time.monotonic()
-
-    def report(done: int, total: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= _PROGRESS_PERIOD_S and jax.process_index() == 0:
-            last = now
-            left = (now - start) / done * (total - done)
-            print(f"{done} of {total} batches, {left:.0f} s left", file=sys.stderr, flush=True)
-
-    return report
+            write_json(_OUTPUT.value, source | results.as_dict(_EXAMPLE_SCORES.value))
 
 
 def _choose_batch_rows(batch_rows: int | None, mesh: jax.sharding.Mesh) -> int:
     """The rows given, or 8 rounded up to a multiple of the devices that share them."""
     parts = batch_mesh_size(mesh)
     return parts * -(-ScoringShape.batch_rows // parts) if batch_rows is None else batch_rows
-
-
-def _write_json(path: str, values: dict[str, Any]) -> None:
-    output = pathlib.Path(path)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

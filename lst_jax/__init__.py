@@ -1,1 +1,46 @@
-"""Latent Speech-Text Transformer in JAX and Flax."""
+"""Latent Speech-Text Transformer in JAX and Flax.
+
+The names below are the library's front; each is imported when it is first used, so that data
+workers, which need the vocabulary and patching alone, never load JAX.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOMES = {
+    "LSTConfig": "config",
+    "TokenTransformerConfig": "config",
+    "baseline_of": "config",
+    "Vocabulary": "vocabulary",
+    "TextTokenizer": "vocabulary",
+    "PatchingConfig": "patching",
+    "Document": "patching",
+    "patch_document": "patching",
+    "fill_row": "patching",
+    "KeyRange": "key_ranges",
+    "attend": "attention",
+    "LatentSpeechTextTransformer": "models",
+    "TokenTransformer": "models",
+    "build_model": "models",
+    "count_parameters": "models",
+    "token_nll": "losses",
+    "training_flops": "flops",
+    "train": "trainer",
+    "restore_params": "checkpoints",
+    "score_continuations": "inference.scoring",
+    "evaluate_story_completion": "evaluation.story_completion",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,281 @@
+r"""The whole road in one command: corpus, training, evaluation, report.
+
+    python -m experiments.demo --workdir=runs/demo
+
+builds the built-in corpus (spoken short stories), trains the LST with the curriculum and the
+unpatched baseline under the same budget (steps, and units a step), measures story completion in
+all four directions and writes `report.html`. What was interrupted continues where it was when the
+same command is given again. Training is that of `experiments.train` with the files of `GIN_FILES`;
+`--gin.NAME=VALUE` changes a setting of both models.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import pathlib
+import sys
+import time
+from typing import Any
+
+import gin
+import jax
+from absl import flags, logging
+
+from data_pipelines.microworld.build import (
+    TEST_SETS,
+    MicroworldConfig,
+    MicroworldPaths,
+    build_corpus,
+)
+from experiments import cli, gin_config
+from experiments.experiment import run_experiment
+from experiments.outputs import make_progress_printer, write_json
+from experiments.report import (
+    COST_HEADER,
+    ModelReport,
+    cost_row,
+    read_spoken_examples,
+    write_report,
+)
+from experiments.trained_model import load_trained_model
+from lst_jax.evaluation.story_completion import (
+    DIRECTIONS,
+    StoryCompletionResult,
+    evaluate_story_completion,
+    read_story_examples,
+)
+from lst_jax.inference.scoring import ScoringShape
+from lst_jax.metrics import format_duration, read_records
+from lst_jax.models import count_parameters
+from lst_jax.trainer import NonFiniteLossError
+
+GIN_FILES = (
+    "experiments/configs/models/tiny.gin",
+    "experiments/configs/data/speech_text.gin",
+    "experiments/configs/runs/demo.gin",
+)
+BASELINE_FILE = "experiments/configs/runs/baseline.gin"
+# Directory under the workdir, name in tables, further Gin files.
+MODELS = (
+    ("lst", "LST (curriculum)", ()),
+    ("baseline", "Baseline (no patches)", (BASELINE_FILE,)),
+)
+# Share of the whole time that each stage takes on two cores, for the time that is left.
+_SHARES = {
+    "corpus": 0.2,
+    "train lst": 0.4,
+    "train baseline": 0.2,
+    "evaluate lst": 0.08,
+    "evaluate baseline": 0.1,
+    "report": 0.02,
+}
+_EVALUATION_ROWS = ScoringShape(batch_rows=8, patches_per_row=512)
+
+gin_config.define_flags()
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the demo.", required=True)
+_SPEECH_STORIES = flags.DEFINE_integer(
+    "speech_stories", MicroworldConfig.speech_stories, "Training stories that are spoken."
+)
+_TEXT_STORIES = flags.DEFINE_integer(
+    "text_stories", MicroworldConfig.text_stories, "Training stories given as text."
+)
+_TEST_ITEMS = flags.DEFINE_integer(
+    "test_items", MicroworldConfig.test_items, "Items of each test set."
+)
+
+
+class Clock:
+    """Says which stage begins, and how long is left by the shares of the stages done."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+        self._current: str | None = None
+        self._started_at = self._start
+        # Of stages that really ran: a stage found finished tells nothing of the speed.
+        self._seconds = 0.0
+        self._share = 0.0
+
+    def begin(self, stage: str) -> None:
+        """Announces a stage."""
+        now = time.monotonic()
+        self._finish(now)
+        self._current, self._started_at = stage, now
+        number = list(_SHARES).index(stage) + 1
+        left = ""
+        if self._share:
+            remaining = sum(list(_SHARES.values())[number - 1 :])
+            seconds = self._seconds / self._share * remaining
+            left = f", about {format_duration(seconds)} left"
+        elapsed = format_duration(now - self._start)
+        print(f"\n[{number}/{len(_SHARES)}] {stage} ({elapsed} elapsed{left})", flush=True)
+
+    def _finish(self, now: float) -> None:
+        seconds = now - self._started_at
+        if self._current and seconds > 1:
+            self._seconds += seconds
+            self._share += _SHARES[self._current]
+
+
+def main(argv: list[str]) -> None:
+    """Runs the stages that are not done yet."""
+    cli.check_no_arguments(argv)
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
+    workdir = pathlib.Path(_WORKDIR.value)
+    clock = Clock()
+    clock.begin("corpus")
+    config = MicroworldConfig(
+        speech_stories=_SPEECH_STORIES.value,
+        text_stories=_TEXT_STORIES.value,
+        test_items=_TEST_ITEMS.value,
+        fit_stories=min(MicroworldConfig.fit_stories, _SPEECH_STORIES.value),
+    )
+    corpus = build_corpus(config, workdir / "corpus")
+    try:
+        for directory, _, files in MODELS:
+            clock.begin(f"train {directory}")
+            train_model(workdir / directory, corpus, files)
+    except NonFiniteLossError as error:
+        sys.exit(f"error: {error}")
+    reports = []
+    for directory, name, _ in MODELS:
+        clock.begin(f"evaluate {directory}")
+        reports.append(evaluate_model(workdir / directory, name, corpus))
+    clock.begin("report")
+    path = report(workdir, corpus, reports)
+    print(format_results(reports), flush=True)
+    print(f"\nreport: {path}", flush=True)
+
+
+def train_model(
+    workdir: pathlib.Path, corpus: MicroworldPaths, further_files: tuple[str, ...]
+) -> None:
+    """Trains a model to the end; exits where a signal stopped it on the way."""
+    bindings = [
+        *flags.FLAGS["gin_binding"].value,
+        f"TOKENIZER={corpus.tokenizer.absolute()}",
+        f"SPEECH_RECORDS={corpus.speech_records.absolute()}",
+        f"TEXT_RECORDS={corpus.text_records.absolute()}",
+    ]
+    files = [*GIN_FILES, *further_files, *flags.FLAGS["gin_file"].value]
+    gin_config.parse(files, bindings)
+    experiment = gin_config.build_experiment()
+    result = run_experiment(experiment, workdir, gin.operative_config_str)
+    if not result.finished:
+        print("stopped; the same command continues", flush=True)
+        sys.exit(0)
+
+
+def evaluate_model(workdir: pathlib.Path, name: str, corpus: MicroworldPaths) -> ModelReport:
+    """Story completion of the last checkpoint, read from its file where it was measured before."""
+    trained = load_trained_model(workdir)
+    path = workdir / "story_completion.json"
+    sets = [corpus.test_set(kind) for kind in TEST_SETS]
+    measured_on = {"step": trained.step, "sets": [_digest(file) for file in sets]}
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if found.get("measured_on") != measured_on:
+        examples = read_story_examples(sets, trained.vocabulary.unit_count)
+        results = evaluate_story_completion(
+            trained.model,
+            trained.params,
+            examples,
+            vocabulary=trained.vocabulary,
+            tokenizer=trained.tokenizer,
+            patching=trained.patching,
+            mesh=trained.mesh,
+            directions=DIRECTIONS,
+            shape=_EVALUATION_ROWS,
+            visibility=trained.visibility,
+            progress=make_progress_printer(),
+        )
+        found = {"measured_on": measured_on, **results.as_dict(with_scores=True)}
+        write_json(path, found)
+    return ModelReport(
+        name=name,
+        num_parameters=count_parameters(trained.model.config),
+        records=read_records(workdir),
+        results=[_read_result(fields) for fields in found["results"]],
+    )
+
+
+def report(
+    workdir: pathlib.Path, corpus: MicroworldPaths, reports: list[ModelReport]
+) -> pathlib.Path:
+    """Writes `results.json` and `report.html`, whose path is returned."""
+    trained = load_trained_model(workdir / MODELS[0][0])
+    sets = [corpus.test_set(kind) for kind in TEST_SETS]
+    examples = read_story_examples(sets, trained.vocabulary.unit_count)
+    first_of_sets = [next(group) for _, group in itertools.groupby(examples, lambda x: x.set_name)]
+    path = workdir / "report.html"
+    write_report(
+        path,
+        reports,
+        json.loads(corpus.stats.read_text(encoding="utf-8")),
+        read_spoken_examples(corpus.examples),
+        first_of_sets,
+        trained.tokenizer,
+        trained.patching.patch_size,
+    )
+    summary = [
+        {
+            "model": model.name,
+            "parameters": model.num_parameters,
+            "training": model.records[-1],
+            "results": [dataclasses.asdict(result) for result in model.results],
+        }
+        for model in reports
+    ]
+    write_json(workdir / "results.json", {"platform": jax.default_backend(), "models": summary})
+    return path
+
+
+def format_results(reports: list[ModelReport]) -> str:
+    """Accuracies and costs of all models as two aligned tables."""
+    header = ["set", "direction", "chance", "n", *(model.name for model in reports)]
+    rows = [header]
+    for entries in zip(*(model.results for model in reports), strict=True):
+        first = entries[0]
+        rows.append(
+            [
+                first.set_name,
+                first.direction.replace("-", "→"),
+                f"{100 * first.chance:.0f}",
+                str(first.n),
+                *(
+                    f"{100 * r.accuracy:.1f} ({100 * r.interval[0]:.1f} … "
+                    f"{100 * r.interval[1]:.1f})"
+                    for r in entries
+                ),
+            ]
+        )
+    costs = [list(COST_HEADER), *(cost_row(model) for model in reports)]
+    return f"\n{_align(rows)}\n\n{_align(costs)}"
+
+
+def _align(rows: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
+
+
+def _digest(path: pathlib.Path) -> str:
+    """Changes when the test set does."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _read_result(fields: dict[str, Any]) -> StoryCompletionResult:
+    pairs = {name: tuple(fields[name]) for name in ("interval", "normalised_interval")}
+    return StoryCompletionResult(**{**fields, **pairs})
+
+
+if __name__ == "__main__":
+    sys.argv = gin_config.rewrite_arguments(sys.argv)
+    cli.run_main(main)

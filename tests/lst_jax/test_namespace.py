@@ -1,0 +1,39 @@
+"""The package's front, and what importing parts of it costs."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import lst_jax
+
+
+def test_every_name_of_the_front_can_be_imported():
+    for name in lst_jax.__all__:
+        assert getattr(lst_jax, name).__name__ == name
+
+
+def test_data_pipelines_do_not_load_jax_into_their_workers():
+    code = (
+        "import sys, data_pipelines.packing, data_pipelines.records, lst_jax.patching;"
+        "sys.exit('jax' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_imports_go_one_way():
+    """lst_jax imports neither of the others; data pipelines only vocabulary and patching."""
+
+    root = pathlib.Path(lst_jax.__file__).parent.parent
+    allowed = {"lst_jax": {"lst_jax"}, "data_pipelines": {"data_pipelines", "lst_jax"}}
+    for package, names in allowed.items():
+        for file in (root / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text())):
+                modules = [node.module] if isinstance(node, ast.ImportFrom) else []
+                modules += [a.name for a in node.names] if isinstance(node, ast.Import) else []
+                for module in modules:
+                    top = module.split(".")[0]
+                    ours = {"lst_jax", "data_pipelines", "experiments", "tests"}
+                    assert top not in ours - names, f"{file} imports {module}"
+                    if package == "data_pipelines" and top == "lst_jax":
+                        assert module in ("lst_jax.vocabulary", "lst_jax.patching"), file
