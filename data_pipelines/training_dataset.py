@@ -10,6 +10,9 @@ import dataclasses
 import functools
 import hashlib
 import json
+import multiprocessing
+import os
+import threading
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -347,7 +350,7 @@ class _TrainingIterator(grain.DatasetIterator[Batch]):
             block: grain.IterDataset[_Part] = _BlockDataset(self._make_packer, streams, states)
             if self._num_workers:
                 options = grain.MultiprocessingOptions(1, self._prefetch)
-                block = block.mp_prefetch(options)
+                block = block.mp_prefetch(options, _end_with_parent)
             elif self._prefetch:
                 block = grain.experimental.ThreadPrefetchIterDataset(
                     block, prefetch_buffer_size=self._prefetch
@@ -363,6 +366,17 @@ class _TrainingIterator(grain.DatasetIterator[Batch]):
         for block in self._blocks:
             block.close()
         self._blocks = []
+
+
+def _end_with_parent(_index: int, _count: int) -> None:
+    """Makes a worker process end where the main one was killed; it would wait for ever."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 _Part = dict[str, Any]

@@ -46,8 +46,14 @@ def test_a_warm_up_as_long_as_the_run_is_an_error():
 
 @pytest.mark.parametrize(
     "field, value",
-    [("beta2", 1.0), ("clip_norm", 0.0), ("peak_learning_rate", -1.0), ("final_ratio", 2.0)]
-    + [("warmup_steps", -1), ("weight_decay", -0.1)],
+    [
+        ("beta2", 1.0),
+        ("clip_norm", 0.0),
+        ("peak_learning_rate", -1.0),
+        ("final_ratio", 2.0),
+        ("warmup_steps", -1),
+        ("weight_decay", -0.1),
+    ],
 )
 def test_settings_out_of_range_are_named(field, value):
     with pytest.raises(ValueError, match=f"{field} is {value}"):
@@ -74,5 +80,8 @@ def test_gradients_above_the_clip_norm_count_as_gradients_of_that_norm():
     params = {"kernel": jnp.zeros(4)}
     large = {"kernel": jnp.array([3.0, 0.0, 4.0, 0.0]) * 100}
     unit = {"kernel": jnp.array([0.6, 0.0, 0.8, 0.0])}
-    update_of = lambda g: optimizer.update(g, optimizer.init(params), params)[0]["kernel"]
+
+    def update_of(gradient):
+        return optimizer.update(gradient, optimizer.init(params), params)[0]["kernel"]
+
     np.testing.assert_allclose(update_of(large), update_of(unit), rtol=1e-5)

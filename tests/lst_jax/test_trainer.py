@@ -212,7 +212,7 @@ def test_data_that_ends_early_is_an_error(tmp_path):
 
 
 def test_rows_that_accumulation_does_not_divide_are_an_error(tmp_path):
-    with pytest.raises(ValueError, match="16 rows, expected a multiple of 32 = .* 8 accumulation"):
+    with pytest.raises(ValueError, match=r"16 rows, expected a multiple of 32 = .* 8 accumulation"):
         train_in(tmp_path, batches(1), accumulation_steps=8)
 
 
