@@ -12,7 +12,7 @@ from data_pipelines.training_dataset import DataConfig, make_training_dataset
 from lst_jax.checkpoints import ModelDescription, write_description
 from lst_jax.config import ModelConfig
 from lst_jax.optimizers import OptimizerConfig
-from lst_jax.sharding import MeshConfig
+from lst_jax.sharding import MeshConfig, check_rows, make_mesh
 from lst_jax.trainer import TrainingConfig, TrainResult, train
 from lst_jax.vocabulary import TextTokenizer
 
@@ -87,6 +87,8 @@ def run_experiment(
       OSError, ValueError: files are missing or settings do not fit together.
       NonFiniteLossError: see `lst_jax.trainer.train`.
     """
+    mesh = make_mesh(experiment.mesh)
+    check_rows(experiment.data.batch_size, mesh, experiment.training.accumulation_steps)
     description = experiment.describe()
     dataset = make_training_dataset(
         experiment.data,

@@ -193,6 +193,10 @@ def mistakes(corpus, uninterrupted):
             training_flags(corpus, uninterrupted, DIM_LOCAL=24),
             f"workdir {uninterrupted} holds a run of another model: dim_local is 16 there and 24",
         ),
+        "rows": (
+            [*training_flags(corpus, "unused"), "--gin.ACCUMULATION_STEPS=3"],
+            "the batch has 4 rows, expected a multiple of 3",
+        ),
         "argument": ([*FILES, *corpus, "--workdir=unused", "extra"], "unexpected argument 'extra'"),
     }
 
