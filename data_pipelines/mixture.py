@@ -55,7 +55,7 @@ def document_weights(
     sources: Sequence[SourceStatistics],
     speech_text_ratio: float,
     ratio_unit: RatioUnit,
-    interleave: bool,
+    interleaved_share: float,
 ) -> list[float]:
     """How often to take a document from each source.
 
@@ -66,7 +66,7 @@ def document_weights(
         no part where there are only sources of one kind.
       ratio_unit: what amounts are counted in. `words`: words said or written. `tokens`: text
         tokens and units of the documents, as interleaving leaves them (Table 13).
-      interleave: whether utterances are interleaved.
+      interleaved_share: share of the utterances that are interleaved, 0 … 1.
 
     Returns:
       Relative frequencies of documents, summing to 1.
@@ -84,7 +84,7 @@ def document_weights(
     for number, source in enumerate(sources):
         if not source.weight > 0:
             raise ValueError(f"sources[{number}].weight is {source.weight}, expected above 0")
-        size = _mean_size(source, ratio_unit, interleave)
+        size = _mean_size(source, ratio_unit, interleaved_share)
         if not size > 0:
             raise ValueError(f"sources[{number}] has no {ratio_unit} to weigh it by")
         amount = kind_amounts[source.kind] * source.weight / kind_weights[source.kind]
@@ -93,7 +93,7 @@ def document_weights(
     return [frequency / total for frequency in frequencies]
 
 
-def _mean_size(source: SourceStatistics, ratio_unit: RatioUnit, interleave: bool) -> float:
+def _mean_size(source: SourceStatistics, ratio_unit: RatioUnit, interleaved_share: float) -> float:
     totals = source.totals
     if not totals.documents:
         return 0.0
@@ -102,7 +102,8 @@ def _mean_size(source: SourceStatistics, ratio_unit: RatioUnit, interleave: bool
         return words
     if source.kind == "text":
         return totals.text_tokens / totals.documents
-    spoken = expected_speech_share(max(1, round(words))) if interleave else 1.0
+    unspoken = 1 - expected_speech_share(max(1, round(words)))
+    spoken = 1 - interleaved_share * unspoken
     return (spoken * totals.units + (1 - spoken) * totals.text_tokens) / totals.documents
 
 
@@ -137,7 +138,7 @@ class MixedDrafts:
         seed: int,
         patching: PatchingConfig,
         vocabulary: Vocabulary,
-        interleave: bool,
+        interleaved_share: float,
     ) -> None:
         """See `stream_keys` for `keys`; the rest as in `DataConfig`."""
         self._keys = keys
@@ -145,7 +146,7 @@ class MixedDrafts:
         self._random = DocumentRandom(seed)
         self._patching = patching
         self._vocabulary = vocabulary
-        self._interleave = interleave
+        self._interleaved_share = interleaved_share
         self._ahead: dict[int, tuple[DocumentKey, Record]] = {}
         self._next_unread = 0
 
@@ -178,7 +179,7 @@ class MixedDrafts:
         if not isinstance(record, Utterance):
             return text_example(record, self._vocabulary)
         silence = self._patching.silence
-        blocks_rng = rng if self._interleave else None
+        blocks_rng = rng if rng.random() < self._interleaved_share else None
         return speech_example(record, self._vocabulary, blocks_rng, silence, align)
 
 

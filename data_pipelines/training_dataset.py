@@ -62,7 +62,8 @@ class DataConfig:
       seed: of everything random, 0 … 2⁶⁴ − 1.
       speech_text_ratio: amount of speech for an amount 1 of text, see `document_weights`.
       ratio_unit: what that is counted in, `words` or `tokens`.
-      interleave: whether utterances are interleaved with their text; if not, they are all speech.
+      interleaved_share: share of the utterances that are interleaved with their text, drawn anew
+        in each epoch; the others are speech throughout.
       patching: how speech is segmented.
       visibility: see `fill_row`.
       open_rows: rows that the packer of each stream keeps open.
@@ -77,7 +78,7 @@ class DataConfig:
     seed: int = 0
     speech_text_ratio: float = 0.5
     ratio_unit: RatioUnit = "tokens"
-    interleave: bool = True
+    interleaved_share: float = 1.0
     patching: PatchingConfig = dataclasses.field(default_factory=PatchingConfig)
     visibility: Visibility = "causal"
     open_rows: int = 8
@@ -89,6 +90,8 @@ class DataConfig:
             raise ValueError("sources is empty, expected at least one")
         if self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}, expected at least 1")
+        if not 0 <= self.interleaved_share <= 1:
+            raise ValueError(f"interleaved_share is {self.interleaved_share}, expected 0 … 1")
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed is {self.seed}, expected 0 … 2**64 - 1")
         if self.num_epochs is not None and self.num_epochs < 1:
@@ -214,7 +217,7 @@ class _PackerFactory:
             ],
             config.speech_text_ratio,
             config.ratio_unit,
-            config.interleave,
+            config.interleaved_share,
         )
 
     @functools.cached_property
@@ -239,7 +242,12 @@ class _PackerFactory:
             endless=config.num_epochs is None,
         )
         drafts = MixedDrafts(
-            keys, self._records, config.seed, config.patching, self._vocabulary, config.interleave
+            keys,
+            self._records,
+            config.seed,
+            config.patching,
+            self._vocabulary,
+            config.interleaved_share,
         )
         return RowPacker(drafts, config.packing, self._vocabulary)
 

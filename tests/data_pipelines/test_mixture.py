@@ -26,27 +26,27 @@ TEXT = SourceStatistics("text", Totals(documents=20, words=4000, text_tokens=500
 
 
 def test_weights_give_the_ratio_in_words():
-    speech, text = document_weights([SPEECH, TEXT], 0.5, "words", interleave=True)
+    speech, text = document_weights([SPEECH, TEXT], 0.5, "words", interleaved_share=1.0)
     assert speech + text == pytest.approx(1)
     assert speech * 40 / (text * 200) == pytest.approx(0.5)
 
 
 def test_weights_give_the_ratio_in_tokens_of_interleaved_documents():
-    speech, text = document_weights([SPEECH, TEXT], 0.5, "tokens", interleave=False)
+    speech, text = document_weights([SPEECH, TEXT], 0.5, "tokens", interleaved_share=0.0)
     assert speech * 400 / (text * 250) == pytest.approx(0.5)
     share = expected_speech_share(40)
     assert 0.3 < share < 0.4
-    speech, text = document_weights([SPEECH, TEXT], 0.5, "tokens", interleave=True)
+    speech, text = document_weights([SPEECH, TEXT], 0.5, "tokens", interleaved_share=1.0)
     tokens = share * 400 + (1 - share) * 52
     assert speech * tokens / (text * 250) == pytest.approx(0.5)
 
 
 def test_sources_of_a_kind_share_its_amount_by_their_weights():
     double = SourceStatistics("text", TEXT.totals, 2.0)
-    speech, one, two = document_weights([SPEECH, TEXT, double], 1.0, "words", interleave=True)
+    speech, one, two = document_weights([SPEECH, TEXT, double], 1.0, "words", interleaved_share=1.0)
     assert two == pytest.approx(2 * one)
     assert speech * 40 == pytest.approx((one + two) * 200)
-    assert document_weights([TEXT], 0.5, "tokens", interleave=True) == [1.0]
+    assert document_weights([TEXT], 0.5, "tokens", interleaved_share=1.0) == [1.0]
 
 
 def test_weights_name_what_is_wrong():
@@ -58,7 +58,7 @@ def test_weights_name_what_is_wrong():
         ([SPEECH, SourceStatistics("text", Totals())], 0.5, "words", r"sources\[1\]"),
     ]:
         with pytest.raises(ValueError, match=message):
-            document_weights(sources, ratio, unit, interleave=True)
+            document_weights(sources, ratio, unit, interleaved_share=1.0)
 
 
 @pytest.mark.parametrize("num_streams", [1, 2, 3, 8, 40])
@@ -133,14 +133,17 @@ def test_an_utterance_is_interleaved_anew_in_each_epoch():
     )
     keys = stream_keys([source_keys(0, 1, 0, None)], [1.0], 0, 1, endless=True)
 
-    def make(interleave):
+    def make(interleaved_share):
         return MixedDrafts(
-            keys, [Records([utterance])], 0, PatchingConfig(), vocabulary, interleave
+            keys, [Records([utterance])], 0, PatchingConfig(), vocabulary, interleaved_share
         )
 
-    drafts = make(True)
+    drafts = make(1.0)
     tokens = [drafts.load(epoch, 0.0).tokens.tobytes() for epoch in range(5)]
     assert len(set(tokens)) > 1
-    assert tokens == [make(True).load(epoch, 1.0).tokens.tobytes() for epoch in range(5)]
-    whole = make(False).load(0, 0.0).tokens
+    assert tokens == [make(1.0).load(epoch, 1.0).tokens.tobytes() for epoch in range(5)]
+    whole = make(0.0).load(0, 0.0).tokens
     assert vocabulary.is_unit(whole).sum() == 400
+    half = make(0.5)
+    wholes = [vocabulary.is_unit(half.load(i, 0.0).tokens).sum() == 400 for i in range(200)]
+    assert 70 < sum(wholes) < 130

@@ -239,7 +239,7 @@ def spoken_like_the_sample(number):
 @pytest.mark.parametrize("largest_gap", [0.0, 0.3])
 def test_an_epoch_holds_every_unit_and_text_token_once(config, largest_gap):
     config = dataclasses.replace(
-        config, num_epochs=1, interleave=False, largest_gap=largest_gap, open_rows=2
+        config, num_epochs=1, interleaved_share=0.0, largest_gap=largest_gap, open_rows=2
     )
     rows = take(make_training_dataset(config, VOCABULARY), None)
     targets = np.concatenate([b["targets"][b["loss_weights"] > 0] for b in rows])
@@ -260,7 +260,7 @@ def test_epochs_end_alike_with_workers(config):
 
 def test_every_token_is_a_patch_of_the_baseline(config):
     config = dataclasses.replace(
-        config, patches_per_row=192, patching=PatchingConfig("none"), interleave=False
+        config, patches_per_row=192, patching=PatchingConfig("none"), interleaved_share=0.0
     )
     for batch in take(make_training_dataset(config, VOCABULARY), 3):
         real = batch["document_ids"] > 0
