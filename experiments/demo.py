@@ -65,12 +65,12 @@ MODELS = (
 )
 # Share of the whole time that each stage takes on two cores, for the time that is left.
 _SHARES = {
-    "corpus": 0.2,
-    "train lst": 0.4,
-    "train baseline": 0.2,
-    "evaluate lst": 0.08,
-    "evaluate baseline": 0.1,
-    "report": 0.02,
+    "corpus": 0.1,
+    "train lst": 0.5,
+    "train baseline": 0.26,
+    "evaluate lst": 0.06,
+    "evaluate baseline": 0.07,
+    "report": 0.01,
 }
 _EVALUATION_ROWS = ScoringShape(batch_rows=8, patches_per_row=512)
 

@@ -66,7 +66,7 @@ class MicroworldConfig:
 
     seed: int = 0
     text_stories: int = 20_000
-    speech_stories: int = 2_500
+    speech_stories: int = 3_000
     test_items: int = 200
     fit_stories: int = 300
     unit_clusters: int = 501

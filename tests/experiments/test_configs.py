@@ -18,7 +18,7 @@ LLAMA_SIZE = Vocabulary(32_000).size
 
 # Parameters of the LST and of its baseline, over the 32,508 ids of Llama 2's tokenizer.
 PARAMETERS = {
-    "tiny": (12_470_912, 19_857_664),
+    "tiny": (8_068_704, 13_811_520),
     "420m": (416_208_000, 408_321_280),
     "630m": (629_217_024, 609_529_344),
     "810m": (817_985_280, 779_417_088),
@@ -106,7 +106,7 @@ def test_the_curriculum_follows_the_length_of_the_run():
 
 
 @pytest.mark.parametrize("data", ["speech", "text", "speech_text"])
-@pytest.mark.parametrize("run", ["tiny", "custom", "pretrain"])
+@pytest.mark.parametrize("run", ["tiny", "demo", "custom", "pretrain"])
 def test_data_and_run_files_go_with_every_other(data, run):
     needed = {"speech": DATA[:2], "text": [DATA[0], DATA[2]], "speech_text": DATA}[data]
     bindings = [*needed, *(ROWS if run == "custom" else [])]

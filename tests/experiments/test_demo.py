@@ -1,0 +1,98 @@
+"""The demo from end to end, with a corpus of a few stories and models trained for a few steps."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from data_pipelines.records import make_utterance
+from experiments.report import SpokenExample, patch_rows, read_spoken_examples
+from lst_jax.vocabulary import TextTokenizer
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SETS = {"StoryCloze": 2, "TopicStoryCloze": 2, "HellaSwag": 4}
+ARGUMENTS = (
+    *("--speech_stories=24", "--text_stories=300", "--test_items=4"),
+    *("--gin.NUM_STEPS=6", "--gin.WARMUP_STEPS=1", "--gin.LOG_EVERY=2"),
+    *("--gin.CHECKPOINT_EVERY=2", "--gin.DIM_LOCAL=16", "--gin.DIM_GLOBAL=32"),
+    *("--gin.NUM_LAYERS_GLOBAL=1", "--gin.NUM_LAYERS_DECODER=1", "--gin.BATCH_ROWS=2"),
+)
+
+
+def run_demo(workdir):
+    """One call of the binary on one CPU device."""
+    environment = dict(os.environ, JAX_PLATFORMS="cpu", XLA_FLAGS="")
+    command = [sys.executable, "-m", "experiments.demo", f"--workdir={workdir}", *ARGUMENTS]
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """A finished demo: its workdir and its output."""
+    workdir = tmp_path_factory.mktemp("demo")
+    done = run_demo(workdir)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return workdir, done.stdout
+
+
+def test_the_table_has_every_set_and_direction_and_both_costs(demo):
+    workdir, output = demo
+    for name, endings in SETS.items():
+        for direction in ("S→S", "T→T", "S→T", "T→S"):
+            line = re.search(rf"^{name} +{direction} +(\d+) +4 ", output, re.MULTILINE)
+            assert line and int(line[1]) == 100 // endings
+    results = json.loads((workdir / "results.json").read_text())
+    lst, baseline = results["models"]
+    assert lst["training"]["step"] == baseline["training"]["step"] == 6
+    assert len(lst["results"]) == len(baseline["results"]) == 12
+    # The budget is one: as many units a step, up to what packing leaves empty.
+    units = [model["training"]["total_units"] for model in (lst, baseline)]
+    assert 0.8 < units[0] / units[1] < 1.25
+    assert lst["training"]["total_tokens"] > baseline["training"]["total_tokens"]
+
+
+def test_the_report_stands_alone(demo):
+    page = (demo[0] / "report.html").read_text()
+    assert page.count("<svg") == 2
+    assert page.count("data:audio/wav;base64,") >= 3
+    # Nothing is fetched: links are anchors inside the page or XML namespaces.
+    assert not re.search(r"(src|href)=['\"](?!data:|#)", page.replace("xlink:href", "href"))
+    assert "Traceback" not in page and "nan" not in re.sub(r"<svg.*?</svg>", "", page, flags=re.S)
+
+
+def test_a_second_run_does_nothing_again(demo):
+    workdir, first = demo
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*.json*")}
+    again = run_demo(workdir)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert again.stdout[again.stdout.index("set ") :] == first[first.index("set ") :]
+    changed = {p.name for p, time in before.items() if p.stat().st_mtime_ns != time}
+    assert changed <= {"results.json", "model.json"}
+
+
+def test_patches_of_every_strategy_hold_every_unit(demo):
+    directory = demo[0] / "corpus" / "examples"
+    example: SpokenExample = read_spoken_examples(directory)[0]
+    tokenizer = TextTokenizer(demo[0] / "corpus" / "tokenizer" / "tokenizer.model")
+    utterance = make_utterance("x", example.words, example.units, example.unit_counts, tokenizer)
+    rows = patch_rows(utterance, tokenizer.vocabulary(), 4)
+    for lengths in rows.values():
+        assert sum(lengths) == len(example.units)
+    assert np.mean(rows["static(4)"]) > 3.5 and set(rows["none"]) == {1}
+    assert len(rows["aligned, silence merged"]) <= len(rows["aligned"])
+
+
+def test_a_mistake_ends_with_one_line(tmp_path):
+    command = [sys.executable, "-m", "experiments.demo", f"--workdir={tmp_path}"]
+    command.append("--speech_stories=0")
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in done.stderr
