@@ -170,7 +170,9 @@ def test_rematerialisation_changes_no_gradient(remat):
 
         return jax.jit(jax.grad(loss))(params)
 
-    ours, oracle = gradient(dataclasses.replace(LST, remat=remat)), gradient(LST)
+    # The dense backend compiles faster; a policy does not know which one it is.
+    dense = dataclasses.replace(LST, attention="dense")
+    ours, oracle = gradient(dataclasses.replace(dense, remat=remat)), gradient(dense)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(oracle), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4)
 
@@ -202,14 +204,15 @@ def test_every_parameter_has_a_gradient_and_logical_axes():
 def test_bfloat16_stays_near_float32():
     rng = np.random.default_rng(0)
     batch = stack_rows([[random_document(rng, False)]], P, N)
-    half = build_model(dataclasses.replace(LST, dtype="bfloat16"))
+    full, half = (
+        build_model(dataclasses.replace(LST, attention="dense", dtype=dtype))
+        for dtype in ("float32", "bfloat16")
+    )
 
     @jax.jit
     def both(key):
         variables = nn.unbox(half.init(key, batch, num_patches=P))
-        return [
-            m.apply(variables, batch, num_patches=P)["hidden"] for m in (half, build_model(LST))
-        ]
+        return [m.apply(variables, batch, num_patches=P)["hidden"] for m in (half, full)]
 
     a, b = both(jax.random.key(0))
     real = batch["document_ids"] > 0
