@@ -34,8 +34,8 @@ matplotlib.use("Agg")
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 _SPOKEN = "#56B4E9"
 _SILENT = "#DDDDDD"
-# How long a piece of the utterance the figure shows, in seconds.
-_SHOWN_S = 4.0
+# Seconds of the utterance that the figure shows: few enough for words to be read.
+_SHOWN_S = 3.0
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
@@ -275,7 +275,7 @@ def _draw_labels(
     middles = (np.cumsum(lengths) - np.asarray(lengths) / 2) / frame_rate
     for word, middle in zip(words, middles, strict=True):
         if middle < end and word != "[SIL]":
-            axis.text(middle, row, word, ha="center", va="center", fontsize=7)
+            axis.text(middle, row, word, ha="center", va="center", fontsize=7, clip_on=True)
 
 
 def _read_wav(data: bytes) -> tuple[np.ndarray, int]:

@@ -270,14 +270,13 @@ def restore_params(
     """
     workdir, step = _workdir_and_step(path)
     shapes = param_shapes(read_description(workdir).model, mesh, rules)
-    with ocp.CheckpointManager(
-        workdir / _CHECKPOINTS, options=ocp.CheckpointManagerOptions(read_only=True, create=False)
-    ) as manager:
-        step = manager.latest_step() if step is None else step
-        if step is None or step not in manager.all_steps():
-            raise FileNotFoundError(f"{path}: no checkpoint there; expected a workdir or a step")
-        args = ocp.args.Composite(params=ocp.args.StandardRestore(shapes))
-        return manager.restore(step, args=args).params
+    directory = workdir / _CHECKPOINTS
+    steps = ocp.utils.checkpoint_steps(directory) if directory.is_dir() else []
+    if not steps or (step is not None and step not in steps):
+        raise FileNotFoundError(f"{path}: no checkpoint there; expected a workdir or a step")
+    step = max(steps) if step is None else step
+    with ocp.StandardCheckpointer() as reader:
+        return reader.restore(directory / str(step) / "params", shapes)
 
 
 def _workdir_and_step(path: str | pathlib.Path) -> tuple[pathlib.Path, int | None]:
