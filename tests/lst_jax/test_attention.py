@@ -40,7 +40,10 @@ SHAPES = [(1, 5, 9, 1, 2), (2, 40, 24, 2, 8), (3, 33, 70, 1, 4)]
 def test_blocked_equals_dense_in_values_and_gradients(seed, shape, dtype):
     rows, queries, keys, heads, width = shape
     rng = np.random.default_rng(seed)
-    normal = lambda length: jnp.asarray(rng.normal(size=(rows, length, heads, width)), dtype)  # noqa: E731
+
+    def normal(length):
+        return jnp.asarray(rng.normal(size=(rows, length, heads, width)), dtype)
+
     arrays = normal(queries), normal(keys), normal(keys)
     start, end = random_intervals(rng, rows, queries, keys)
     cotangent = normal(queries)

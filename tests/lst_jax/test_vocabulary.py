@@ -6,6 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
+import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -116,7 +117,6 @@ def test_a_word_has_the_same_pieces_everywhere(tokenizer):
 
 @pytest.mark.parametrize("model_type", ["bpe", "unigram"])
 def test_models_without_the_space_before_a_text_encode_words_after_a_space(tmp_path, model_type):
-    sentencepiece = pytest.importorskip("sentencepiece")
     prefix = tmp_path / "bare"
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(TEXT),
