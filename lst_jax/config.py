@@ -53,8 +53,9 @@ class LSTConfig:
       dim_local: width d of the patch encoder and decoder.
       dim_global: width D of the global transformer.
       num_layers_encoder, num_layers_global, num_layers_decoder: layers of the three modules.
-      num_heads_local: heads of every self- and cross-attention over tokens.
+      num_heads_local: heads of every self-attention over tokens.
       num_heads_global: heads of the global transformer.
+      num_heads_cross: heads of every cross-attention; None: as many as `num_heads_local`.
       latent_vectors_per_patch: k, vectors of width d that stand for one patch.
       local_window: W, tokens that a token's self-attention may read, itself included.
       encoder_cross_window: W_enc, patches whose tokens a patch query may read.
@@ -81,6 +82,7 @@ class LSTConfig:
     num_layers_decoder: int
     num_heads_local: int
     num_heads_global: int
+    num_heads_cross: int | None = None
     latent_vectors_per_patch: int = 2
     local_window: int = 512
     encoder_cross_window: int = 512
@@ -106,6 +108,13 @@ class LSTConfig:
         )
         _require_heads("dim_local", self.dim_local, "num_heads_local", self.num_heads_local)
         _require_heads("dim_global", self.dim_global, "num_heads_global", self.num_heads_global)
+        require(
+            self.num_heads_cross is None
+            or (self.num_heads_cross > 0 and self.dim_local % self.num_heads_cross == 0),
+            "num_heads_cross",
+            self.num_heads_cross,
+            f"None or a divisor of dim_local={self.dim_local}",
+        )
         require(self.pooling in ("max", "mean"), "pooling", self.pooling, "'max' or 'mean'")
         require(
             self.encoder_cross_layers in ("all", "last"),
@@ -128,6 +137,11 @@ class LSTConfig:
         require(
             self.dtype in ("bfloat16", "float32"), "dtype", self.dtype, "'bfloat16' or 'float32'"
         )
+
+    @property
+    def cross_attention_heads(self) -> int:
+        """Heads of every cross-attention."""
+        return self.num_heads_cross or self.num_heads_local
 
 
 @dataclasses.dataclass(frozen=True)

@@ -45,10 +45,10 @@ class LSTKeyRanges(NamedTuple):
 
 
 def document_starts(document_ids: Array) -> Array:
-    """Position of the first token of each token's document.
+    """Position of the first token (or patch) of each token's (or patch's) document.
 
     Args:
-      document_ids: (B, N) int32.
+      document_ids: (B, N) int32, the same number along each document.
 
     Returns:
       (B, N) int32.
@@ -99,11 +99,13 @@ def lst_key_ranges(batch: Mapping[str, Array], num_patches: int, config: LSTConf
     patch_end = search(patch_ids, "right").astype(jnp.int32)
     used = patch_end > patch_start
 
-    # The document's first patch, seen from tokens and from patches.
+    # The document's first patch, seen from tokens and from patches. A patch belongs to the document
+    # of its first token: where published batches have an eos inside a patch, the next patch is the
+    # first of the next document.
     starts = document_starts(document_ids)
     token_first = jnp.take_along_axis(patch_ids, starts, axis=1)
     first_token = jnp.minimum(patch_start, length - 1)
-    patch_first = jnp.take_along_axis(token_first, first_token, axis=1)
+    patch_first = document_starts(jnp.take_along_axis(document_ids, first_token, axis=1))
 
     global_self = KeyRange(
         jnp.where(used, patch_first, num_patches), jnp.where(used, slots + 1, num_patches)

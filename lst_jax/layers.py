@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from lst_jax.attention import attend
-from lst_jax.config import ModelConfig, hidden_width
+from lst_jax.config import LSTConfig, ModelConfig, hidden_width, padded_size
 from lst_jax.key_ranges import KeyRange
 
 # What each layer keeps of its forward pass for the backward pass; the rest is computed again.
@@ -193,8 +193,7 @@ class CrossAttention(nn.Module):
     checkpoints were trained.
     """
 
-    num_heads: int
-    config: ModelConfig
+    config: LSTConfig
     depth: int | Array
 
     @nn.compact
@@ -203,7 +202,8 @@ class CrossAttention(nn.Module):
         epsilon = self.config.norm_eps
         queries = RMSNorm(epsilon, name="query_norm")(h)
         memory = RMSNorm(epsilon, name="memory_norm")(memory)
-        attention = Attention(self.num_heads, self.config, self.depth, False, name="attention")
+        heads = self.config.cross_attention_heads
+        attention = Attention(heads, self.config, self.depth, False, name="attention")
         residual = 2 * h if self.config.cross_residual == "double" else h
         return residual + attention(queries, memory, key_range)
 
@@ -259,15 +259,29 @@ class _ScannedLayer(nn.Module):
         memory_range: KeyRange | None,
     ) -> tuple[Array, None]:
         if self.cross:
-            cross = CrossAttention(self.num_heads, self.config, depth, name="cross_attention")
+            cross = CrossAttention(self.config, depth, name="cross_attention")
             h = cross(h, memory, memory_range)
         return Block(self.num_heads, self.config, depth, name="block")(h, key_range), None
 
 
-class Embedding(nn.Module):
-    """Token embeddings, rows padded to a multiple of 128."""
+def padded_vocabulary_init(stddev: float, vocab_size: int, axis: int) -> Initializer:
+    """`truncated_normal` with zeros at the ids from `vocab_size` on, which pad `axis`.
 
-    num_embeddings: int
+    Their gradients are zero, so they stay zero, and checkpoint formats without them lose nothing.
+    """
+
+    def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        values = truncated_normal(stddev)(key, shape, dtype)
+        is_real = jnp.expand_dims(jnp.arange(shape[axis]) < vocab_size, 1 - axis)
+        return jnp.where(is_real, values, 0)
+
+    return init
+
+
+class Embedding(nn.Module):
+    """Token embeddings; the table's rows are padded to a multiple of `config.LANE`."""
+
+    vocab_size: int
     features: int
     dtype: Any
 
@@ -275,8 +289,10 @@ class Embedding(nn.Module):
     def __call__(self, tokens: Array) -> Array:
         """(B, N) int32 to (B, N, features)."""
         init = nn.with_logical_partitioning(
-            truncated_normal(self.features**-0.5), ("vocab", "embed")
+            padded_vocabulary_init(self.features**-0.5, self.vocab_size, axis=0),
+            ("vocab", "embed"),
         )
-        table = self.param("table", init, (self.num_embeddings, self.features), jnp.float32)
+        shape = (padded_size(self.vocab_size), self.features)
+        table = self.param("table", init, shape, jnp.float32)
         x = jnp.take(table.astype(self.dtype), tokens, axis=0)
         return constrain(x, "batch", "length", "embed_activation")

@@ -17,7 +17,7 @@ from jax import Array
 from lst_jax.config import LSTConfig, ModelConfig, TokenTransformerConfig, padded_size
 from lst_jax.global_transformer import GlobalTransformer
 from lst_jax.key_ranges import lst_key_ranges, token_key_range
-from lst_jax.layers import Embedding, RMSNorm, TransformerLayers, truncated_normal
+from lst_jax.layers import Embedding, RMSNorm, TransformerLayers, padded_vocabulary_init
 from lst_jax.patch_decoder import PatchDecoder
 from lst_jax.patch_encoder import PatchEncoder
 
@@ -84,10 +84,7 @@ class TokenTransformer(nn.Module):
                 ' for the unpatched baseline (strategy "none")'
             )
         embed = Embedding(
-            padded_size(config.vocab_size),
-            config.dim_global,
-            jnp.dtype(config.dtype),
-            name="embedding",
+            config.vocab_size, config.dim_global, jnp.dtype(config.dtype), name="embedding"
         )
         layers = TransformerLayers(
             config.num_layers_global, config.num_heads_global, config, name="transformer"
@@ -100,8 +97,11 @@ class TokenTransformer(nn.Module):
 
 def _declare_output(module: nn.Module, width: int) -> None:
     """Declares the output projection (width, padded vocabulary), applied by the loss."""
-    init = nn.with_logical_partitioning(truncated_normal(width**-0.5), ("embed", "vocab"))
-    shape = (width, padded_size(module.config.vocab_size))
+    vocab_size = module.config.vocab_size
+    init = nn.with_logical_partitioning(
+        padded_vocabulary_init(width**-0.5, vocab_size, axis=1), ("embed", "vocab")
+    )
+    shape = (width, padded_size(vocab_size))
     module.param("output_kernel", init, shape, jnp.float32)
 
 

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from lst_jax.config import LSTConfig, padded_size
+from lst_jax.config import LSTConfig
 from lst_jax.key_ranges import LSTKeyRanges
 from lst_jax.layers import Block, CrossAttention, Embedding, Linear, constrain, remat_layer
 from lst_jax.pooling import pool_patches
@@ -40,7 +40,7 @@ class PatchEncoder(nn.Module):
         block = remat_layer(Block, config.remat)
         cross = remat_layer(CrossAttention, config.remat)
         dtype = jnp.dtype(config.dtype)
-        embed = Embedding(padded_size(config.vocab_size), config.dim_local, dtype, name="embedding")
+        embed = Embedding(config.vocab_size, config.dim_local, dtype, name="embedding")
         h, z = embed(tokens), None
         last = config.num_layers_encoder - 1
         for depth in range(config.num_layers_encoder):
@@ -50,7 +50,7 @@ class PatchEncoder(nn.Module):
                 continue
             if z is None:
                 z = self._initial_queries(h, patch_ids, ranges)
-            read = cross(config.num_heads_local, config, depth, name=f"cross_attention_{depth}")
+            read = cross(config, depth, name=f"cross_attention_{depth}")
             z = read(z, h, ranges.encoder_cross)
         return h, z
 

@@ -48,7 +48,9 @@ def check_heads(config: ModelConfig, mesh: jax.sharding.Mesh) -> None:
     Raises:
       ValueError: it does not.
     """
-    names = ["num_heads_global"] + ["num_heads_local"] * isinstance(config, LSTConfig)
+    names = ["num_heads_global"]
+    if isinstance(config, LSTConfig):
+        names += ["num_heads_local", "cross_attention_heads"]
     for name in names:
         if getattr(config, name) % mesh.shape["tensor"]:
             raise ValueError(
