@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lst_jax.attention import attend, blocked
-from lst_jax.key_ranges import KeyRange
+from lst_jax.key_ranges import KeyRange, token_key_range
 
 
 @functools.partial(jax.jit, static_argnames="backend")
@@ -75,16 +75,27 @@ def test_an_empty_range_gives_zeros_and_zero_gradients(backend):
     assert np.all(np.asarray(dk)[0, unread] == 0) and np.all(np.asarray(dv)[0, unread] == 0)
 
 
-def test_keys_outside_every_interval_are_never_touched():
-    """Poisoned keys outside the intervals leave values and gradients finite."""
-    length = 3 * blocked.KEY_BLOCK
-    q = jnp.ones((1, length, 1, 2))
-    k = jnp.ones((1, length, 1, 2)).at[:, blocked.KEY_BLOCK :].set(jnp.nan)
-    start = jnp.zeros((1, length), jnp.int32)
-    end = jnp.full((1, length), blocked.KEY_BLOCK, jnp.int32)
-    out, (dq, dk, dv) = value_and_gradients(q, k, k, start, end, q, backend="blocked")
+def test_keys_outside_a_rows_own_intervals_are_never_touched():
+    """Poisoned keys outside a row's intervals leave it finite, whatever the other row reads."""
+    length, block = 3 * blocked.KEY_BLOCK, blocked.KEY_BLOCK
+    q = jnp.ones((2, length, 1, 2))
+    k = jnp.ones((2, length, 1, 2)).at[0, block:].set(jnp.nan).at[1, : 2 * block].set(jnp.nan)
+    start = jnp.broadcast_to(jnp.array([[0], [2 * block]], jnp.int32), (2, length))
+    out, (dq, dk, dv) = value_and_gradients(q, k, k, start, start + block, q, backend="blocked")
     for array in (out, dq, dk, dv):
         assert np.isfinite(array).all()
+
+
+@pytest.mark.parametrize("window", [32, None])
+def test_memory_of_blocked_attention_grows_linearly(window):
+    def temporary_bytes(length):
+        q = jax.ShapeDtypeStruct((1, length, 1, 8), jnp.float32)
+        ids = jnp.ones((1, length), jnp.int32)
+        ranges = token_key_range(ids, window)
+        compiled = value_and_gradients.lower(q, q, q, *ranges, q, backend="blocked").compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporary_bytes(4096) < 2.2 * temporary_bytes(2048)
 
 
 @pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2), (1, 4, 2)])
