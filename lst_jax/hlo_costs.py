@@ -1,0 +1,572 @@
+"""What a compiled program does, from the text of its optimized HLO: work, memory traffic, messages.
+
+XLA's own `cost_analysis()` counts the body of a loop once and a kernel as nothing. Here a body
+counts as often as it runs: by `known_trip_count` where the compiler left it, else by the constant
+that the loop's condition compares with, else by the caller's estimate from the loop's name. All
+numbers are of one device, the program of which the text is.
+
+| quantity         | what is counted                                                              |
+|------------------|------------------------------------------------------------------------------|
+| matrix FLOPs     | `dot` and `convolution`, two for a multiply-add, taps in the padding left out |
+| memory bytes     | reads and writes of every instruction outside of fusions, unless the array   |
+|                  | lies in on-chip memory; slices and in-place updates count what they touch    |
+| collective bytes | what the device sends in a ring: all-gather, reduce-scatter and all-to-all   |
+|                  | (g - 1) / g of the whole array, all-reduce twice that, permutes their array  |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+# Bytes of an element; types of less than a byte are stored in whole ones.
+_ELEMENT_BYTES = {"pred": 1, "token": 0, "opaque": 0}
+_COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+# Instructions that only name, group or wait for arrays, or whose cost is that of what they call.
+_FREE = frozenset(
+    ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call")
+    + ("conditional", "after-all", "domain", "partition-id", "replica-id", "optimization-barrier")
+    + ("add-dependency",)
+)
+_COPIES = frozenset(("copy", "copy-done", "copy-start", "bitcast", "convert", "reshape"))
+_SLICES = frozenset(("slice", "dynamic-slice", "gather"))
+_ON_CHIP = re.compile(r"S\([1-9]\d*\)")
+_SHAPE = re.compile(r"([a-z]\w*)\[([\d,<=]*)\](\{[^}]*\})?")
+_NAME = re.compile(r"%([\w.\-]+)")
+_OP_NAME = re.compile(r'op_name="([^"]*)"')
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%([\w.\-]+) = (.*)$")
+_COMPUTATION = re.compile(r"^(ENTRY )?%([\w.\-]+) \(.*\{$")
+
+# The work of one call of a kernel or one turn of a loop that the text does not tell, from its name.
+TripCounts = Callable[[str], float | None]
+
+
+class KernelCost(NamedTuple):
+    """Work of one call of a custom kernel: matrix FLOPs and bytes of memory traffic."""
+
+    flops: float
+    memory_bytes: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """Messages of one kind among one set of device groups.
+
+    Attributes:
+      kind: all-gather, all-reduce, reduce-scatter, all-to-all or collective-permute.
+      crosses_slices: whether a group has devices of several slices.
+    """
+
+    kind: str
+    crosses_slices: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class HloCosts:
+    """What one device does in one run of a program.
+
+    Attributes:
+      matrix_flops: of dots and convolutions, kernels included.
+      memory_bytes: read from and written to main memory.
+      collective_bytes: sent by the device, by kind.
+      kernel_flops: the part of `matrix_flops` that is in custom kernels.
+      estimated_flops: the part in loops and kernels whose size was estimated by the caller.
+      unknown: names of loops (counted as one turn) and kernels (as nothing) without a count.
+    """
+
+    matrix_flops: float = 0.0
+    memory_bytes: float = 0.0
+    collective_bytes: Mapping[Collective, float] = dataclasses.field(default_factory=dict)
+    kernel_flops: float = 0.0
+    estimated_flops: float = 0.0
+    unknown: frozenset[str] = frozenset()
+
+    def __add__(self, other: HloCosts) -> HloCosts:
+        kinds = {**self.collective_bytes, **other.collective_bytes}
+        return HloCosts(
+            self.matrix_flops + other.matrix_flops,
+            self.memory_bytes + other.memory_bytes,
+            {
+                kind: self.collective_bytes.get(kind, 0.0) + other.collective_bytes.get(kind, 0.0)
+                for kind in kinds
+            },
+            self.kernel_flops + other.kernel_flops,
+            self.estimated_flops + other.estimated_flops,
+            self.unknown | other.unknown,
+        )
+
+    def times(self, count: float) -> HloCosts:
+        """The cost of `count` runs."""
+        return HloCosts(
+            self.matrix_flops * count,
+            self.memory_bytes * count,
+            {kind: size * count for kind, size in self.collective_bytes.items()},
+            self.kernel_flops * count,
+            self.estimated_flops * count,
+            self.unknown,
+        )
+
+
+def hlo_costs(
+    text: str,
+    trip_counts: TripCounts = lambda name: None,
+    kernel_costs: Callable[[str], KernelCost | None] = lambda name: None,
+    devices_per_slice: int | None = None,
+) -> HloCosts:
+    """Costs of a compiled program.
+
+    Args:
+      text: optimized HLO, `compiled.as_text()`.
+      trip_counts: turns of a loop whose bounds depend on data, from its name (JAX's name stack);
+        None where it has no estimate.
+      kernel_costs: the same for custom kernels; the estimate that a kernel carries itself
+        (`pallas_call(cost_estimate=…)`) is used where this has none.
+      devices_per_slice: devices joined by the interconnect; None: all.
+
+    Raises:
+      ValueError: the text is no HLO module, or has device groups of an unknown form.
+    """
+    return _Analysis(text, trip_counts, kernel_costs, devices_per_slice).run()
+
+
+class _Shape(NamedTuple):
+    dtype: str
+    dims: tuple[int, ...]
+    on_chip: bool
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.dims) * _element_bytes(self.dtype)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes in main memory."""
+        return 0 if self.on_chip else self.num_bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class _Instruction:
+    name: str
+    opcode: str
+    shapes: tuple[_Shape, ...]
+    arguments: str
+    attributes: str
+
+    @functools.cached_property
+    def operands(self) -> list[str]:
+        return _NAME.findall(self.arguments)
+
+    @property
+    def op_name(self) -> str:
+        match = _OP_NAME.search(self.attributes)
+        return match[1] if match else self.name
+
+    def callee(self, role: str) -> str:
+        """The computation that the attribute `role` names, or an empty string."""
+        match = re.search(rf"\b{role}=%([\w.\-]+)", self.attributes)
+        return match[1] if match else ""
+
+    def list_attribute(self, name: str) -> list[int]:
+        match = re.search(rf"\b{name}=\{{([\d,]*)\}}", self.attributes)
+        return [int(x) for x in match[1].split(",") if x] if match else []
+
+
+@dataclasses.dataclass
+class _Computation:
+    instructions: dict[str, _Instruction] = dataclasses.field(default_factory=dict)
+    root: str = ""
+
+    def users(self, name: str) -> list[_Instruction]:
+        return [other for other in self.instructions.values() if name in other.operands]
+
+    def parameter(self, index: int) -> str | None:
+        for name, instruction in self.instructions.items():
+            if instruction.opcode == "parameter" and instruction.arguments == str(index):
+                return name
+        return None
+
+
+def _element_bytes(dtype: str) -> int:
+    if dtype in _ELEMENT_BYTES:
+        return _ELEMENT_BYTES[dtype]
+    digits = re.search(r"\d+", dtype)  # the width in bits comes first: bf16, f8e4m3fn, c64
+    return max(1, int(digits[0]) // 8) if digits else 0
+
+
+def _closing(text: str, start: int) -> int:
+    """Index of the parenthesis that closes the one at `start`."""
+    depth = 0
+    for index in range(start, len(text)):
+        depth += (text[index] == "(") - (text[index] == ")")
+        if depth == 0:
+            return index
+    raise ValueError(f"HLO text has an unclosed parenthesis: {text[:80]!r}")
+
+
+def _parse_instruction(name: str, text: str) -> _Instruction:
+    """`text` is `TYPE OPCODE(ARGUMENTS), ATTRIBUTES`."""
+    end = _closing(text, 0) + 1 if text.startswith("(") else text.index(" ")
+    shapes = tuple(
+        _Shape(
+            dtype,
+            tuple(int(x.lstrip("<=")) for x in dims.split(",") if x),
+            bool(_ON_CHIP.search(layout or "")),
+        )
+        for dtype, dims, layout in _SHAPE.findall(text[:end])
+    )
+    opened = text.index("(", end)
+    closed = _closing(text, opened)
+    return _Instruction(
+        name, text[end:opened].strip(), shapes, text[opened + 1 : closed], text[closed + 1 :]
+    )
+
+
+def _parse_module(text: str) -> tuple[dict[str, _Computation], str]:
+    """Computations by name, and the entry's name."""
+    computations: dict[str, _Computation] = {}
+    current, entry = None, ""
+    for line in text.splitlines():
+        if header := _COMPUTATION.match(line):
+            current = computations[header[2]] = _Computation()
+            entry = header[2] if header[1] else entry
+        elif current is not None and (match := _INSTRUCTION.match(line)):
+            current.instructions[match[2]] = _parse_instruction(match[2], match[3])
+            current.root = match[2] if match[1] else current.root
+    if not entry:
+        raise ValueError(f"text is {text[:40]!r}…, expected an HLO module with an entry")
+    return computations, entry
+
+
+class _Analysis:
+    def __init__(
+        self,
+        text: str,
+        trip_counts: TripCounts,
+        kernel_costs: Callable[[str], KernelCost | None],
+        devices_per_slice: int | None,
+    ) -> None:
+        self._computations, self._entry = _parse_module(text)
+        self._trip_counts = trip_counts
+        self._kernel_costs = kernel_costs
+        self._devices_per_slice = devices_per_slice
+        self._cache: dict[tuple[str, bool], HloCosts] = {}
+
+    def run(self) -> HloCosts:
+        return self._computation_costs(self._entry, fused=False)
+
+    def _computation_costs(self, name: str, fused: bool) -> HloCosts:
+        key = (name, fused)
+        if key not in self._cache:
+            computation = self._computations[name]
+            costs = (self._costs(x, computation, fused) for x in computation.instructions.values())
+            self._cache[key] = _total(costs)
+        return self._cache[key]
+
+    def _costs(self, x: _Instruction, within: _Computation, fused: bool) -> HloCosts:
+        if x.opcode == "while":
+            return self._loop_costs(x, within)
+        called = self._called_costs(x)
+        if x.opcode == "custom-call":
+            return called + self._kernel(x, within)
+        memory = 0.0 if fused else self._memory_bytes(x, within)
+        flops = 0.0
+        if x.opcode == "dot":
+            flops = _dot_flops(x, within)
+        elif x.opcode == "convolution":
+            flops = _convolution_flops(x, within)
+        return called + HloCosts(flops, memory, self._collective_bytes(x, within))
+
+    def _called_costs(self, x: _Instruction) -> HloCosts:
+        if x.opcode == "fusion":
+            return self._computation_costs(x.callee("calls"), fused=True)
+        if x.opcode == "call":
+            return self._computation_costs(x.callee("to_apply"), fused=False)
+        if x.opcode == "async-start":
+            return self._computation_costs(x.callee("calls"), fused=False)
+        if x.opcode == "conditional":
+            branches = re.search(r"branch_computations=\{([^}]*)\}", x.attributes)
+            names = _NAME.findall(branches[1]) if branches else []
+            names += [n for n in (x.callee("true_computation"), x.callee("false_computation")) if n]
+            branch_costs = [self._computation_costs(name, fused=False) for name in names]
+            return max(branch_costs, key=lambda c: (c.matrix_flops, c.memory_bytes))
+        return HloCosts()
+
+    def _loop_costs(self, loop: _Instruction, within: _Computation) -> HloCosts:
+        body = self._computation_costs(loop.callee("body"), fused=False)
+        count = self._known_trip_count(loop, within)
+        if count is not None:
+            return body.times(count)
+        estimate = self._trip_counts(loop.op_name)
+        if estimate is None:
+            return body + HloCosts(unknown=frozenset([loop.op_name]))
+        costs = body.times(estimate)
+        return dataclasses.replace(costs, estimated_flops=costs.matrix_flops)
+
+    def _known_trip_count(self, loop: _Instruction, within: _Computation) -> int | None:
+        known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
+        if known:
+            return int(known[1])
+        return self._trip_count_of_condition(loop, within)
+
+    def _trip_count_of_condition(self, loop: _Instruction, within: _Computation) -> int | None:
+        """Turns of `for (i = constant; i < constant; i++)`; None for any other loop."""
+        condition = self._computations[loop.callee("condition")]
+        compare = condition.instructions[condition.root]
+        counter, limit = (condition.instructions.get(name) for name in (compare.operands * 2)[:2])
+        direction = compare.attributes
+        if compare.opcode == "fusion":
+            fused = self._computations[compare.callee("calls")]
+            direction = fused.instructions[fused.root].attributes
+        if "direction=LT" not in direction or counter is None or limit is None:
+            return None
+        if counter.opcode != "get-tuple-element" or limit.opcode != "constant":
+            return None
+        index = re.search(r"index=(\d+)", counter.attributes)
+        initial = within.instructions[loop.operands[0]]
+        if index is None or initial.opcode != "tuple":
+            return None
+        start = _constant(initial.operands[int(index[1])], within)
+        return None if start is None else max(0, int(limit.arguments) - start)
+
+    def _kernel(self, x: _Instruction, within: _Computation) -> HloCosts:
+        """Costs of a Pallas kernel; other custom calls are the compiler's own and do no work."""
+        if 'custom_call_target="tpu_custom_call"' not in x.attributes:
+            return HloCosts()
+        estimate = self._kernel_costs(x.op_name)
+        if estimate is None:
+            estimate = _own_estimate(x)
+        if estimate is None:
+            memory = _sum_memory([*x.shapes, *_operand_shapes(x, within)])
+            return HloCosts(memory_bytes=memory, unknown=frozenset([x.op_name]))
+        flops, memory = estimate
+        return HloCosts(flops, memory, kernel_flops=flops, estimated_flops=flops)
+
+    def _collective_bytes(self, x: _Instruction, within: _Computation) -> dict[Collective, float]:
+        kind = x.opcode.removesuffix("-start")
+        if kind not in _COLLECTIVES:
+            return {}
+        operands = sum(shape.num_bytes for shape in _operand_shapes(x, within))
+        groups = device_groups(x.attributes)
+        size = groups.shape[1] if groups.size else 1
+        crosses = self._devices_per_slice is not None and any(
+            len(set(group // self._devices_per_slice)) > 1 for group in groups
+        )
+        share = (size - 1) / size
+        sent = {
+            "all-gather": operands * (size - 1),
+            "all-reduce": 2 * share * operands,
+            "reduce-scatter": share * operands,
+            "all-to-all": share * operands,
+            "collective-permute": operands,
+        }[kind]
+        return {Collective(kind, crosses): float(sent)}
+
+    def _memory_bytes(self, x: _Instruction, within: _Computation) -> float:
+        if x.opcode in _FREE or x.opcode.endswith(("-done", "-update")):
+            return 0.0
+        if x.opcode == "async-start":
+            return 0.0  # counted in what it calls
+        if x.opcode in ("copy-start", "slice-start"):
+            # (destination, source, …) or (source, destination, …): the smaller is what moves.
+            pair = x.shapes[:2]
+            moved = min(shape.num_bytes for shape in pair)
+            return float(moved * sum(not shape.on_chip for shape in pair))
+        if x.opcode == "fusion":
+            return self._fusion_memory_bytes(x, within)
+        outputs = _sum_memory(x.shapes)
+        operands = _operand_shapes(x, within)
+        if x.opcode in _SLICES:
+            return 2.0 * outputs
+        if x.opcode == "dynamic-update-slice":
+            return 2.0 * operands[1].memory_bytes
+        if x.opcode == "scatter":
+            return 3.0 * operands[-1].memory_bytes
+        return outputs + _sum_memory(operands)
+
+    def _fusion_memory_bytes(self, x: _Instruction, within: _Computation) -> float:
+        fused = self._computations[x.callee("calls")]
+        total = 0.0
+        for index, shape in enumerate(_operand_shapes(x, within)):
+            if shape.on_chip or (parameter := fused.parameter(index)) is None:
+                continue
+            total += min(shape.num_bytes, _bytes_read(parameter, fused))
+        root = fused.instructions[fused.root]
+        names = root.operands if root.opcode == "tuple" else [root.name]
+        for name, shape in zip(names, x.shapes, strict=False):
+            if not shape.on_chip:
+                total += _bytes_written(name, fused)
+        return total
+
+
+def _total(costs: Iterable[HloCosts]) -> HloCosts:
+    return sum(costs, HloCosts())
+
+
+def _sum_memory(shapes: Iterable[_Shape]) -> float:
+    return float(sum(shape.memory_bytes for shape in shapes))
+
+
+def _operand_shapes(x: _Instruction, within: _Computation) -> list[_Shape]:
+    return [shape for name in x.operands for shape in within.instructions[name].shapes]
+
+
+def _bytes_read(name: str, within: _Computation) -> float:
+    """Bytes of a fusion's parameter that its users read."""
+    whole = within.instructions[name].shapes[0].num_bytes
+    total = 0.0
+    for user in within.users(name):
+        if user.opcode == "bitcast":
+            total += _bytes_read(user.name, within)
+        elif user.opcode in _SLICES and user.operands[0] == name:
+            total += user.shapes[0].num_bytes
+        elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
+            continue  # updated in place
+        else:
+            return whole
+    return total
+
+
+def _bytes_written(name: str, within: _Computation) -> float:
+    """Bytes that a fusion writes for one of its results."""
+    x = within.instructions[name]
+    while x.opcode == "bitcast":
+        x = within.instructions[x.operands[0]]
+    if x.opcode == "dynamic-update-slice":
+        return float(within.instructions[x.operands[1]].shapes[0].num_bytes)
+    return float(sum(shape.num_bytes for shape in x.shapes))
+
+
+def _constant(name: str, within: _Computation) -> int | None:
+    """The integer that an instruction is a copy of."""
+    x = within.instructions[name]
+    while x.opcode in _COPIES and x.operands:
+        x = within.instructions[x.operands[0]]
+    is_integer = x.opcode == "constant" and re.fullmatch(r"-?\d+", x.arguments)
+    return int(x.arguments) if is_integer else None
+
+
+def _own_estimate(kernel: _Instruction) -> KernelCost | None:
+    """What the kernel's author said of it (`pallas_call(cost_estimate=…)`)."""
+    match = re.search(r'"cost_estimate":\{([^}]*)\}', kernel.attributes)
+    if not match:
+        return None
+    values = dict(re.findall(r'"(\w+)":"?(\d+)"?', match[1]))
+    return KernelCost(float(values.get("flops", 0)), float(values.get("bytes_accessed", 0)))
+
+
+def _dot_flops(x: _Instruction, within: _Computation) -> float:
+    lhs = within.instructions[x.operands[0]].shapes[0].dims
+    contracted = math.prod(lhs[axis] for axis in x.list_attribute("lhs_contracting_dims"))
+    return 2.0 * math.prod(x.shapes[0].dims) * contracted
+
+
+def _convolution_flops(x: _Instruction, within: _Computation) -> float:
+    """TPUs run matrix products as convolutions whose window walks the batch axes of the product."""
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", x.attributes)
+    if not labels:
+        raise ValueError(f"convolution has no dim_labels: {x.attributes[:80]!r}")
+    lhs, rhs = (within.instructions[name].shapes[0].dims for name in x.operands[:2])
+    out = x.shapes[0].dims
+    window = _window(x.attributes)
+    taps = 1
+    for axis in range(len(out) - 2):
+        label = str(axis)
+        taps *= _valid_taps(
+            lhs[labels[1].index(label)],
+            rhs[labels[2].index(label)],
+            out[labels[3].index(label)],
+            {name: values[axis] for name, values in window.items() if axis < len(values)},
+        )
+    batch, features = out[labels[3].index("b")], out[labels[3].index("f")]
+    return 2.0 * taps * batch * features * rhs[labels[2].index("i")]
+
+
+def _window(attributes: str) -> dict[str, list[str]]:
+    match = re.search(r"window=\{([^}]*)\}", attributes)
+    fields = (field.split("=") for field in match[1].split()) if match else ()
+    return {name: values.split("x") for name, values in fields}
+
+
+def _valid_taps(size: int, taps: int, positions: int, window: Mapping[str, str]) -> int:
+    """Pairs of an output position and a kernel tap that meet an element of the input.
+
+    Args:
+      size: input length along the axis.
+      taps: kernel length.
+      positions: output length.
+      window: stride, pad, lhs_dilate, rhs_dilate of the axis, where not trivial.
+    """
+    stride, base = int(window.get("stride", 1)), int(window.get("lhs_dilate", 1))
+    dilation = int(window.get("rhs_dilate", 1))
+    low = int(window.get("pad", "0_0").split("_")[0])
+    at = stride * np.arange(positions)[:, None] + dilation * np.arange(taps) - low
+    return int(np.sum((at >= 0) & (at <= (size - 1) * base) & (at % base == 0)))
+
+
+def device_groups(attributes: str) -> np.ndarray:
+    """Groups of devices that a collective joins, from its attributes.
+
+    Returns:
+      (groups, devices of a group) ids; the pairs of a collective-permute; empty where the text
+      gives none (all devices, a program of one).
+
+    Raises:
+      ValueError: a form of groups that is not known.
+    """
+    pairs = re.search(r"source_target_pairs=\{(\{.*?\})\}", attributes)
+    if pairs:
+        return _listed_groups(pairs[1])
+    start = attributes.find("replica_groups=")
+    if start < 0:
+        return np.zeros((0, 1), int)
+    text = attributes[start + len("replica_groups=") :]
+    if listed := re.match(r"\{((?:\{[\d,]*\},?)*)\}", text):
+        return _listed_groups(listed[1])
+    if iota := re.match(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
+        return _iota(iota[2], iota[3]).reshape(_integers(iota[1]))
+    if mesh := re.match(r"@?\w*mesh\['?([^\]]*)\]( ?, ?device_ids=\([^)]*\))? ?\{([^}]*)\}", text):
+        return _mesh_groups(mesh[1], mesh[2], mesh[3])
+    raise ValueError(f"replica_groups={text[:60]!r}: unknown form of device groups")
+
+
+def _integers(text: str) -> list[int]:
+    return [int(x) for x in text.split(",") if x]
+
+
+def _listed_groups(text: str) -> np.ndarray:
+    groups = [_integers(group) for group in re.findall(r"\{([\d,]*)\}", text)]
+    return np.array(groups, int) if groups else np.zeros((0, 1), int)
+
+
+def _iota(dims: str, permutation: str | None) -> np.ndarray:
+    sizes = _integers(dims)
+    ids = np.arange(math.prod(sizes)).reshape(sizes)
+    return ids.transpose(_integers(permutation)) if permutation else ids
+
+
+def _mesh_groups(axes: str, device_ids: str | None, grouped: str) -> np.ndarray:
+    """`'a'=4,'b'=2` and `'a'`: one group for every b."""
+    names = re.findall(r"'?(\w+)'?=(\d+)", axes)
+    sizes = [int(size) for _, size in names]
+    chosen = re.findall(r"\w+", grouped)
+    order = [name for name, _ in names]
+    if any(name not in order for name in chosen):
+        raise ValueError(f"replica_groups={grouped!r}: unknown form of device groups")
+    if device_ids is None:
+        ids = np.arange(math.prod(sizes))
+    else:
+        iota = re.search(r"\[([\d,]+)\](?:T\(([\d,]+)\))?\)?$", device_ids)
+        if not iota:
+            raise ValueError(f"replica_groups={device_ids!r}: unknown form of device groups")
+        ids = _iota(iota[1], iota[2])
+    ids = ids.reshape(sizes)
+    inside = [order.index(name) for name in chosen]
+    outside = [axis for axis in range(len(order)) if axis not in inside]
+    count = math.prod(sizes[axis] for axis in inside)
+    return ids.transpose(outside + inside).reshape(-1, count)
