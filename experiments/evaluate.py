@@ -15,8 +15,8 @@ from absl import flags, logging
 
 from experiments import cli
 from experiments.outputs import make_progress_printer, write_json
-from experiments.trained_model import find_checkpoint, load_trained_model
-from lst_jax.checkpoints import read_description
+from experiments.trained_model import load_trained_model
+from lst_jax.checkpoints import find_checkpoint, read_description
 from lst_jax.evaluation.story_completion import (
     DIRECTIONS,
     evaluate_story_completion,

@@ -9,7 +9,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from lst_jax.checkpoints import read_description, restore_params
+from lst_jax.checkpoints import (
+    check_tokenizer,
+    find_checkpoint,
+    read_description,
+    restore_params,
+)
 from lst_jax.models import build_model
 from lst_jax.patching import PatchingConfig, Visibility
 from lst_jax.sharding import make_mesh
@@ -64,12 +69,11 @@ def load_trained_model(
     missing = {"patching", "visibility", "tokenizer"} - description.data.keys()
     if missing:
         raise ValueError(f"{path}: model.json has no {', '.join(sorted(missing))} under data")
-    tokenizer = TextTokenizer(tokenizer_path or description.data["tokenizer"])
-    if tokenizer.fingerprint != description.tokenizer_fingerprint:
-        raise ValueError(
-            f"{tokenizer.model_path} has SHA-256 {tokenizer.fingerprint}; expected "
-            f"{description.tokenizer_fingerprint}, the tokenizer of {path}"
-        )
+    tokenizer_path = tokenizer_path or description.data["tokenizer"]
+    if tokenizer_path is None:
+        raise ValueError(f"{path} does not say which tokenizer it was trained with; give one")
+    tokenizer = TextTokenizer(tokenizer_path)
+    check_tokenizer(tokenizer, description)
     mesh = make_mesh()
     return TrainedModel(
         model=build_model(description.model),
@@ -81,26 +85,3 @@ def load_trained_model(
         visibility=description.data["visibility"],
         checkpoint=checkpoint,
     )
-
-
-def find_checkpoint(path: str | pathlib.Path) -> pathlib.Path:
-    """The directory of a step: the one named, or the last of a workdir.
-
-    Args:
-      path: WORKDIR, WORKDIR/STEP or WORKDIR/checkpoints/STEP.
-
-    Raises:
-      FileNotFoundError: there is no such run or step.
-    """
-    workdir, step = pathlib.Path(path).absolute(), None
-    if workdir.name.isdigit() and not (workdir / "model.json").exists():
-        workdir, step = workdir.parent, int(workdir.name)
-        workdir = workdir.parent if workdir.name == "checkpoints" else workdir
-    if not (workdir / "model.json").is_file():
-        raise FileNotFoundError(f"{path}: no run there; expected a workdir with a model.json")
-    found = (entry.name for entry in (workdir / "checkpoints").glob("*") if entry.is_dir())
-    steps = sorted(int(name) for name in found if name.isdigit())
-    if not steps or (step is not None and step not in steps):
-        there = ", ".join(map(str, steps)) or "none yet"
-        raise FileNotFoundError(f"{path}: no such checkpoint; steps of the run: {there}")
-    return workdir / "checkpoints" / str(steps[-1] if step is None else step)

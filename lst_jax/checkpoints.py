@@ -3,7 +3,7 @@
 A workdir holds
 
     model.json                 what the model is: configuration, vocabulary, tokenizer, row shape
-    checkpoints/<step>/params     parameters
+    checkpoints/<step>/params     parameters, in chunks of a layer
     checkpoints/<step>/optimizer  optimizer moments and the step
     checkpoints/<step>/data       state of the Grain iterator, one file for each process
     checkpoints/<step>/progress   totals of the run so far, JSON
@@ -29,14 +29,16 @@ from absl import logging
 from lst_jax.config import LSTConfig, ModelConfig, TokenTransformerConfig
 from lst_jax.sharding import DEFAULT_RULES, LogicalRules
 from lst_jax.train_state import TrainState, param_shapes
-from lst_jax.vocabulary import Vocabulary
+from lst_jax.vocabulary import TextTokenizer, Vocabulary
 
 # Settings of how a model is computed, which a run may change on the way.
 _EXECUTION_FIELDS = ("dtype", "remat", "attention")
 
 _CHECKPOINTS = "checkpoints"
+_PARAMS = "params"
 _UNREADABLE = "unreadable_checkpoints"
 _DESCRIPTION = "model.json"
+_CHUNK_BYTES = 2**26  # of a stored chunk of parameters, at most
 _MODEL_KINDS = {kind.__name__: kind for kind in (LSTConfig, TokenTransformerConfig)}
 
 # What reading a damaged step raises: missing or unreadable files, arrays cut short, JSON cut short.
@@ -50,14 +52,15 @@ class ModelDescription:
     Attributes:
       model: configuration of the model.
       vocabulary: the id space it was trained on.
-      tokenizer_fingerprint: SHA-256 of the text tokenizer's file (`TextTokenizer.fingerprint`).
+      tokenizer_fingerprint: SHA-256 of the text tokenizer's file (`TextTokenizer.fingerprint`);
+        None where a ported checkpoint does not tell.
       data: what else a reader may want to know of the rows it was trained on, as JSON values (for
         instance the patching, the row shape, the tokenizer's path).
     """
 
     model: ModelConfig
     vocabulary: Vocabulary
-    tokenizer_fingerprint: str
+    tokenizer_fingerprint: str | None
     data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -80,10 +83,8 @@ def write_description(workdir: str | pathlib.Path, description: ModelDescription
         _check_same(path, read_description(workdir), description)
     if jax.process_index() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
-        fields = dataclasses.asdict(description)
-        fields["model"] = {"kind": type(description.model).__name__, **fields["model"]}
         partial = path.with_suffix(".json.partial")
-        partial.write_text(json.dumps(fields, indent=2) + "\n")
+        partial.write_text(json.dumps(description_to_json(description), indent=2) + "\n")
         partial.replace(path)
 
 
@@ -94,16 +95,35 @@ def read_description(path: str | pathlib.Path) -> ModelDescription:
       FileNotFoundError: there is none.
       ValueError: it is not one that this version can read.
     """
-    file = _workdir_and_step(path)[0] / _DESCRIPTION
+    workdir = pathlib.Path(path).absolute()
+    if workdir.parent.name == _CHECKPOINTS and workdir.name.isdigit():
+        workdir = workdir.parent.parent
+    file = workdir / _DESCRIPTION
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file; expected the workdir of a run")
+    return description_from_file(file)
+
+
+def description_to_json(description: ModelDescription) -> dict[str, Any]:
+    """A description as JSON values."""
+    fields = dataclasses.asdict(description)
+    fields["model"] = {"kind": type(description.model).__name__, **fields["model"]}
+    return fields
+
+
+def description_from_file(file: pathlib.Path) -> ModelDescription:
+    """The description in a JSON file that holds what `description_to_json` made.
+
+    Raises:
+      ValueError: it is not one that this version can read.
+    """
     try:
-        fields = json.loads(file.read_text())
+        fields = json.loads(file.read_text(encoding="utf-8"))
         model = dict(fields["model"])
         fields["model"] = _MODEL_KINDS[model.pop("kind")](**model)
         fields["vocabulary"] = Vocabulary(**fields["vocabulary"])
         return ModelDescription(**fields)
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} does not describe a model: {error!r}") from error
 
 
@@ -137,7 +157,7 @@ class Checkpointer:
 
     def step_directory(self, step: int) -> pathlib.Path:
         """Where the checkpoint of `step` is."""
-        return self.directory / str(step)
+        return step_directory(self.workdir, step)
 
     def save(
         self,
@@ -153,7 +173,7 @@ class Checkpointer:
           progress: JSON values.
         """
         items = ocp.args.Composite(
-            params=ocp.args.StandardSave(state.params),
+            params=ocp.args.StandardSave(state.params, params_save_args(state.params)),
             optimizer=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
             data=grain.checkpoint.CheckpointSave(iterator),
             progress=ocp.args.JsonSave(dict(progress)),
@@ -268,22 +288,79 @@ def restore_params(
       FileNotFoundError: there is no run or no checkpoint.
       ValueError: the mesh does not divide the model's axes.
     """
-    workdir, step = _workdir_and_step(path)
-    shapes = param_shapes(read_description(workdir).model, mesh, rules)
-    directory = workdir / _CHECKPOINTS
-    steps = ocp.utils.checkpoint_steps(directory) if directory.is_dir() else []
-    if not steps or (step is not None and step not in steps):
-        raise FileNotFoundError(f"{path}: no checkpoint there; expected a workdir or a step")
-    step = max(steps) if step is None else step
+    checkpoint = find_checkpoint(path)
+    shapes = param_shapes(read_description(checkpoint).model, mesh, rules)
     with ocp.StandardCheckpointer() as reader:
-        return reader.restore(directory / str(step) / "params", shapes)
+        return reader.restore(params_directory(checkpoint), shapes)
 
 
-def _workdir_and_step(path: str | pathlib.Path) -> tuple[pathlib.Path, int | None]:
-    path = pathlib.Path(path).absolute()
-    if path.parent.name == _CHECKPOINTS and path.name.isdigit():
-        return path.parent.parent, int(path.name)
-    return path, None
+def find_checkpoint(path: str | pathlib.Path) -> pathlib.Path:
+    """The directory of a step: the one named, or the last of a workdir.
+
+    Args:
+      path: WORKDIR, WORKDIR/STEP or WORKDIR/checkpoints/STEP.
+
+    Raises:
+      FileNotFoundError: there is no such run or step.
+    """
+    workdir, step = pathlib.Path(path).absolute(), None
+    if workdir.name.isdigit() and not (workdir / _DESCRIPTION).exists():
+        workdir, step = workdir.parent, int(workdir.name)
+        workdir = workdir.parent if workdir.name == _CHECKPOINTS else workdir
+    if not (workdir / _DESCRIPTION).is_file():
+        raise FileNotFoundError(f"{path}: no run there; expected a workdir with a model.json")
+    found = (entry.name for entry in (workdir / _CHECKPOINTS).glob("*") if entry.is_dir())
+    steps = sorted(int(name) for name in found if name.isdigit())
+    if not steps or (step is not None and step not in steps):
+        there = ", ".join(map(str, steps)) or "none yet"
+        raise FileNotFoundError(f"{path}: no such checkpoint; steps of the run: {there}")
+    return workdir / _CHECKPOINTS / str(steps[-1] if step is None else step)
+
+
+def step_directory(workdir: pathlib.Path, step: int) -> pathlib.Path:
+    """Where the checkpoint of `step` is."""
+    return workdir / _CHECKPOINTS / str(step)
+
+
+def params_directory(checkpoint: pathlib.Path) -> pathlib.Path:
+    """Where the parameters of a step's directory are."""
+    return checkpoint / _PARAMS
+
+
+def params_save_args(params: Any) -> Any:
+    """How Orbax cuts parameters into chunks: by layers, so that one can be read without the others.
+
+    Args:
+      params: parameter tree, of arrays or whatever stands for them.
+
+    Returns:
+      The same tree of `ocp.SaveArgs`.
+    """
+
+    def chunks(path: Any, _: Any) -> ocp.SaveArgs:
+        stacked = jax.tree_util.DictKey("layers") in path
+        return ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES, shard_axes=(0,) if stacked else ())
+
+    return jax.tree_util.tree_map_with_path(chunks, params)
+
+
+def check_tokenizer(tokenizer: TextTokenizer, description: ModelDescription) -> None:
+    """Checks that a tokenizer is the one that a model was trained with.
+
+    Raises:
+      ValueError: it is another, or, where the description names none, of another size.
+    """
+    expected = description.tokenizer_fingerprint
+    if expected is not None and tokenizer.fingerprint != expected:
+        raise ValueError(
+            f"{tokenizer.model_path} has SHA-256 {tokenizer.fingerprint}; expected {expected}, the "
+            "tokenizer of the model"
+        )
+    if tokenizer.size != description.vocabulary.text_size:
+        raise ValueError(
+            f"{tokenizer.model_path} has {tokenizer.size} pieces; expected "
+            f"{description.vocabulary.text_size}, as the model"
+        )
 
 
 def _check_same(file: pathlib.Path, there: ModelDescription, here: ModelDescription) -> None:

@@ -247,13 +247,13 @@ def test_parameters_are_restored_on_any_mesh(tmp_path):
 def test_a_step_that_was_not_saved_is_named(tmp_path):
     write_description(tmp_path, DESCRIPTION)
     save_steps(tmp_path, 1)
-    with pytest.raises(FileNotFoundError, match="checkpoints/3: no checkpoint there"):
+    with pytest.raises(FileNotFoundError, match="checkpoints/3: no such checkpoint; steps of the run: 1"):
         restore_params(tmp_path / "checkpoints" / "3", make_mesh())
 
 
 def test_parameters_of_a_run_without_a_checkpoint_are_an_error(tmp_path):
     write_description(tmp_path, DESCRIPTION)
-    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+    with pytest.raises(FileNotFoundError, match="no such checkpoint"):
         restore_params(tmp_path, make_mesh())
 
 

@@ -1,0 +1,84 @@
+r"""A checkpoint from one format to another: Orbax, safetensors, PyTorch.
+
+    python -m experiments.port_checkpoint --input=runs/1b --output=exported/1b --to=safetensors
+
+The input is a run's workdir (its last step) or one of its steps, a folder of safetensors, or a
+consolidated PyTorch folder; it is told by its files. Tensors are moved one at a time, bit by bit,
+unless `--dtype` converts them. The kinds of checkpoint: `lst_jax/porting/port.py`.
+"""
+
+from __future__ import annotations
+
+import collections
+
+import jax
+from absl import flags, logging
+from tqdm import tqdm
+
+from experiments import cli
+from lst_jax.porting.port import (
+    KINDS,
+    MAX_SHARD_BYTES,
+    Checkpoint,
+    open_checkpoint,
+    write_checkpoint,
+)
+from lst_jax.porting.published_config import published_differences
+from lst_jax.porting.tensors import DTYPES
+
+_INPUT = flags.DEFINE_string("input", None, "Checkpoint to read.", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "New folder to write.", required=True)
+_TO = flags.DEFINE_enum("to", None, KINDS, "Format of the output.", required=True)
+_DTYPE = flags.DEFINE_enum("dtype", None, list(DTYPES), "Convert to this type; by default keep.")
+_TOKENIZER = flags.DEFINE_string(
+    "tokenizer", None, "SentencePiece model to name in the output, where the input names none."
+)
+_MAX_SHARD_MB = flags.DEFINE_integer(
+    "max_shard_mb",
+    MAX_SHARD_BYTES // 10**6,
+    "Largest safetensors file in 10^6 bytes; as much is in memory at once.",
+    lower_bound=1,
+)
+
+# A bar for what takes longer than this, in seconds.
+_BAR_DELAY_S = 2.0
+
+
+def main(argv: list[str]) -> None:
+    """Ports as the flags say."""
+    cli.check_no_arguments(argv)
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.ERROR)  # Orbax warns of every checkpoint it only reads
+    jax.config.update("jax_platforms", "cpu")  # an accelerator may be in use, and is not needed
+    checkpoint = open_checkpoint(_INPUT.value)
+    if _TOKENIZER.value:
+        checkpoint = checkpoint.with_tokenizer(_TOKENIZER.value)
+    if _DTYPE.value:
+        checkpoint = checkpoint.cast(_DTYPE.value)
+    # disable=None: no bar where nobody watches.
+    with tqdm(
+        total=checkpoint.num_bytes, unit="B", unit_scale=True, delay=_BAR_DELAY_S, disable=None
+    ) as bar:
+        write_checkpoint(
+            checkpoint,
+            _OUTPUT.value,
+            _TO.value,
+            max_shard_bytes=_MAX_SHARD_MB.value * 10**6,
+            on_tensor=lambda spec: bar.update(spec.num_bytes),
+        )
+    print(_summary(checkpoint), flush=True)
+    if _TO.value == "pytorch":
+        for difference in published_differences(checkpoint.description):
+            print(f"note: the published implementation differs from this model: {difference}")
+
+
+def _summary(checkpoint: Checkpoint) -> str:
+    types = collections.Counter(spec.dtype for spec in checkpoint.specs.values())
+    return (
+        f"{_OUTPUT.value}: {len(checkpoint.specs)} tensors, {checkpoint.num_bytes / 1e9:.3f} GB"
+        f" ({', '.join(sorted(types))}) of step {checkpoint.step}, as {_TO.value}"
+    )
+
+
+if __name__ == "__main__":
+    cli.run_main(main)

@@ -1,0 +1,1 @@
+"""PyTorch checkpoints: reading, writing, and running the published model's parameters."""

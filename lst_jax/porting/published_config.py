@@ -1,0 +1,227 @@
+"""`params.json` of the published implementation to and from the description of a model.
+
+What its checkpoints cannot say is fixed: cross-attentions add their residual twice and do not mind
+documents, a patch is visible one token early, `<s>` joins the first static patch of its run, and
+there are 502 speech units after the text pieces and six special ids.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from lst_jax.checkpoints import ModelDescription
+from lst_jax.config import LSTConfig
+from lst_jax.patching import PatchingConfig
+from lst_jax.vocabulary import Vocabulary
+
+# How the published implementation computes what `LSTConfig` leaves to choose.
+PUBLISHED_CONVENTIONS: Mapping[str, Any] = {
+    "cross_residual": "double",
+    "document_cross_masking": False,
+}
+PUBLISHED_VISIBILITY = "reference"
+PUBLISHED_UNIT_COUNT = 502
+
+POOLINGS = {"max": "max", "avg": "mean", "mean": "mean"}
+_STRATEGIES = {"lst_static": "static", "lst_align": "aligned", "lst_curriculum": "curriculum"}
+_SPECIAL_IDS = Vocabulary(text_size=3).first_unit_id - 3
+
+# Whatever a published file says besides the model's shape is kept under this key of the data.
+_ORIGINAL = "published_params"
+
+_INTEGERS = (
+    *("vocab_size", "dim_global", "dim_local_encoder", "dim_local_decoder", "n_layers_global"),
+    *("n_layers_local_encoder", "n_layers_local_decoder", "n_heads_global"),
+    *("n_heads_local_encoder", "n_heads_local_decoder", "cross_attn_k", "cross_attn_nheads"),
+    *("cross_attn_window_encoder", "cross_attn_window_decoder", "local_attention_window_len"),
+    *("multiple_of", "patch_size"),
+)
+_FLOATS = ("rope_theta", "norm_eps")
+# Parts of the model that are always there.
+_TRUE = (
+    *("cross_attn_encoder", "cross_attn_decoder", "cross_attn_all_layers_decoder"),
+    "cross_attn_init_by_pooling",
+)
+
+
+def read_params_json(path: pathlib.Path) -> ModelDescription:
+    """The description of a published checkpoint's model.
+
+    Args:
+      path: of `params.json`.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it lacks settings, or describes a model that `LSTConfig` cannot; all settings in
+        question are listed.
+    """
+    try:
+        params = json.loads(path.read_text(encoding="utf-8"))
+        model = dict(params["model"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} does not describe a model: {error!r}") from error
+    problems = _find_problems(model)
+    if problems:
+        raise ValueError(f"{path}: {'; '.join(problems)}")
+    patching = PatchingConfig(
+        strategy=_STRATEGIES[model["patching_mode"]],
+        patch_size=model["patch_size"],
+        join_speech_mode=True,
+    )
+    return ModelDescription(
+        model=_lst_config(model),
+        vocabulary=Vocabulary(
+            text_size=model["vocab_size"] - PUBLISHED_UNIT_COUNT - _SPECIAL_IDS,
+            unit_count=PUBLISHED_UNIT_COUNT,
+        ),
+        tokenizer_fingerprint=None,
+        data={
+            "tokenizer": None,
+            "visibility": PUBLISHED_VISIBILITY,
+            "patching": dataclasses.asdict(patching),
+            _ORIGINAL: params,
+        },
+    )
+
+
+def make_params_json(description: ModelDescription) -> dict[str, Any]:
+    """`params.json` for a model.
+
+    Raises:
+      ValueError: the model is not an LST.
+    """
+    config, data = description.model, description.data
+    if not isinstance(config, LSTConfig):
+        raise ValueError(
+            f"model is a {type(config).__name__}, expected an LSTConfig: the published format has"
+            " no unpatched baseline; port it to safetensors"
+        )
+    original = data.get(_ORIGINAL, {})
+    patching = data.get("patching", {})
+    published = {ours: theirs for theirs, ours in reversed(_STRATEGIES.items())}
+    # Curriculum and mixed models are static ones in the end; unpatched is static patches of one.
+    mode = published.get(patching.get("strategy"), "lst_static")
+    patch_size = 1 if patching.get("strategy") == "none" else patching.get("patch_size", 4)
+    model = {
+        "vocab_size": config.vocab_size,
+        "dim_global": config.dim_global,
+        "dim_local_encoder": config.dim_local,
+        "dim_local_decoder": config.dim_local,
+        "dim_token": config.dim_local,
+        "n_layers_global": config.num_layers_global,
+        "n_layers_local_encoder": config.num_layers_encoder,
+        "n_layers_local_decoder": config.num_layers_decoder,
+        "n_heads_global": config.num_heads_global,
+        "n_heads_local_encoder": config.num_heads_local,
+        "n_heads_local_decoder": config.num_heads_local,
+        "cross_attn_k": config.latent_vectors_per_patch,
+        "cross_attn_nheads": config.cross_attention_heads,
+        "cross_attn_window_encoder": config.encoder_cross_window,
+        "cross_attn_window_decoder": config.decoder_cross_window,
+        "cross_attn_encoder": True,
+        "cross_attn_decoder": True,
+        "cross_attn_all_layers_encoder": config.encoder_cross_layers == "all",
+        "cross_attn_all_layers_decoder": True,
+        "cross_attn_init_by_pooling": True,
+        "local_attention_window_len": config.local_window,
+        "downsampling_by_pooling": {"mean": "avg"}.get(config.pooling, config.pooling),
+        "rope_theta": config.rope_theta,
+        "norm_eps": config.norm_eps,
+        "multiple_of": config.multiple_of,
+        "attn_bias_type": "local_block_causal",
+        "patching_mode": mode,
+        "patch_size": patch_size,
+    }
+    for name, size in (
+        ("max_encoder_seq_length", "tokens_per_row"),
+        ("max_seqlen", "patches_per_row"),
+    ):
+        if size in data:
+            model[name] = data[size]
+    tokenizer = {"path": data["tokenizer"]} if data.get("tokenizer") else {}
+    patcher = {"patching_mode": mode, "patch_size": patch_size}
+    ours = {"tokenizer_args": tokenizer, "patcher_args": patcher}
+    return original | {
+        "model": model | original.get("model", {}),
+        "data": ours | original.get("data", {}),
+    }
+
+
+def published_differences(description: ModelDescription) -> list[str]:
+    """In what the published implementation would compute another thing with these parameters."""
+    differences = []
+    for name, published in PUBLISHED_CONVENTIONS.items():
+        value = getattr(description.model, name)
+        if value != published:
+            differences.append(f"{name} is {value!r} here, {published!r} there")
+    visibility = description.data.get("visibility", PUBLISHED_VISIBILITY)
+    if visibility != PUBLISHED_VISIBILITY:
+        differences.append(f"visibility is {visibility!r} here, {PUBLISHED_VISIBILITY!r} there")
+    if description.vocabulary.unit_count != PUBLISHED_UNIT_COUNT:
+        differences.append(
+            f"{description.vocabulary.unit_count} units here, {PUBLISHED_UNIT_COUNT} there"
+        )
+    return differences
+
+
+def _lst_config(model: Mapping[str, Any]) -> LSTConfig:
+    return LSTConfig(
+        vocab_size=model["vocab_size"],
+        dim_local=model["dim_local_encoder"],
+        dim_global=model["dim_global"],
+        num_layers_encoder=model["n_layers_local_encoder"],
+        num_layers_global=model["n_layers_global"],
+        num_layers_decoder=model["n_layers_local_decoder"],
+        num_heads_local=model["n_heads_local_encoder"],
+        num_heads_global=model["n_heads_global"],
+        num_heads_cross=model["cross_attn_nheads"],
+        latent_vectors_per_patch=model["cross_attn_k"],
+        local_window=model["local_attention_window_len"],
+        encoder_cross_window=model["cross_attn_window_encoder"],
+        decoder_cross_window=model["cross_attn_window_decoder"],
+        pooling=POOLINGS[model["downsampling_by_pooling"]],
+        encoder_cross_layers="all" if model["cross_attn_all_layers_encoder"] else "last",
+        multiple_of=model["multiple_of"],
+        rope_theta=float(model["rope_theta"]),
+        norm_eps=float(model["norm_eps"]),
+        **PUBLISHED_CONVENTIONS,
+    )
+
+
+def _find_problems(model: Mapping[str, Any]) -> list[str]:
+    """Settings that are missing or that no `LSTConfig` has, one line each."""
+    choices = {"downsampling_by_pooling": tuple(POOLINGS), "patching_mode": tuple(_STRATEGIES)}
+    choices |= dict.fromkeys(_TRUE, (True,)) | {"cross_attn_all_layers_encoder": (True, False)}
+    names = (*_INTEGERS, *_FLOATS, *choices)
+    missing = [name for name in names if name not in model]
+    if missing:
+        return [f"model lacks {', '.join(missing)}"]
+    problems = []
+    for name in _INTEGERS:
+        if type(model[name]) is not int or model[name] < 1:
+            problems.append(f"{name} is {model[name]!r}, expected a positive integer")
+    for name in _FLOATS:
+        if type(model[name]) not in (int, float) or not model[name] > 0:
+            problems.append(f"{name} is {model[name]!r}, expected a positive number")
+    for name, allowed in choices.items():
+        if model[name] not in allowed:
+            expected = " or ".join(map(repr, allowed))
+            problems.append(f"{name} is {model[name]!r}, expected {expected}")
+    for other, of in (
+        ("dim_local_decoder", "dim_local_encoder"),
+        ("n_heads_local_decoder", "n_heads_local_encoder"),
+        ("dim_token", "dim_local_encoder"),
+    ):
+        if model.get(other) not in (None, model[of]):
+            problems.append(f"{other} is {model[other]!r}, expected {model[of]!r}, as {of}")
+    fewest = PUBLISHED_UNIT_COUNT + _SPECIAL_IDS + 3
+    if not problems and model["vocab_size"] < fewest:
+        problems.append(
+            f"vocab_size is {model['vocab_size']}, expected at least {fewest}: text pieces,"
+            f" {_SPECIAL_IDS} special ids, {PUBLISHED_UNIT_COUNT} units"
+        )
+    return problems

@@ -1,0 +1,134 @@
+"""Consolidated PyTorch checkpoints: `consolidated.pth`, `{"model": state_dict}`; needs PyTorch."""
+
+from __future__ import annotations
+
+import importlib
+import pathlib
+import pickle
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from lst_jax.porting.tensors import TensorSpec
+
+_FILE = "consolidated.pth"
+
+
+class PyTorchFolder:
+    """Reads a consolidated checkpoint; tensors stay in the file until they are read.
+
+    Attributes:
+      specs: shape and dtype of every tensor.
+    """
+
+    def __init__(self, folder: str | pathlib.Path) -> None:
+        """Reads the names, shapes and dtypes.
+
+        Raises:
+          FileNotFoundError: there is no such file.
+          ValueError: it is damaged, wants to run code, or holds something else; or PyTorch is not
+            installed.
+        """
+        path = pathlib.Path(folder) / _FILE
+        self._tensors = _load(path)
+        self.specs = {name: _spec(tensor) for name, tensor in self._tensors.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor."""
+        tensor = self._tensors[name].detach().contiguous()
+        torch = _import_torch()
+        if tensor.dtype == torch.bfloat16:
+            return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        return tensor.numpy()
+
+
+def is_pytorch_folder(folder: pathlib.Path) -> bool:
+    """Whether the folder has the file of one."""
+    return (folder / _FILE).is_file()
+
+
+def write_pytorch(
+    folder: pathlib.Path, specs: Mapping[str, TensorSpec], read: Callable[[str], np.ndarray]
+) -> None:
+    """Writes `consolidated.pth`.
+
+    `torch.save` wants all tensors at once; they are laid into files that memory maps, so the
+    checkpoint may be larger than memory. Beside the output, that takes its size on disk again.
+
+    Args:
+      folder: that exists.
+      specs: of the tensors to write, in order.
+      read: gives one tensor.
+
+    Raises:
+      ValueError: PyTorch is not installed.
+    """
+    torch = _import_torch()
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        state = {}
+        for i, name in enumerate(specs):
+            values = np.ascontiguousarray(read(name))
+            mapped = torch.from_file(
+                str(pathlib.Path(scratch) / str(i)),
+                shared=True,
+                size=values.nbytes,
+                dtype=torch.uint8,
+            )
+            mapped.numpy()[:] = values.reshape(-1).view(np.uint8)
+            state[name] = mapped.view(getattr(torch, specs[name].dtype)).view(values.shape)
+        torch.save({"model": state}, folder / _FILE)
+
+
+def _import_torch() -> ModuleType:
+    try:
+        return importlib.import_module("torch")
+    except ImportError as error:
+        raise ValueError(
+            f"{_FILE} needs PyTorch, which is not installed: pip install 'lst-jax[torch]'"
+        ) from error
+
+
+def _load(path: pathlib.Path) -> dict[str, Any]:
+    torch = _import_torch()
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    mapped = zipfile.is_zipfile(path)  # files older than PyTorch 1.6 are not, and are read whole
+    try:
+        if mapped:
+            _check_sums(path)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(
+            f"{path} is refused: its pickle holds more than tensors, and reading it could run code,"
+            f" or it is damaged ({reason}); ask for a safetensors file"
+        ) from error
+    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"{path} is damaged or no PyTorch file: {reason}") from error
+    state = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(state, dict):
+        keys = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
+        raise ValueError(f"{path} holds {keys}, expected {{'model': tensors}}")
+    wrong = sorted(str(name) for name, x in state.items() if not torch.is_tensor(x))
+    if wrong:
+        raise ValueError(f"{path} has entries that are not tensors: {', '.join(wrong)}")
+    return state
+
+
+def _check_sums(path: pathlib.Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"the checksum of {damaged} is wrong")
+
+
+def _spec(tensor: Any) -> TensorSpec:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    is_plain = str(tensor.layout) == "torch.strided" and not tensor.is_quantized
+    return TensorSpec(tuple(tensor.shape), dtype if is_plain else f"a {tensor.layout} tensor")
