@@ -30,9 +30,11 @@ _ELEMENT_BYTES = {"pred": 1, "token": 0, "opaque": 0}
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 # Instructions that only name, group or wait for arrays, or whose cost is that of what they call.
 _FREE = frozenset(
-    ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call")
-    + ("conditional", "after-all", "domain", "partition-id", "replica-id", "optimization-barrier")
-    + ("add-dependency",)
+    [
+        *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call"),
+        *("conditional", "after-all", "domain", "partition-id", "replica-id"),
+        *("optimization-barrier", "add-dependency"),
+    ]
 )
 _COPIES = frozenset(("copy", "copy-done", "copy-start", "bitcast", "convert", "reshape"))
 _SLICES = frozenset(("slice", "dynamic-slice", "gather"))
