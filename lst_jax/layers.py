@@ -294,5 +294,7 @@ class Embedding(nn.Module):
         )
         shape = (padded_size(self.vocab_size), self.features)
         table = self.param("table", init, shape, jnp.float32)
-        x = jnp.take(table.astype(self.dtype), tokens, axis=0)
+        # Whole rows on every device: else each would look up the tokens of all of them.
+        table = constrain(table.astype(self.dtype), "vocab", "embed_activation")
+        x = jnp.take(table, tokens, axis=0)
         return constrain(x, "batch", "length", "embed_activation")
