@@ -11,6 +11,8 @@ The unpatched baseline has no published checkpoint; its tensors take the names o
 from __future__ import annotations
 
 import dataclasses
+import functools
+import types
 from collections.abc import Mapping
 from typing import Any
 
@@ -71,10 +73,11 @@ class PublishedTensor:
         return np.pad(values, padding) if np.any(padding) else np.ascontiguousarray(values)
 
 
-def parameter_shapes(config: ModelConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
+@functools.lru_cache(maxsize=16)
+def parameter_shapes(config: ModelConfig) -> Mapping[tuple[str, ...], tuple[int, ...]]:
     """Shape of every leaf of the parameter tree, by its keys."""
     leaves = flax.traverse_util.flatten_dict(nn.unbox(abstract_params(config)))
-    return {path: leaf.shape for path, leaf in leaves.items()}
+    return types.MappingProxyType({path: leaf.shape for path, leaf in leaves.items()})
 
 
 def published_tensors(config: ModelConfig) -> list[PublishedTensor]:

@@ -88,10 +88,12 @@ class Checkpoint:
         if dtype not in DTYPES:
             raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
         specs = {name: TensorSpec(spec.shape, dtype) for name, spec in self.specs.items()}
-        read = self.read
-        return dataclasses.replace(
-            self, specs=specs, read=lambda name: read(name).astype(DTYPES[dtype], copy=False)
-        )
+
+        def read(name: str) -> np.ndarray:
+            with np.errstate(invalid="ignore", over="ignore"):  # NaNs and infinities stay such
+                return self.read(name).astype(DTYPES[dtype], copy=False)
+
+        return dataclasses.replace(self, specs=specs, read=read)
 
     def with_tokenizer(self, path: str | pathlib.Path) -> Checkpoint:
         """The same checkpoint, its description naming a tokenizer.

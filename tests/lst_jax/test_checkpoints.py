@@ -247,7 +247,9 @@ def test_parameters_are_restored_on_any_mesh(tmp_path):
 def test_a_step_that_was_not_saved_is_named(tmp_path):
     write_description(tmp_path, DESCRIPTION)
     save_steps(tmp_path, 1)
-    with pytest.raises(FileNotFoundError, match="checkpoints/3: no such checkpoint; steps of the run: 1"):
+    with pytest.raises(
+        FileNotFoundError, match="checkpoints/3: no such checkpoint; steps of the run: 1"
+    ):
         restore_params(tmp_path / "checkpoints" / "3", make_mesh())
 
 

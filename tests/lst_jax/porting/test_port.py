@@ -1,0 +1,519 @@
+"""Properties of porting: nothing is lost, nothing is run, nothing is left half done."""
+
+import dataclasses
+import itertools
+import json
+import os
+import pathlib
+import pickle
+import zipfile
+
+import hypothesis
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import safetensors.numpy
+import torch
+from hypothesis import strategies as st
+
+from lst_jax.checkpoints import (
+    params_directory,
+    params_save_args,
+    restore_params,
+    step_directory,
+    write_description,
+)
+from lst_jax.porting import orbax_step, pytorch_folder
+from lst_jax.porting.parameter_names import published_tensors, tree_from_published
+from lst_jax.porting.port import KINDS, open_checkpoint, write_checkpoint
+from lst_jax.porting.published_config import make_params_json, read_params_json
+from lst_jax.porting.tensors import TensorSpec
+from lst_jax.sharding import MeshConfig, make_mesh
+from lst_jax.train_state import param_shapes
+from tests.lst_jax.porting.checkpoints_of_all_kinds import (
+    BASELINE,
+    DATA,
+    LST,
+    assert_same_bits,
+    random_checkpoint,
+    read_all,
+)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """The same float32 checkpoint in every kind; not to be changed."""
+    parent = tmp_path_factory.mktemp("checkpoints")
+    checkpoint, _ = random_checkpoint()
+    for kind in KINDS:
+        write_checkpoint(checkpoint, parent / kind, kind, max_shard_bytes=4000)
+    return parent
+
+
+def copy_folder(folder, target):
+    """A copy whose files can be changed."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            there = target / file.relative_to(folder)
+            there.parent.mkdir(parents=True, exist_ok=True)
+            there.write_bytes(file.read_bytes())
+    return target
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_any_way_around_is_bitwise(tmp_path, dtype):
+    original, tensors = checkpoint, _ = random_checkpoint(dtype=dtype)
+    way = ["orbax", "orbax", "safetensors", "safetensors", "pytorch", "pytorch"]
+    way += ["orbax", "pytorch", "safetensors", "orbax"]
+    assert set(itertools.pairwise(way)) == set(itertools.product(KINDS, KINDS))
+    for number, kind in enumerate(way):
+        write_checkpoint(checkpoint, tmp_path / str(number), kind, max_shard_bytes=4000)
+        checkpoint = open_checkpoint(tmp_path / str(number))
+        assert_same_bits(read_all(checkpoint), tensors)
+    assert (checkpoint.description, checkpoint.step) == (original.description, original.step)
+
+
+@pytest.mark.parametrize("kind", ["orbax", "safetensors"])
+def test_the_baseline_travels_too(tmp_path, kind):
+    checkpoint, tensors = random_checkpoint(config=BASELINE)
+    write_checkpoint(checkpoint, tmp_path / "out", kind)
+    assert_same_bits(read_all(open_checkpoint(tmp_path / "out")), tensors)
+    with pytest.raises(ValueError, match="no unpatched baseline"):
+        write_checkpoint(checkpoint, tmp_path / "published", "pytorch")
+
+
+@hypothesis.given(st.integers(1, 60_000))
+@hypothesis.settings(deadline=None, max_examples=15)
+def test_shards_hold_every_tensor_once_and_no_more_than_they_may(tmp_path_factory, limit):
+    folder = tmp_path_factory.mktemp("shards") / "out"
+    checkpoint, tensors = random_checkpoint()
+    write_checkpoint(checkpoint, folder, "safetensors", max_shard_bytes=limit)
+    shards = [safetensors.numpy.load_file(file) for file in sorted(folder.glob("*.safetensors"))]
+    assert sum(len(shard) for shard in shards) == len(tensors)
+    for shard in shards:
+        assert len(shard) == 1 or sum(x.nbytes for x in shard.values()) <= limit
+        assert_same_bits(shard, {name: tensors[name] for name in shard})
+    index = folder / "model.safetensors.index.json"
+    assert index.exists() == (len(shards) > 1)
+    if index.exists():
+        assert json.loads(index.read_text())["metadata"]["total_size"] == checkpoint.num_bytes
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_tensor_is_read_once(tmp_path, kind):
+    checkpoint, _ = random_checkpoint()
+    read = []
+
+    def recorded(name):
+        read.append(name)
+        return checkpoint.read(name)
+
+    seen = []
+    write_checkpoint(
+        dataclasses.replace(checkpoint, read=recorded),
+        tmp_path / "out",
+        kind,
+        on_tensor=seen.append,
+    )
+    assert sorted(read) == sorted(checkpoint.specs)
+    assert sum(spec.num_bytes for spec in seen) == checkpoint.num_bytes
+
+
+def test_a_ported_run_loads_on_any_mesh_as_float32(tmp_path):
+    checkpoint, _ = random_checkpoint()
+    rng = np.random.default_rng(1)
+    tensors = {name: rng.normal(size=spec.shape) for name, spec in checkpoint.specs.items()}
+    halves = dataclasses.replace(checkpoint, read=tensors.__getitem__).cast("bfloat16")
+    write_checkpoint(halves, tmp_path / "out", "orbax")
+    expected = tree_from_published(
+        LST, {name: halves.read(name).astype(np.float32) for name in tensors}
+    )
+    for mesh in (make_mesh(devices=jax.devices()[:1]), make_mesh(MeshConfig(2, 2, 2))):
+        params = restore_params(tmp_path / "out", mesh)
+        jax.tree.map(np.testing.assert_array_equal, params, expected)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, param_shapes(LST, mesh))
+        assert jax.tree.map(lambda leaf: leaf.sharding, params) == shardings
+
+
+@pytest.mark.parametrize("chunks", ["of a layer", "of a leaf"])
+@pytest.mark.parametrize("mesh_config", [MeshConfig(1, 1, 1), MeshConfig(1, 4, 2)])
+def test_what_training_saves_is_read_whatever_its_mesh_and_chunks(
+    tmp_path, monkeypatch, mesh_config, chunks
+):
+    # A few bytes at a time: layers of one chunk are read in turns.
+    monkeypatch.setattr(orbax_step, "_MAX_READ_BYTES", 2000)
+    checkpoint, tensors = random_checkpoint()
+    size = int(np.prod(dataclasses.astuple(mesh_config)))
+    mesh = make_mesh(mesh_config, jax.devices()[:size])
+    params = jax.tree.map(
+        lambda values, shape: jax.device_put(values, shape.sharding),
+        tree_from_published(LST, tensors),
+        param_shapes(LST, mesh),
+    )
+    write_description(tmp_path, checkpoint.description)
+    with ocp.StandardCheckpointer() as writer:
+        save_args = params_save_args(params) if chunks == "of a layer" else None
+        writer.save(params_directory(step_directory(tmp_path, 3)), params, save_args=save_args)
+    assert_same_bits(read_all(open_checkpoint(tmp_path)), tensors)
+
+
+def test_types_are_converted_only_on_demand(tmp_path):
+    checkpoint, _ = random_checkpoint(dtype="bfloat16")
+    wide = checkpoint.cast("float32")
+    write_checkpoint(wide, tmp_path / "wide", "safetensors")
+    narrow = open_checkpoint(tmp_path / "wide").cast("bfloat16")
+    for name, spec in checkpoint.specs.items():
+        there_and_back = narrow.read(name).astype(np.float32)
+        np.testing.assert_array_equal(there_and_back, checkpoint.read(name).astype(np.float32))
+        assert wide.read(name).dtype == np.float32
+        assert wide.specs[name] == TensorSpec(spec.shape, "float32")
+    with pytest.raises(ValueError, match="dtype is 'int8', expected one of float32"):
+        checkpoint.cast("int8")
+
+
+# What does not fit ----------------------------------------------------------------------------
+
+
+def rewrite(folder, kind, change):
+    """Applies `change` to the tensors of a folder."""
+    if kind == "safetensors":
+        (folder / "model.safetensors.index.json").unlink()
+        files = sorted(folder.glob("*.safetensors"))
+        tensors = {}
+        for file in files:
+            tensors |= safetensors.numpy.load_file(file)
+            file.unlink()
+        safetensors.numpy.save_file(change(tensors), folder / "model.safetensors")
+    else:
+        state = torch.load(folder / "consolidated.pth", weights_only=True)["model"]
+        changed = change({name: tensor.numpy() for name, tensor in state.items()})
+        state = {name: torch.from_numpy(values) for name, values in changed.items()}
+        torch.save({"model": state}, folder / "consolidated.pth")
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pytorch"])
+def test_all_tensors_that_do_not_fit_are_listed_in_one_error(tmp_path, folders, kind):
+    folder = copy_folder(folders / kind, tmp_path / "folder")
+
+    def change(tensors):
+        del tensors["local_decoder.norm.weight"]
+        tensors["local_decoder.output.weight"] = np.zeros((3, 4), np.float32)
+        tensors["local_encoder.layers.0.ffn_norm.weight"] = np.zeros(8, np.int64)
+        return tensors | {"rope.freqs": np.zeros(4, np.float32)}
+
+    rewrite(folder, kind, change)
+    with pytest.raises(ValueError) as error:
+        open_checkpoint(folder)
+    message = str(error.value)
+    for part in (
+        "in 4 places",
+        "local_decoder.norm.weight is missing",
+        "rope.freqs is not a tensor of this model",
+        f"local_decoder.output.weight has shape (3, 4), expected ({LST.vocab_size}, 8)",
+        "local_encoder.layers.0.ffn_norm.weight is",
+    ):
+        assert part in message, message
+
+
+def test_leaves_of_a_run_that_do_not_fit_are_listed(tmp_path):
+    checkpoint, tensors = random_checkpoint()
+    params = tree_from_published(LST, tensors)
+    params["decoder"]["norm"] = {"bias": np.zeros(8, np.float32)}
+    params["output_kernel"] = params["output_kernel"][:-1]
+    write_description(tmp_path, checkpoint.description)
+    with ocp.StandardCheckpointer() as writer:
+        writer.save(params_directory(step_directory(tmp_path, 3)), params)
+    with pytest.raises(ValueError) as error:
+        open_checkpoint(tmp_path)
+    for part in (
+        "local_decoder.norm.weight is missing",
+        "decoder/norm/bias is not a tensor of this model",
+        "local_decoder.output.weight is missing",
+        "output_kernel is not a tensor of this model",
+    ):
+        assert part in str(error.value), error.value
+
+
+def test_layers_of_different_types_cannot_be_one_leaf(tmp_path):
+    checkpoint, _ = random_checkpoint()
+    name = "local_decoder.layers.1.attention.wq.weight"
+    specs = {**checkpoint.specs, name: TensorSpec(checkpoint.specs[name].shape, "bfloat16")}
+    with pytest.raises(ValueError, match="bfloat16, float32, expected one type"):
+        write_checkpoint(dataclasses.replace(checkpoint, specs=specs), tmp_path / "out", "orbax")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("content", ["empty", "text", "neither file"])
+def test_a_folder_that_is_no_checkpoint_is_named(tmp_path, content):
+    path = tmp_path / "nothing"
+    if content != "empty":
+        path.mkdir()
+    if content == "text":
+        (path / "notes.txt").write_text("hello")
+    with pytest.raises(FileNotFoundError, match="nothing: no checkpoint there; expected model"):
+        open_checkpoint(path)
+
+
+# Damage ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.001, 0.3, 0.99])
+@pytest.mark.parametrize("kind", ["safetensors", "pytorch"])
+def test_a_truncated_file_is_named(tmp_path, folders, kind, kept):
+    folder = copy_folder(folders / kind, tmp_path / "folder")
+    pattern = "model-00002-of-*.safetensors" if kind == "safetensors" else "consolidated.pth"
+    file = next(folder.glob(pattern))
+    content = file.read_bytes()
+    file.write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(ValueError, match=file.name):
+        open_checkpoint(folder)
+
+
+def test_damaged_values_of_a_run_are_named(tmp_path, folders):
+    folder = copy_folder(folders / "orbax", tmp_path / "folder")
+    for file in (folder / "checkpoints").rglob("d/*"):
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(ValueError, match=r"checkpoints/3/params.* is damaged"):
+        read_all(open_checkpoint(folder))
+    with pytest.raises(ValueError, match=r"checkpoints/3/params.* is damaged"):
+        write_checkpoint(open_checkpoint(folder), tmp_path / "out", "safetensors")
+    assert not (tmp_path / "out").exists()
+
+
+def test_flipped_bits_of_a_pth_are_noticed(tmp_path, folders):
+    folder = copy_folder(folders / "pytorch", tmp_path / "folder")
+    file = folder / "consolidated.pth"
+    with zipfile.ZipFile(file) as archive:
+        entry = max(archive.infolist(), key=lambda info: info.file_size)
+    content = bytearray(file.read_bytes())
+    content[entry.header_offset + 2000] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"consolidated.pth is damaged.*checksum"):
+        open_checkpoint(folder)
+
+
+def test_a_missing_shard_is_named(tmp_path, folders):
+    folder = copy_folder(folders / "safetensors", tmp_path / "folder")
+    next(folder.glob("model-00002-of-*")).unlink()
+    with pytest.raises(FileNotFoundError, match="model-00002-of-"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ("[", "is not an index"),
+        ("[]", "is not an index"),
+        ('{"weight_map": 3}', "is not an index"),
+        ('{"weight_map": {"a": "../../etc/passwd"}}', "expected files of its folder"),
+        ('{"weight_map": {"a": "/etc/passwd"}}', "expected files of its folder"),
+    ],
+)
+def test_an_index_that_is_none_is_named(tmp_path, index, message):
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(ValueError, match=f"index.json.*{message}"):
+        open_checkpoint(tmp_path)
+
+
+def test_tensors_that_only_the_index_has_are_listed(tmp_path, folders):
+    folder = copy_folder(folders / "safetensors", tmp_path / "folder")
+    index = folder / "model.safetensors.index.json"
+    fields = json.loads(index.read_text())
+    fields["weight_map"]["ghost"] = next(iter(fields["weight_map"].values()))
+    index.write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match="lists tensors that their files lack: ghost"):
+        open_checkpoint(folder)
+
+
+class Bomb:
+    """An object whose unpickling makes a file."""
+
+    def __init__(self, marker):
+        self.marker = str(marker)
+
+    def __reduce__(self):
+        return os.mkdir, (self.marker,)
+
+
+@pytest.mark.parametrize("form", ["zip", "plain pickle", "old torch"])
+def test_a_pickle_that_wants_to_run_code_is_refused_and_not_run(tmp_path, folders, form):
+    folder = copy_folder(folders / "pytorch", tmp_path / "folder")
+    file, marker = folder / "consolidated.pth", tmp_path / "ran"
+    content = {"model": {"local_decoder.norm.weight": Bomb(marker)}}
+    if form == "plain pickle":
+        file.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, file, _use_new_zipfile_serialization=form == "zip")
+    with pytest.raises(ValueError, match=r"consolidated.pth is refused.*run code"):
+        open_checkpoint(folder)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"state": {}}, r"holds \['state'\], expected"),
+        ([1, 2], "holds list, expected"),
+        ({"model": {"step": 3}}, "entries that are not tensors: step"),
+    ],
+)
+def test_a_pth_of_another_layout_is_named(tmp_path, content, message):
+    torch.save(content, tmp_path / "consolidated.pth")
+    with pytest.raises(ValueError, match=message):
+        open_checkpoint(tmp_path)
+
+
+def test_files_of_old_pytorch_and_tensors_with_strides_are_read(tmp_path):
+    checkpoint, tensors = random_checkpoint()
+    write_checkpoint(checkpoint, tmp_path / "out", "pytorch")
+    state = {name: torch.from_numpy(values.T.copy().T) for name, values in tensors.items()}
+    file = tmp_path / "out" / "consolidated.pth"
+    torch.save({"model": state}, file, _use_new_zipfile_serialization=False)
+    assert_same_bits(read_all(open_checkpoint(tmp_path / "out")), tensors)
+
+
+def test_without_pytorch_only_pth_is_an_error(tmp_path, folders, monkeypatch):
+    def absent(name):
+        raise ImportError(name)
+
+    monkeypatch.setattr(pytorch_folder.importlib, "import_module", absent)
+    with pytest.raises(ValueError, match=r"pip install 'lst-jax\[torch\]'"):
+        open_checkpoint(folders / "pytorch")
+    with pytest.raises(ValueError, match=r"pip install 'lst-jax\[torch\]'"):
+        write_checkpoint(open_checkpoint(folders / "orbax"), tmp_path / "out", "pytorch")
+    write_checkpoint(open_checkpoint(folders / "orbax"), tmp_path / "fine", "safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["fine"]
+
+
+# Whole or not at all --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("disk full"), KeyboardInterrupt(), ValueError("damaged")]
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_port_that_fails_leaves_nothing(tmp_path, kind, error):
+    checkpoint, tensors = random_checkpoint()
+    last = list(tensors)[-1]
+
+    def failing(name):
+        if name == last:
+            raise error
+        return tensors[name]
+
+    with pytest.raises(type(error)):
+        write_checkpoint(dataclasses.replace(checkpoint, read=failing), tmp_path / "out", kind)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_output_that_is_there_is_not_touched(tmp_path, kind):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("mine")
+    with pytest.raises(FileExistsError, match="out is already there"):
+        write_checkpoint(random_checkpoint()[0], tmp_path / "out", kind)
+    assert [file.name for file in tmp_path.rglob("*")] == ["out", "mine"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(("onnx",), "kind is 'onnx', expected one of orbax"), (("orbax", 0), "max_shard_bytes is 0")],
+)
+def test_impossible_arguments_are_named(tmp_path, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        write_checkpoint(random_checkpoint()[0], tmp_path / "out", *arguments)
+
+
+# The published configuration ------------------------------------------------------------------
+
+
+def test_params_json_says_all_that_the_published_format_can(tmp_path):
+    """A model with the published conventions comes back from `params.json` alone."""
+    config = dataclasses.replace(
+        LST,
+        cross_residual="double",
+        document_cross_masking=False,
+        pooling="mean",
+        num_heads_cross=4,
+    )
+    checkpoint, tensors = random_checkpoint(config=config)
+    patching = {"strategy": "aligned", "patch_size": 5}
+    data = DATA | {"visibility": "reference", "patching": patching}
+    description = dataclasses.replace(checkpoint.description, data=data)
+    checkpoint = dataclasses.replace(checkpoint, description=description)
+    write_checkpoint(checkpoint, tmp_path / "out", "pytorch")
+    (tmp_path / "out" / "config.json").unlink()
+    back = open_checkpoint(tmp_path / "out")
+    assert back.description.model == config
+    assert back.description.vocabulary == checkpoint.description.vocabulary
+    assert back.description.data["visibility"] == "reference"
+    assert back.description.data["patching"]["strategy"] == "aligned"
+    assert back.description.data["patching"]["patch_size"] == 5
+    assert_same_bits(read_all(back), tensors)
+    # And what the file said besides goes out again as it came in.
+    write_checkpoint(back, tmp_path / "again", "pytorch")
+    first, second = (
+        json.loads((tmp_path / name / "params.json").read_text()) for name in ("out", "again")
+    )
+    assert first == second
+
+
+def change_params(tmp_path, **changes):
+    config = dataclasses.replace(LST, cross_residual="double", document_cross_masking=False)
+    params = make_params_json(random_checkpoint(config=config)[0].description)
+    for name, value in changes.items():
+        if value is None:
+            del params["model"][name]
+        else:
+            params["model"][name] = value
+    path = pathlib.Path(tmp_path / "params.json")
+    path.write_text(json.dumps(params))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"vocab_size": None, "cross_attn_k": None}, ["lacks vocab_size, cross_attn_k"]),
+        (
+            {"dim_global": -3, "downsampling_by_pooling": "topk", "rope_theta": "big"},
+            ["dim_global is -3", "downsampling_by_pooling is 'topk'", "rope_theta is 'big'"],
+        ),
+        ({"dim_local_decoder": 16}, ["dim_local_decoder is 16, expected 8"]),
+        ({"n_heads_local_decoder": 4}, ["n_heads_local_decoder is 4, expected 2"]),
+        ({"cross_attn_all_layers_decoder": False}, ["cross_attn_all_layers_decoder is False"]),
+        ({"patching_mode": "entropy"}, ["patching_mode is 'entropy', expected 'lst_static'"]),
+        ({"vocab_size": 500}, ["vocab_size is 500, expected at least 511"]),
+        ({"n_heads_global": 5}, ["num_heads_global=5"]),
+    ],
+)
+def test_a_published_configuration_that_is_none_of_ours_is_named(tmp_path, changes, parts):
+    path = change_params(tmp_path, **changes)
+    with pytest.raises(ValueError) as error:
+        read_params_json(path)
+    for part in parts:
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"data": {}}', '{"model": 3}', '{"kind": "lst"}'])
+@pytest.mark.parametrize("name", ["params.json", "config.json"])
+def test_a_configuration_that_does_not_describe_a_model_is_named(tmp_path, folders, content, name):
+    folder = copy_folder(folders / "pytorch", tmp_path / "folder")
+    (folder / "config.json").unlink()
+    (folder / name).write_text(content)
+    with pytest.raises(ValueError, match=f"{name} does not describe a model"):
+        open_checkpoint(folder)
+
+
+def test_a_folder_without_a_configuration_is_named(tmp_path, folders):
+    folder = copy_folder(folders / "safetensors", tmp_path / "folder")
+    (folder / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"neither config.json nor params.json"):
+        open_checkpoint(folder)
+
+
+def test_published_names_of_every_kind_are_those_of_the_table(folders):
+    names = [tensor.name for tensor in published_tensors(LST)]
+    for kind in KINDS:
+        assert list(open_checkpoint(folders / kind).specs) == names
