@@ -1,4 +1,4 @@
-"""Peak matrix-product rates of devices, what model FLOPs utilisation is a share of."""
+"""What devices can do: peak matrix-product rates, and the published figures of TPU chips."""
 
 from __future__ import annotations
 
@@ -39,6 +39,54 @@ _PEAKS: tuple[tuple[str, float], ...] = (
     ("V100", 125e12),
     ("T4", 65e12),
 )
+
+_GIB = 2.0**30
+
+
+class Chip(NamedTuple):
+    """Published figures of one TPU chip.
+
+    Attributes:
+      name: short, as in the names of topologies.
+      flops_per_second: dense bfloat16 peak.
+      memory_bytes: of HBM that programs can use.
+      memory_bandwidth: of HBM, bytes a second.
+      interconnect_bandwidth: what a chip can send over all its links within its slice, bytes a
+        second; half of the figure for both directions.
+      network_bandwidth: of the data centre's network, which joins slices, a chip's share, bytes a
+        second; None where there is no figure.
+    """
+
+    name: str
+    flops_per_second: float
+    memory_bytes: float
+    memory_bandwidth: float
+    interconnect_bandwidth: float
+    network_bandwidth: float | None
+
+
+# From the pages of Google Cloud's documentation on each generation, docs.cloud.google.com/tpu/docs/
+# v4, v5e, v5p and v6e, read in 2026: peak, HBM capacity and bandwidth, bidirectional inter-chip
+# interconnect bandwidth per chip (v4: 2400 Gb/s one way), data center network bandwidth per chip
+# (v5e and v6e: of a pod, over its 256 chips). By `device_kind`.
+_CHIPS: dict[str, Chip] = {
+    "TPU v4": Chip("v4", 275e12, 32 * _GIB, 1228e9, 300e9, None),
+    "TPU v5 lite": Chip("v5e", 197e12, 16 * _GIB, 819e9, 200e9, 6.4e12 / 8 / 256),
+    "TPU v5": Chip("v5p", 459e12, 95 * _GIB, 2765e9, 600e9, 50e9 / 8),
+    "TPU v6 lite": Chip("v6e", 918e12, 32 * _GIB, 1600e9, 400e9, 25.6e12 / 8 / 256),
+}
+
+
+def tpu_chip(device_kind: str) -> Chip:
+    """The chip of a TPU device.
+
+    Raises:
+      ValueError: the figures of that kind are not known.
+    """
+    if device_kind not in _CHIPS:
+        raise ValueError(f"device_kind={device_kind!r}: expected one of {sorted(_CHIPS)}")
+    return _CHIPS[device_kind]
+
 
 _MEASURED_SIZE = 1024
 _MEASURED_REPEATS = 5

@@ -20,7 +20,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -43,6 +43,11 @@ _SHAPE = re.compile(r"([a-z]\w*)\[([\d,<=]*)\](\{[^}]*\})?")
 _NAME = re.compile(r"%([\w.\-]+)")
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%([\w.\-]+) = (.*)$")
+# mesh['a'=4,'b'=2] {'a'}, perhaps with an order of devices: , device_ids=([2,4]T(1,0))
+_MESH_GROUPS = re.compile(
+    r"@?\w*mesh\[([^\]]*)\]"
+    r"(?:, ?device_ids=\((?:([\d,]+)|\[([\d,]+)\](?:T\(([\d,]+)\))?)\))? ?\{([^}]*)\}"
+)
 _COMPUTATION = re.compile(r"^(ENTRY )?%([\w.\-]+) \(.*\{$")
 
 # The work of one call of a kernel or one turn of a loop that the text does not tell, from its name.
@@ -119,7 +124,7 @@ def hlo_costs(
     text: str,
     trip_counts: TripCounts = lambda name: None,
     kernel_costs: Callable[[str], KernelCost | None] = lambda name: None,
-    devices_per_slice: int | None = None,
+    slices: Sequence[int] | None = None,
 ) -> HloCosts:
     """Costs of a compiled program.
 
@@ -129,12 +134,12 @@ def hlo_costs(
         None where it has no estimate.
       kernel_costs: the same for custom kernels; the estimate that a kernel carries itself
         (`pallas_call(cost_estimate=…)`) is used where this has none.
-      devices_per_slice: devices joined by the interconnect; None: all.
+      slices: the slice of each device, in the order of the program's mesh; None: all are of one.
 
     Raises:
       ValueError: the text is no HLO module, or has device groups of an unknown form.
     """
-    return _Analysis(text, trip_counts, kernel_costs, devices_per_slice).run()
+    return _Analysis(text, trip_counts, kernel_costs, slices).run()
 
 
 class _Shape(NamedTuple):
@@ -251,12 +256,12 @@ class _Analysis:
         text: str,
         trip_counts: TripCounts,
         kernel_costs: Callable[[str], KernelCost | None],
-        devices_per_slice: int | None,
+        slices: Sequence[int] | None,
     ) -> None:
         self._computations, self._entry = _parse_module(text)
         self._trip_counts = trip_counts
         self._kernel_costs = kernel_costs
-        self._devices_per_slice = devices_per_slice
+        self._slices = None if slices is None else np.asarray(slices)
         self._cache: dict[tuple[str, bool], HloCosts] = {}
 
     def run(self) -> HloCosts:
@@ -356,8 +361,8 @@ class _Analysis:
         operands = sum(shape.num_bytes for shape in _operand_shapes(x, within))
         groups = device_groups(x.attributes)
         size = groups.shape[1] if groups.size else 1
-        crosses = self._devices_per_slice is not None and any(
-            len(set(group // self._devices_per_slice)) > 1 for group in groups
+        crosses = self._slices is not None and any(
+            len(set(self._slices[group])) > 1 for group in groups
         )
         share = (size - 1) / size
         sent = {
@@ -397,7 +402,7 @@ class _Analysis:
         for index, shape in enumerate(_operand_shapes(x, within)):
             if shape.on_chip or (parameter := fused.parameter(index)) is None:
                 continue
-            total += min(shape.num_bytes, _bytes_read(parameter, fused))
+            total += _bytes_read(parameter, fused, self._computations)
         root = fused.instructions[fused.root]
         names = root.operands if root.opcode == "tuple" else [root.name]
         for name, shape in zip(names, x.shapes, strict=False):
@@ -418,20 +423,31 @@ def _operand_shapes(x: _Instruction, within: _Computation) -> list[_Shape]:
     return [shape for name in x.operands for shape in within.instructions[name].shapes]
 
 
-def _bytes_read(name: str, within: _Computation) -> float:
+def _bytes_read(name: str, within: _Computation, modules: Mapping[str, _Computation]) -> float:
     """Bytes of a fusion's parameter that its users read."""
     whole = within.instructions[name].shapes[0].num_bytes
     total = 0.0
     for user in within.users(name):
         if user.opcode == "bitcast":
-            total += _bytes_read(user.name, within)
+            total += _bytes_read(user.name, within, modules)
+        elif user.opcode == "fusion":
+            total += _bytes_read_by_fusion(name, user, modules)
         elif user.opcode in _SLICES and user.operands[0] == name:
             total += user.shapes[0].num_bytes
         elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
             continue  # updated in place
         else:
             return whole
-    return total
+    return min(total, whole)
+
+
+def _bytes_read_by_fusion(
+    name: str, fusion: _Instruction, modules: Mapping[str, _Computation]
+) -> float:
+    """Bytes of the array `name` that a fusion inside of a fusion reads."""
+    inner = modules[fusion.callee("calls")]
+    parameters = (inner.parameter(i) for i, x in enumerate(fusion.operands) if x == name)
+    return sum(_bytes_read(parameter, inner, modules) for parameter in parameters if parameter)
 
 
 def _bytes_written(name: str, within: _Computation) -> float:
@@ -532,8 +548,8 @@ def device_groups(attributes: str) -> np.ndarray:
         return _listed_groups(listed[1])
     if iota := re.match(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
         return _iota(iota[2], iota[3]).reshape(_integers(iota[1]))
-    if mesh := re.match(r"@?\w*mesh\['?([^\]]*)\]( ?, ?device_ids=\([^)]*\))? ?\{([^}]*)\}", text):
-        return _mesh_groups(mesh[1], mesh[2], mesh[3])
+    if mesh := _MESH_GROUPS.match(text):
+        return _mesh_groups(*mesh.groups())
     raise ValueError(f"replica_groups={text[:60]!r}: unknown form of device groups")
 
 
@@ -552,23 +568,19 @@ def _iota(dims: str, permutation: str | None) -> np.ndarray:
     return ids.transpose(_integers(permutation)) if permutation else ids
 
 
-def _mesh_groups(axes: str, device_ids: str | None, grouped: str) -> np.ndarray:
-    """`'a'=4,'b'=2` and `'a'`: one group for every b."""
-    names = re.findall(r"'?(\w+)'?=(\d+)", axes)
-    sizes = [int(size) for _, size in names]
-    chosen = re.findall(r"\w+", grouped)
-    order = [name for name, _ in names]
-    if any(name not in order for name in chosen):
-        raise ValueError(f"replica_groups={grouped!r}: unknown form of device groups")
-    if device_ids is None:
-        ids = np.arange(math.prod(sizes))
-    else:
-        iota = re.search(r"\[([\d,]+)\](?:T\(([\d,]+)\))?\)?$", device_ids)
-        if not iota:
-            raise ValueError(f"replica_groups={device_ids!r}: unknown form of device groups")
-        ids = _iota(iota[1], iota[2])
-    ids = ids.reshape(sizes)
-    inside = [order.index(name) for name in chosen]
-    outside = [axis for axis in range(len(order)) if axis not in inside]
-    count = math.prod(sizes[axis] for axis in inside)
-    return ids.transpose(outside + inside).reshape(-1, count)
+def _mesh_groups(
+    axes: str, listed: str | None, dims: str | None, permutation: str | None, grouped: str
+) -> np.ndarray:
+    """Axes `'a'=4,'b'=2` grouped along `'a'`: one group for every b."""
+    sizes = {name: int(size) for name, size in re.findall(r"'?(\w+)'?=(\d+)", axes)}
+    ids = np.arange(math.prod(sizes.values()))
+    if listed:
+        ids = np.array(_integers(listed))
+    elif dims:
+        ids = _iota(dims, permutation)
+    inside = re.findall(r"'?(\w+)'?(?:,|$)", grouped)
+    if not set(inside) <= set(sizes):
+        raise ValueError(f"replica_groups={{{grouped}}}: unknown form of device groups")
+    order = [*(axis for axis in sizes if axis not in inside), *inside]
+    ids = ids.reshape([*sizes.values()]).transpose([[*sizes].index(axis) for axis in order])
+    return ids.reshape(-1, math.prod(sizes[axis] for axis in inside))

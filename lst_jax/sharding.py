@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import linen as nn
+from jax.experimental import mesh_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "tensor")
@@ -65,8 +66,10 @@ def make_mesh(
 ) -> jax.sharding.Mesh:
     """The mesh of the axes (data, fsdp, tensor) over `devices` (default: all of all processes).
 
+    Devices of several slices are a hybrid mesh: slices differ along data, or also along fsdp.
+
     Raises:
-      ValueError: the axis sizes do not multiply to the number of devices.
+      ValueError: the axis sizes do not fill the devices, or do not part the slices.
     """
     config = config or MeshConfig()
     devices = jax.devices() if devices is None else devices
@@ -77,7 +80,31 @@ def make_mesh(
         shape = dict(zip(MESH_AXES, (config.data, config.fsdp, config.tensor), strict=True))
         raise ValueError(f"mesh axes are {shape}, expected sizes that fill {len(devices)} devices")
     axis_types = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
+    slices = {getattr(device, "slice_index", None) for device in devices}
+    if len(slices) > 1:
+        return jax.sharding.Mesh(
+            _arrange_slices(sizes, devices, len(slices)), MESH_AXES, axis_types=axis_types
+        )
     return jax.make_mesh(sizes, MESH_AXES, axis_types, devices=devices)
+
+
+def _arrange_slices(sizes: list[int], devices: Sequence[jax.Device], num_slices: int) -> np.ndarray:
+    """Devices of several slices, as an array of the mesh's shape.
+
+    Only messages that a step sends seldom should cross the slow network between slices, so slices
+    are told apart along data, and along fsdp where data has too few parts.
+    """
+    across_data = math.gcd(sizes[0], num_slices)
+    across_fsdp = num_slices // across_data
+    if sizes[1] % across_fsdp:
+        shape = dict(zip(MESH_AXES, sizes, strict=True))
+        raise ValueError(
+            f"mesh axes are {shape}, expected data or fsdp to be a multiple of the {num_slices} "
+            "slices"
+        )
+    within = (sizes[0] // across_data, sizes[1] // across_fsdp, sizes[2])
+    across = (across_data, across_fsdp, 1)
+    return mesh_utils.create_hybrid_device_mesh(within, across, devices)
 
 
 @contextlib.contextmanager

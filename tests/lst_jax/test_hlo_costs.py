@@ -172,11 +172,11 @@ def test_messages_are_counted_by_kind_and_by_turn(kind, turns):
     rows = P(("data", "fsdp"))
     spread = jax.shard_map(repeated, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)
     x = array(32, 128, sharding=NamedSharding(mesh, rows))
-    costs = hlo_costs(compiled_text(spread, x), devices_per_slice=8)
+    costs = hlo_costs(compiled_text(spread, x), slices=[0] * 8)
     assert costs.collective_bytes == {Collective(kind, False): pytest.approx(turns * expected)}
-    halves = hlo_costs(compiled_text(spread, x), devices_per_slice=2)
+    halves = hlo_costs(compiled_text(spread, x), slices=[0, 0, 1, 1, 2, 2, 3, 3])
     assert set(halves.collective_bytes) == {Collective(kind, True)}
-    apart = hlo_costs(compiled_text(spread, x), devices_per_slice=4)
+    apart = hlo_costs(compiled_text(spread, x), slices=[0] * 4 + [1] * 4)
     assert set(apart.collective_bytes) == {Collective(kind, False)}
 
 
@@ -188,6 +188,8 @@ def test_messages_are_counted_by_kind_and_by_turn(kind, turns):
         ("replica_groups=[4,2]<=[2,4]T(1,0), x", [[0, 4], [1, 5], [2, 6], [3, 7]]),
         ("replica_groups=mesh['a'=2,'b'=3] {'a'}, x", [[0, 3], [1, 4], [2, 5]]),
         ("replica_groups=mesh['a'=2,'b'=3] {'a','b'}, x", [[0, 1, 2, 3, 4, 5]]),
+        ("replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}, x", [[0, 2], [1, 3]]),
+        ("replica_groups=mesh['a'=2,'b'=2], device_ids=(3,2,1,0) {'b'}, x", [[3, 2], [1, 0]]),
         ("source_target_pairs={{0,1},{1,0}}, x", [[0, 1], [1, 0]]),
     ],
 )

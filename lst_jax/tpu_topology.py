@@ -1,0 +1,48 @@
+"""TPU slices that need not be there: devices to compile for, from the `libtpu` package alone."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import jax
+from jax.experimental import topologies
+
+# Nothing is run, so another process may hold libtpu; there is no cloud machine to ask about itself,
+# and what the compiler warns of should come to stderr instead of a directory of logs.
+_ENVIRONMENT = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_LOG_DIR": "disabled",
+    "TPU_STDERR_LOG_LEVEL": "1",
+}
+
+
+def tpu_devices(topology: str, num_slices: int = 1) -> list[jax.Device]:
+    """The devices of TPU slices, for ahead-of-time compilation; works on any machine.
+
+    Args:
+      topology: chip and shape of a slice, such as `v5e:16x16` or `v5p:8x8x4`.
+      num_slices: slices of that shape, joined by the data centre's network.
+
+    Raises:
+      ImportError: the package `libtpu` is not installed.
+      ValueError: there is no such topology.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise ImportError("no package libtpu, which compiles for TPUs; pip install libtpu")
+    if num_slices < 1:
+        raise ValueError(f"num_slices is {num_slices}, expected at least 1")
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    slices = {"num_slices": num_slices} if num_slices > 1 else {}
+    try:
+        description = topologies.get_topology_desc(platform="tpu", topology_name=topology, **slices)
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"topology={topology!r}: expected a chip and a shape such as 'v5e:16x16' ({reason})"
+        ) from error
+    return list(description.devices)
