@@ -10,19 +10,19 @@ import pytest
 
 from lst_jax.config import LSTConfig, baseline_of
 from lst_jax.flops import forward_flops, training_flops
+from lst_jax.hlo_costs import hlo_costs
 from lst_jax.losses import token_nll
 from lst_jax.models import build_model, output_kernel
 from lst_jax.patching import Document, PatchingConfig, patch_document
 from tests.lst_jax.batches import VOCABULARY, random_document, stack_rows
 
-# One layer a stack: XLA counts the body of a loop over layers once.
 CONFIG = LSTConfig(
     vocab_size=VOCABULARY.size,
     dim_local=128,
     dim_global=256,
     num_layers_encoder=1,
-    num_layers_global=1,
-    num_layers_decoder=1,
+    num_layers_global=3,
+    num_layers_decoder=2,
     num_heads_local=2,
     num_heads_global=2,
     multiple_of=128,
@@ -38,8 +38,26 @@ def document_of_units(length):
     return patch_document(tokens, PatchingConfig("static"), VOCABULARY)
 
 
+def whole_squares(config, document, batch):
+    """Forward FLOPs of the pairs that dense attention computes beyond the intervals."""
+    length = len(document.tokens)
+    half = length * (length - 1) / 2
+    if not isinstance(config, LSTConfig):
+        return config.num_layers_global * half * 4 * config.dim_global
+    d, k, slots = config.dim_local, config.latent_vectors_per_patch, document.num_patches
+    square = k * slots * length
+    encoder = half + square - k * sum(np.cumsum(document.patch_lengths))
+    decoder = half + square - k * sum(batch["visible_patch"][0] + 1)
+    return (
+        config.num_layers_encoder * 4 * d * encoder
+        + config.num_layers_decoder * 4 * d * decoder
+        + config.num_layers_global * 4 * config.dim_global * slots * (slots - 1) / 2
+    )
+
+
 @pytest.mark.parametrize("name", ["lst", "baseline"])
-def test_projections_are_counted_as_xla_counts_them(name):
+@pytest.mark.parametrize("training", [False, True])
+def test_products_are_counted_as_xla_counts_them(name, training):
     """On a dense batch XLA counts whole score squares; those are exchanged for our intervals."""
     length = 257
     config = CONFIG if name == "lst" else baseline_of(CONFIG)
@@ -58,22 +76,15 @@ def test_projections_are_counted_as_xla_counts_them(name):
         nll = token_nll(hidden, output_kernel(p), b["tokens"], config.vocab_size, length)
         return nll.sum()
 
-    compiled = jax.jit(loss).lower(params, batch).compile()
-    counted = compiled.cost_analysis()["flops"]
+    function = jax.grad(loss) if training else loss
+    text = jax.jit(function).lower(params, batch).compile().as_text()
     ours = {k: float(v) for k, v in forward_flops(config, batch, slots).items()}
-    # Squares that the dense backend computes beyond the causal intervals.
-    half = length * (length - 1) / 2
-    d, k = CONFIG.dim_local, CONFIG.latent_vectors_per_patch
-    if name == "lst":
-        patches = slots * (slots - 1) / 2
-        token_self = 2 * half * 4 * d
-        cross = 4 * d * k * slots * length * 2
-        cross -= 4 * d * k * sum(np.cumsum(document.patch_lengths))
-        cross -= 4 * d * k * sum(batch["visible_patch"][0] + 1)
-        beyond = token_self + cross + patches * 4 * 256
-    else:
-        beyond = half * 4 * 256
-    assert counted == pytest.approx(sum(ours.values()) + beyond, rel=0.03)
+    expected = sum(ours.values()) + whole_squares(config, document, batch)
+    if training:
+        assert float(training_flops(config, batch, slots)) == pytest.approx(3 * sum(ours.values()))
+        # The backward pass computes the logits again.
+        expected = 3 * expected + ours["output"]
+    assert hlo_costs(text).matrix_flops == pytest.approx(expected, rel=0.03)
 
 
 def test_flops_are_the_sum_over_documents_and_ignore_padding():
