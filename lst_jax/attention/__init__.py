@@ -28,11 +28,13 @@ from jax.sharding import PartitionSpec
 
 from lst_jax.attention.blocked import blocked_attention
 from lst_jax.attention.dense import dense_attention
+from lst_jax.attention.pallas_tpu import pallas_tpu_attention
 from lst_jax.key_ranges import KeyRange
 
 BACKENDS: dict[str, Callable[[Array, Array, Array, KeyRange], Array]] = {
     "dense": dense_attention,
     "blocked": blocked_attention,
+    "pallas_tpu": pallas_tpu_attention,
 }
 
 # Mesh axes over which rows and heads are split; attention needs no communication between them.

@@ -4,8 +4,8 @@ Queries are cut into blocks. For each block of each row, an online softmax runs 
 blocks that meet the block's intervals: because start and end never decrease, they lie between the
 first query's start and the last query's end. A window W therefore costs O(N W) time and no score
 matrix is ever stored; the backward pass recomputes scores block by block from the saved
-log-sum-exp. Loop bounds depend on the data, which reverse-mode differentiation of a loop cannot
-take, hence the custom derivative.
+log-sum-exp, and adds to the blocks of dk and dv in place. Loop bounds depend on the data, which
+reverse-mode differentiation of a loop cannot take, hence the custom derivative.
 """
 
 from __future__ import annotations
@@ -16,10 +16,16 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lst_jax.attention.blocks import key_block_bounds, pad_length
+from lst_jax.attention.blocks import (
+    Spans,
+    end_to_end,
+    end_to_end_ranges,
+    key_spans,
+    rows_again,
+)
 from lst_jax.key_ranges import KeyRange
 
-# Queries and keys of a block, fastest on a CPU among powers of two.
+# Queries and keys of a block; the fastest powers of two on a CPU.
 QUERY_BLOCK = 64
 KEY_BLOCK = 64
 
@@ -38,44 +44,33 @@ def blocked_attention(q: Array, k: Array, v: Array, key_range: KeyRange) -> Arra
     Returns:
       (B, Q, H, D) in q's dtype; softmax and accumulation in float32.
     """
-    length, num_keys = q.shape[1], k.shape[1]
+    rows, length, num_keys = *q.shape[:2], k.shape[1]
     query_block, key_block = min(QUERY_BLOCK, length), min(KEY_BLOCK, num_keys)
-    q = pad_length(q, query_block)
-    k, v = (_blocks(pad_length(x, key_block), key_block) for x in (k, v))
-    # Queries that pad the last block read nothing; num_keys keeps the vectors non-decreasing.
-    start, end = (pad_length(x, query_block, num_keys) for x in key_range)
-    out = _attention(_blocks(q, query_block), k, v, start, end)
-    return jnp.swapaxes(out, 2, 3).reshape(q.shape)[:, :length]
+    ranges = end_to_end_ranges(key_range, num_keys, query_block, key_block)
+    q = _blocks(q, query_block)
+    k, v = (_blocks(x, key_block) for x in (k, v))
+    out = _attention(q, k, v, *(x.reshape(-1, query_block) for x in ranges))
+    out = jnp.swapaxes(out, 1, 2)
+    return rows_again(out.reshape(-1, *out.shape[2:]), rows, length)
 
 
 def _blocks(x: Array, size: int) -> Array:
-    """(B, L, H, D) to (B, L / size, H, size, D)."""
-    rows, length, heads, width = x.shape
-    return jnp.swapaxes(x.reshape(rows, length // size, size, heads, width), 2, 3)
+    """(B, L, H, D) to blocks of the rows laid end to end, (blocks, H, size, D)."""
+    x = end_to_end(x, size)
+    return jnp.swapaxes(x.reshape(-1, size, *x.shape[1:]), 1, 2)
 
 
-def _plan(start: Array, end: Array, q: Array, k: Array) -> tuple[Array, ...]:
-    """Per (row, query block) of the flattened loop: row, ranges of its queries, key blocks."""
-    (rows, count, _, query_block), key_block = q.shape[:4], k.shape[3]
-    first, last = key_block_bounds(start, end, query_block, key_block)
-    row = jnp.repeat(jnp.arange(rows, dtype=jnp.int32), count)
-    spans = (x.reshape(-1, query_block) for x in (start, end))
-    return row, *spans, first.reshape(-1), last.reshape(-1)
+def _spans(start: Array, end: Array, k: Array) -> Spans:
+    query_block, key_block = start.shape[1], k.shape[2]
+    return key_spans(KeyRange(start.reshape(-1), end.reshape(-1)), query_block, key_block)
 
 
-def _flat(x: Array) -> Array:
-    """(B, blocks, …) to (B * blocks, …), what the loop over query blocks runs over."""
-    return x.reshape(-1, *x.shape[2:])
+def _block(x: Array, index: Array) -> Array:
+    return jax.lax.dynamic_index_in_dim(x, index, 0, keepdims=False)
 
 
-def _block(x: Array, row: Array, index: Array) -> Array:
-    """(H, size, D), one block of (B, blocks, H, size, D)."""
-    return jax.lax.dynamic_slice(x, (row, index, 0, 0, 0), (1, 1, *x.shape[2:]))[0, 0]
-
-
-def _add_block(x: Array, block: Array, row: Array, index: Array) -> Array:
-    updated = _block(x, row, index) + block
-    return jax.lax.dynamic_update_slice(x, updated[None, None], (row, index, 0, 0, 0))
+def _add_block(x: Array, block: Array, index: Array) -> Array:
+    return jax.lax.dynamic_update_index_in_dim(x, _block(x, index) + block, index, 0)
 
 
 def _scores(q: Array, k: Array, start: Array, end: Array, index: Array) -> tuple[Array, Array]:
@@ -93,19 +88,24 @@ def _attention(q: Array, k: Array, v: Array, start: Array, end: Array) -> Array:
 def _forward(
     q: Array, k: Array, v: Array, start: Array, end: Array
 ) -> tuple[Array, tuple[Array, ...]]:
-    """Output like q and what the backward pass needs, log-sum-exp (B, blocks, H, q) included."""
+    """Output like q and what the backward pass needs, log-sum-exp (blocks, H, q) included.
+
+    Args:
+      q, k, v: (blocks, H, size, D).
+      start, end: (blocks, size of q's).
+    """
 
     def query_step(carry: None, block: tuple[Array, ...]) -> tuple[None, tuple[Array, Array]]:
-        q_i, row, start_i, end_i, first, last = block
+        q_i, start_i, end_i, first, last = block
 
         def key_step(j: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             peak, total, out = state
-            scores, mask = _scores(q_i, _block(k, row, j), start_i, end_i, j)
+            scores, mask = _scores(q_i, _block(k, j), start_i, end_i, j)
             # The peak starts finite, so a row whose keys all come later stays at weight zero.
             new_peak = jnp.maximum(peak, jnp.where(mask, scores, -jnp.inf).max(-1))
             weights = jnp.where(mask, jnp.exp(scores - new_peak[..., None]), 0.0)
             shrink = jnp.exp(peak - new_peak)
-            update = _einsum("hqk,hkd->hqd", weights.astype(v.dtype), _block(v, row, j))
+            update = _einsum("hqk,hkd->hqd", weights.astype(v.dtype), _block(v, j))
             return new_peak, total * shrink + weights.sum(-1), out * shrink[..., None] + update
 
         zeros = jnp.zeros(q_i.shape, jnp.float32)
@@ -115,8 +115,7 @@ def _forward(
         total = jnp.where(total > 0, total, 1.0)
         return carry, ((out / total[..., None]).astype(q.dtype), peak + jnp.log(total))
 
-    _, (out, lse) = jax.lax.scan(query_step, None, (_flat(q), *_plan(start, end, q, k)))
-    out, lse = out.reshape(q.shape), lse.reshape(q.shape[:-1])
+    _, (out, lse) = jax.lax.scan(query_step, None, (q, start, end, *_spans(start, end, k)))
     return out, (q, k, v, start, end, out, lse)
 
 
@@ -129,11 +128,11 @@ def _backward(saved: tuple[Array, ...], d_out: Array) -> tuple[Array | None, ...
     def query_step(
         carry: tuple[Array, Array], block: tuple[Array, ...]
     ) -> tuple[tuple[Array, Array], Array]:
-        q_i, d_out_i, lse_i, delta_i, row, start_i, end_i, first, last = block
+        q_i, d_out_i, lse_i, delta_i, start_i, end_i, first, last = block
 
         def key_step(j: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             dq_i, dk, dv = state
-            k_j, v_j = _block(k, row, j), _block(v, row, j)
+            k_j, v_j = _block(k, j), _block(v, j)
             scores, mask = _scores(q_i, k_j, start_i, end_i, j)
             weights = jnp.where(mask, jnp.exp(scores - lse_i[..., None]), 0.0)
             d_weights = _einsum("hqd,hkd->hqk", d_out_i, v_j)
@@ -141,16 +140,16 @@ def _backward(saved: tuple[Array, ...], d_out: Array) -> tuple[Array | None, ...
             dq_i = dq_i + _einsum("hqk,hkd->hqd", d_scores, k_j)
             dk_j = _einsum("hqk,hqd->hkd", d_scores, q_i)
             dv_j = _einsum("hqk,hqd->hkd", weights.astype(q.dtype), d_out_i)
-            return dq_i, _add_block(dk, dk_j, row, j), _add_block(dv, dv_j, row, j)
+            return dq_i, _add_block(dk, dk_j, j), _add_block(dv, dv_j, j)
 
         zeros = jnp.zeros(q_i.shape, jnp.float32)
         dq_i, dk, dv = jax.lax.fori_loop(first, last, key_step, (zeros, *carry))
         return (dk, dv), dq_i.astype(q.dtype)
 
     zeros = jnp.zeros(k.shape, jnp.float32)
-    blocks = (*map(_flat, (q, d_out, lse, delta)), *_plan(start, end, q, k))
+    blocks = (q, d_out, lse, delta, start, end, *_spans(start, end, k))
     (dk, dv), dq = jax.lax.scan(query_step, (zeros, zeros), blocks)
-    return dq.reshape(q.shape), dk.astype(k.dtype), dv.astype(v.dtype), None, None
+    return dq, dk.astype(k.dtype), dv.astype(v.dtype), None, None
 
 
 _attention.defvjp(_forward, _backward)

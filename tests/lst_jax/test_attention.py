@@ -1,5 +1,6 @@
 """Interval attention: backends against the dense oracle."""
 
+import contextlib
 import functools
 
 import jax
@@ -9,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lst_jax.attention import attend, blocked
-from lst_jax.key_ranges import KeyRange, token_key_range
+from lst_jax.attention import attend, blocked, blocks, pallas_tpu
+from lst_jax.key_ranges import KeyRange
 
 
 @functools.partial(jax.jit, static_argnames="backend")
@@ -27,32 +28,59 @@ def random_intervals(rng, rows, queries, keys):
     return start.astype(np.int32), np.maximum(start, end).astype(np.int32)
 
 
-# Shapes are drawn from a few, so that compilations are shared by the examples.
-SHAPES = [(1, 5, 9, 1, 2), (2, 40, 24, 2, 8), (3, 33, 70, 1, 4)]
+def random_windows(rng, rows, queries, keys):
+    """What the model's batches have: documents, k queries a step, a window, padding."""
+    k, window = int(rng.integers(1, 4)), int(rng.integers(1, keys + 1))
+    start, end = np.full((2, rows, queries), keys, np.int32)
+    for row in range(rows):
+        steps = np.arange(rng.integers(0, min(queries // k, keys) + 1))
+        first = np.maximum.accumulate(np.where(rng.random(len(steps)) < 0.2, steps, 0))
+        used = slice(0, k * len(steps))
+        start[row, used] = np.repeat(np.maximum(first, steps - window + 1), k)
+        end[row, used] = np.repeat(steps + 1, k)
+    return start, end
 
 
+# B, Q, K, H, D and dtype. Drawn from a few, so that compilations are shared by the examples: a
+# single uneven block, several of them, heads that fill no tile, queries of k latent vectors.
+CASES = {
+    "blocked": [
+        (1, 5, 9, 1, 2, "float32"),
+        (2, 40, 24, 2, 8, "float32"),
+        (2, 40, 24, 2, 8, "bfloat16"),
+        (3, 33, 70, 1, 4, "bfloat16"),
+    ],
+    "pallas_tpu": [(2, 21, 25, 3, 64, "float32"), (1, 40, 16, 1, 8, "bfloat16")],
+}
+
+
+@contextlib.contextmanager
+def small_blocks():
+    """Tiny arrays then have several blocks, uneven at the end."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (blocked, pallas_tpu):
+            patch.setattr(module, "QUERY_BLOCK", 16)
+            patch.setattr(module, "KEY_BLOCK", 8)
+        yield
+
+
+@pytest.mark.parametrize("backend", CASES)
 @settings(max_examples=40, deadline=None)
-@given(
-    seed=st.integers(0, 2**31),
-    shape=st.sampled_from(SHAPES),
-    dtype=st.sampled_from(["float32", "bfloat16"]),
-)
-def test_blocked_equals_dense_in_values_and_gradients(seed, shape, dtype):
-    rows, queries, keys, heads, width = shape
-    rng = np.random.default_rng(seed)
+@given(data=st.data())
+def test_every_backend_equals_dense_in_values_and_gradients(backend, data):
+    rows, queries, keys, heads, width, dtype = data.draw(st.sampled_from(CASES[backend]))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**31)))
+    draw_ranges = data.draw(st.sampled_from([random_intervals, random_windows]))
 
     def normal(length):
         return jnp.asarray(rng.normal(size=(rows, length, heads, width)), dtype)
 
     arrays = normal(queries), normal(keys), normal(keys)
-    start, end = random_intervals(rng, rows, queries, keys)
+    ranges = draw_ranges(rng, rows, queries, keys)
     cotangent = normal(queries)
-    with pytest.MonkeyPatch.context() as patch:
-        # Small blocks, so that tiny arrays have several, uneven at the end.
-        patch.setattr(blocked, "QUERY_BLOCK", 16)
-        patch.setattr(blocked, "KEY_BLOCK", 8)
-        ours = value_and_gradients(*arrays, start, end, cotangent, backend="blocked")
-    oracle = value_and_gradients(*arrays, start, end, cotangent, backend="dense")
+    with small_blocks():
+        ours = value_and_gradients(*arrays, *ranges, cotangent, backend=backend)
+    oracle = value_and_gradients(*arrays, *ranges, cotangent, backend="dense")
     tolerance = 2e-5 if dtype == "float32" else 6e-2
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(oracle), strict=True):
         assert a.dtype == b.dtype == dtype
@@ -61,7 +89,7 @@ def test_blocked_equals_dense_in_values_and_gradients(seed, shape, dtype):
         )
 
 
-@pytest.mark.parametrize("backend", ["dense", "blocked"])
+@pytest.mark.parametrize("backend", ["dense", *CASES])
 def test_an_empty_range_gives_zeros_and_zero_gradients(backend):
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(rng.normal(size=(1, 6, 1, 4)), jnp.float32) for _ in range(3))
@@ -75,23 +103,25 @@ def test_an_empty_range_gives_zeros_and_zero_gradients(backend):
     assert np.all(np.asarray(dk)[0, unread] == 0) and np.all(np.asarray(dv)[0, unread] == 0)
 
 
-def test_keys_outside_a_rows_own_intervals_are_never_touched():
+@pytest.mark.parametrize("backend", CASES)
+def test_keys_outside_a_rows_own_intervals_are_never_touched(backend):
     """Poisoned keys outside a row's intervals leave it finite, whatever the other row reads."""
-    length, block = 3 * blocked.KEY_BLOCK, blocked.KEY_BLOCK
+    block, length = 8, 40
     q = jnp.ones((2, length, 1, 2))
-    k = jnp.ones((2, length, 1, 2)).at[0, block:].set(jnp.nan).at[1, : 2 * block].set(jnp.nan)
+    k = jnp.ones((2, 24, 1, 2)).at[0, block:].set(jnp.nan).at[1, : 2 * block].set(jnp.nan)
     start = jnp.broadcast_to(jnp.array([[0], [2 * block]], jnp.int32), (2, length))
-    out, (dq, dk, dv) = value_and_gradients(q, k, k, start, start + block, q, backend="blocked")
-    for array in (out, dq, dk, dv):
+    # The last block of queries reads nothing.
+    end = start.at[:, :32].add(block)
+    with small_blocks():
+        out, gradients = value_and_gradients(q, k, k, start, end, q, backend=backend)
+    for array in (out, *gradients):
         assert np.isfinite(array).all()
 
 
-@pytest.mark.parametrize("window", [32, None])
-def test_memory_of_blocked_attention_grows_linearly(window):
+def test_memory_of_blocked_attention_grows_linearly():
     def temporary_bytes(length):
         q = jax.ShapeDtypeStruct((1, length, 1, 8), jnp.float32)
-        ids = jnp.ones((1, length), jnp.int32)
-        ranges = token_key_range(ids, window)
+        ranges = [jax.ShapeDtypeStruct((1, length), jnp.int32)] * 2
         compiled = value_and_gradients.lower(q, q, q, *ranges, q, backend="blocked").compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
@@ -121,3 +151,21 @@ def test_bad_arguments_are_named():
         attend(q, q[..., :1], q, ranges)
     with pytest.raises(ValueError, match="key_range"):
         attend(q, q, q, KeyRange(ranges.start[:, :2], ranges.end[:, :2]))
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**31), query_block=st.integers(1, 5), key_block=st.integers(1, 5))
+def test_spans_hold_every_pair_of_blocks_that_meet(seed, query_block, key_block):
+    rng = np.random.default_rng(seed)
+    queries, keys = 4 * query_block, 6 * key_block
+    start, end = (x[0] for x in random_intervals(rng, 1, queries, keys))
+    reads = (start[:, None] <= np.arange(keys)) & (np.arange(keys) < end[:, None])
+    meets = reads.reshape(4, query_block, 6, key_block).any((1, 3))
+    by_query = blocks.key_spans(KeyRange(start, end), query_block, key_block)
+    for spans, table in ((by_query, meets), (blocks.query_spans(by_query, 6), meets.T)):
+        for first, last, row in zip(*map(np.asarray, spans), table, strict=True):
+            met = np.flatnonzero(row)
+            if len(met):
+                assert (first, last) == (met[0], met[-1] + 1)
+            else:
+                assert first == last or table is not meets
