@@ -29,6 +29,8 @@ _HOMES = {
     "training_flops": "flops",
     "train": "trainer",
     "restore_params": "checkpoints",
+    "open_checkpoint": "porting.port",
+    "write_checkpoint": "porting.port",
     "score_continuations": "inference.scoring",
     "evaluate_story_completion": "evaluation.story_completion",
 }

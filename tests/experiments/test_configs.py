@@ -7,8 +7,10 @@ import gin
 import pytest
 
 from experiments import gin_config
+from lst_jax.checkpoints import ModelDescription
 from lst_jax.config import LSTConfig, TokenTransformerConfig, baseline_of
 from lst_jax.models import count_parameters
+from lst_jax.porting.published_config import published_differences
 from lst_jax.vocabulary import Vocabulary
 
 CONFIGS = pathlib.Path(gin_config.__file__).parent / "configs"
@@ -94,6 +96,21 @@ def test_the_pretraining_run_is_the_paper_s():
     patching = run.data.patching
     assert (patching.strategy, patching.patch_size) == ("curriculum", 4)
     assert (patching.curriculum_start, patching.curriculum_end) == (66_667, 133_333)
+
+
+def test_the_published_preset_is_what_the_published_implementation_computes():
+    files = ("models/1b", "data/speech_text", "runs/pretrain")
+
+    def differences(*names):
+        run = load(*files, *names, bindings=DATA)
+        model = run.model(vocab_size=LLAMA_SIZE)
+        data = {"visibility": run.data.visibility}
+        description = ModelDescription(model, Vocabulary(32_000), None, data)
+        return published_differences(description), run.data.patching.join_speech_mode
+
+    assert differences("runs/published") == ([], True)
+    ours, joins = differences()
+    assert len(ours) == 3 and not joins
 
 
 def test_the_curriculum_follows_the_length_of_the_run():

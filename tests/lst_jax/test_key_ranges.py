@@ -59,6 +59,16 @@ def test_ranges_are_the_stated_masks_and_never_decrease(seed, aligned, masked):
             assert np.all(np.diff(np.asarray(bound)[0]) >= 0)
 
 
+def test_a_patch_belongs_to_the_document_of_its_first_token():
+    """Published batches may hold an eos inside a patch; the patch after it starts a document."""
+    document_ids = np.array([[1, 1, 1, 2, 2, 2, 3, 4]], np.int32)
+    patch_ids = np.array([[0, 1, 1, 1, 2, 3, 3, 3]], np.int32)
+    batch = {"document_ids": document_ids, "patch_ids": patch_ids, "visible_patch": patch_ids - 1}
+    start, end = lst_key_ranges(batch, 4, LST).global_self
+    np.testing.assert_array_equal(start, [[0, 0, 2, 2]])
+    np.testing.assert_array_equal(end, [[1, 2, 3, 4]])
+
+
 def test_a_row_of_padding_reads_nothing():
     ranges = lst_key_ranges(stack_rows([[]], P, N), P, LST)
     for start, end in ranges[:4]:

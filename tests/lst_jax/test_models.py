@@ -230,6 +230,8 @@ def test_baseline_rejects_rows_made_for_a_patched_model():
     ("change", "named"),
     [
         ({"num_heads_local": 3}, "num_heads_local=3"),
+        ({"num_heads_cross": 5}, "num_heads_cross=5"),
+        ({"num_heads_cross": 0}, "num_heads_cross=0"),
         ({"dim_global": 0}, "dim_global=0"),
         ({"pooling": "min"}, "pooling='min'"),
         ({"dim_global": 16}, "latent_vectors_per_patch=2"),
@@ -240,6 +242,18 @@ def test_baseline_rejects_rows_made_for_a_patched_model():
 def test_impossible_configurations_are_named(change, named):
     with pytest.raises(ValueError, match=named):
         dataclasses.replace(LST, **change)
+
+
+@pytest.mark.parametrize("name", ["lst", "baseline"])
+def test_what_pads_the_vocabulary_starts_at_zero(name):
+    """It has no gradient either, so checkpoints without it lose nothing."""
+    batch = stack_rows([[]], 4, 4)
+    params = build_model(CONFIGS[name]).init(jax.random.key(0), batch, num_patches=4)["params"]
+    params = nn.unbox(params)
+    embedding = params["encoder"]["embedding"] if name == "lst" else params["embedding"]
+    table, kernel = np.asarray(embedding["table"]), np.asarray(output_kernel(params))
+    assert not table[VOCABULARY.size :].any() and not kernel[:, VOCABULARY.size :].any()
+    assert table[: VOCABULARY.size].all() and kernel[:, : VOCABULARY.size].all()
 
 
 def test_parameters_are_counted_without_the_vocabulary_padding():
