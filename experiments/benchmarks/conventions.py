@@ -97,7 +97,8 @@ def _train(
         *bindings,
     ]
     gin_config.parse(_FILES, settings)
-    run_experiment(gin_config.build_experiment(), run)
+    if not run_experiment(gin_config.build_experiment(), run).finished:
+        sys.exit("stopped; the same command continues")
     records = read_records(run)[-_RECORDS:]
     return {
         kind: statistics.fmean(record[f"loss_{kind}"] for record in records)
