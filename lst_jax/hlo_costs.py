@@ -322,7 +322,7 @@ class _Analysis:
         return self._trip_count_of_condition(loop, within)
 
     def _trip_count_of_condition(self, loop: _Instruction, within: _Computation) -> int | None:
-        """Turns of `for (i = constant; i < constant; i++)`; None for any other loop."""
+        """Turns of `for (i = a; i < b; i += c)` with constants; None for any other loop."""
         condition = self._computations[loop.callee("condition")]
         compare = condition.instructions[condition.root]
         counter, limit = (condition.instructions.get(name) for name in (compare.operands * 2)[:2])
@@ -339,7 +339,41 @@ class _Analysis:
         if index is None or initial.opcode != "tuple":
             return None
         start = _constant(initial.operands[int(index[1])], within)
-        return None if start is None else max(0, int(limit.arguments) - start)
+        step = self._step(loop, int(index[1]))
+        if start is None or step is None:
+            return None
+        return max(0, -(-(int(limit.arguments) - start) // step))
+
+    def _step(self, loop: _Instruction, index: int) -> int | None:
+        """What a loop's body adds to element `index` of its state; unrolled loops add several."""
+        body = self._computations[loop.callee("body")]
+        root = body.instructions[body.root]
+        if root.opcode != "tuple":
+            return None
+        name, step = root.operands[index], 0
+        while True:
+            x = _original(name, body)
+            if x.opcode == "get-tuple-element":
+                same = f"index={index}" in re.findall(r"index=\d+", x.attributes)
+                return step if same and step > 0 else None
+            operands = self._summands(x)
+            constants = [_constant(operand, body) for operand in operands]
+            if len(operands) != 2 or (constants[0] is None) == (constants[1] is None):
+                return None
+            step += constants[0] or constants[1] or 0
+            name = operands[constants.index(None)]
+
+    def _summands(self, x: _Instruction) -> list[str]:
+        """What an addition adds, also one that is a fusion of its own."""
+        if x.opcode == "add":
+            return x.operands
+        if x.opcode == "fusion":
+            fused = self._computations[x.callee("calls")]
+            root = fused.instructions[fused.root]
+            arguments = [fused.instructions[name] for name in root.operands]
+            if root.opcode == "add" and all(y.opcode == "parameter" for y in arguments):
+                return [x.operands[int(y.arguments)] for y in arguments]
+        return []
 
     def _kernel(self, x: _Instruction, within: _Computation) -> HloCosts:
         """Costs of a Pallas kernel; other custom calls are the compiler's own and do no work."""
@@ -460,11 +494,17 @@ def _bytes_written(name: str, within: _Computation) -> float:
     return float(sum(shape.num_bytes for shape in x.shapes))
 
 
-def _constant(name: str, within: _Computation) -> int | None:
-    """The integer that an instruction is a copy of."""
+def _original(name: str, within: _Computation) -> _Instruction:
+    """The instruction that `name` is a copy of."""
     x = within.instructions[name]
     while x.opcode in _COPIES and x.operands:
         x = within.instructions[x.operands[0]]
+    return x
+
+
+def _constant(name: str, within: _Computation) -> int | None:
+    """The integer that an instruction is a copy of."""
+    x = _original(name, within)
     is_integer = x.opcode == "constant" and re.fullmatch(r"-?\d+", x.arguments)
     return int(x.arguments) if is_integer else None
 

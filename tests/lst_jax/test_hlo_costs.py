@@ -74,6 +74,44 @@ def test_trip_counts_come_from_the_condition_where_the_compiler_left_none():
     assert hlo_costs(bare).matrix_flops == 9 * 2 * 64**3
 
 
+UNROLLED = """HloModule m
+%body (s: (s32[], f32[8,8])) -> (s32[], f32[8,8]) {
+  %s = (s32[], f32[8,8]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%s), index=0
+  %x = f32[8,8]{1,0} get-tuple-element(%s), index=1
+  %one = s32[] constant(1)
+  %once = s32[] add(%i, %one)
+  %twice = s32[] add(%one, %once)
+  %y = f32[8,8]{1,0} dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  ROOT %t = (s32[], f32[8,8]{1,0}) tuple(%twice, %y)
+}
+%condition (s: (s32[], f32[8,8])) -> pred[] {
+  %s = (s32[], f32[8,8]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%s), index=0
+  %limit = s32[] constant(9)
+  ROOT %less = pred[] compare(%i, %limit), direction=LT
+}
+ENTRY %main (x: f32[8,8]) -> (s32[], f32[8,8]) {
+  %x = f32[8,8]{1,0} parameter(0)
+  %start = s32[] constant(START)
+  %copied = s32[] copy(%start)
+  %state = (s32[], f32[8,8]{1,0}) tuple(%copied, %x)
+  ROOT %loop = (s32[], f32[8,8]{1,0}) while(%state), condition=%condition, body=%body
+}
+"""
+
+
+@pytest.mark.parametrize("start, turns", [(0, 5), (1, 4), (-1, 5), (9, 0), (20, 0)])
+def test_unrolled_loops_turn_less_often(start, turns):
+    text = UNROLLED.replace("START", str(start))
+    assert hlo_costs(text).matrix_flops == turns * 2 * 8**3
+
+
+def test_loops_whose_counter_is_no_sum_are_unknown():
+    text = UNROLLED.replace("START", "0").replace("add(%one, %once)", "multiply(%one, %once)")
+    assert hlo_costs(text).unknown == {"loop"}
+
+
 @pytest.mark.parametrize("equation", ["bij,bjk->bik", "ij,kj->ik", "bhqd,bhkd->bhqk", "ij,ij->"])
 def test_products_count_two_for_a_multiply_add(equation):
     sizes = dict(zip("bhijkqd", (2, 3, 8, 16, 24, 32, 40), strict=True))
