@@ -10,6 +10,8 @@ unless `--dtype` converts them. The kinds of checkpoint: `lst_jax/porting/port.p
 from __future__ import annotations
 
 import collections
+import signal
+import sys
 
 import jax
 from absl import flags, logging
@@ -49,6 +51,7 @@ def main(argv: list[str]) -> None:
     cli.check_no_arguments(argv)
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.ERROR)  # Orbax warns of every checkpoint it only reads
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # and leave nothing
     jax.config.update("jax_platforms", "cpu")  # an accelerator may be in use, and is not needed
     checkpoint = open_checkpoint(_INPUT.value)
     if _TOKENIZER.value:
