@@ -26,7 +26,7 @@ from lst_jax.porting.port import (
     write_checkpoint,
 )
 from lst_jax.porting.published_config import published_differences
-from lst_jax.porting.tensors import DTYPES
+from lst_jax.porting.tensors import DTYPES, TensorSpec
 
 _INPUT = flags.DEFINE_string("input", None, "Checkpoint to read.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "New folder to write.", required=True)
@@ -51,23 +51,32 @@ def main(argv: list[str]) -> None:
     cli.check_no_arguments(argv)
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.ERROR)  # Orbax warns of every checkpoint it only reads
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # and leave nothing
     jax.config.update("jax_platforms", "cpu")  # an accelerator may be in use, and is not needed
     checkpoint = open_checkpoint(_INPUT.value)
     if _TOKENIZER.value:
         checkpoint = checkpoint.with_tokenizer(_TOKENIZER.value)
     if _DTYPE.value:
         checkpoint = checkpoint.cast(_DTYPE.value)
+    stopping: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: stopping.append(number))
     # disable=None: no bar where nobody watches.
     with tqdm(
         total=checkpoint.num_bytes, unit="B", unit_scale=True, delay=_BAR_DELAY_S, disable=None
     ) as bar:
+
+        def on_tensor(spec: TensorSpec) -> None:
+            # Between two tensors nothing is being written that would be in the way of cleaning up.
+            if stopping:
+                sys.exit(128 + stopping[0])
+            bar.update(spec.num_bytes)
+
         write_checkpoint(
             checkpoint,
             _OUTPUT.value,
             _TO.value,
             max_shard_bytes=_MAX_SHARD_MB.value * 10**6,
-            on_tensor=lambda spec: bar.update(spec.num_bytes),
+            on_tensor=on_tensor,
         )
     print(_summary(checkpoint), flush=True)
     if _TO.value == "pytorch":
