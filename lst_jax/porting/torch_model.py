@@ -206,13 +206,13 @@ class Config:
       vocabulary: the id space.
       patching: of the rows that it was trained on; None where the file does not say, and then
         batches have to be made elsewhere.
-      tokenizer_fingerprint: SHA-256 of the text tokenizer's file; empty where not known.
+      tokenizer_fingerprint: SHA-256 of the text tokenizer's file; None where not known.
     """
 
     model: ModelConfig
     vocabulary: Vocabulary
     patching: Patching | None = None
-    tokenizer_fingerprint: str = ""
+    tokenizer_fingerprint: str | None = None
 
     def __post_init__(self) -> None:
         _require(
@@ -258,7 +258,7 @@ def config_from_json(values: Mapping[str, Any]) -> Config:
         model=kinds[kind](**model),
         vocabulary=Vocabulary(**_section(values, "vocabulary")),
         patching=_patching_from_json(_section(values, "data")),
-        tokenizer_fingerprint=values.get("tokenizer_fingerprint") or "",
+        tokenizer_fingerprint=values.get("tokenizer_fingerprint"),
     )
 
 
@@ -986,7 +986,7 @@ class Tokenizer:
         size, text_size = self._model.get_piece_size(), config.vocabulary.text_size
         _require(size == text_size, "tokenizer", path, f"{text_size} pieces, not {size}")
         fingerprint = hashlib.sha256(model).hexdigest()
-        same = config.tokenizer_fingerprint in ("", fingerprint)
+        same = config.tokenizer_fingerprint in (None, fingerprint)
         _require(same, "tokenizer", path, f"the file of SHA-256 {config.tokenizer_fingerprint}")
 
     def encode(self, text: str) -> list[int]:

@@ -20,12 +20,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.tokenizers import train_tokenizer
-from lst_jax.checkpoints import ModelDescription, write_description
+from lst_jax.checkpoints import ModelDescription, description_to_json
 from lst_jax.config import LSTConfig, baseline_of
 from lst_jax.models import build_model, logits, output_kernel
 from lst_jax.patching import PatchingConfig, fill_row, patch_document
 from lst_jax.porting import torch_model
 from lst_jax.porting.parameter_names import published_from_tree, published_tensors
+from lst_jax.porting.port import Checkpoint, write_checkpoint
+from lst_jax.porting.tensors import TensorSpec
 from lst_jax.vocabulary import TextTokenizer, Vocabulary
 from tests.lst_jax.batches import (
     VOCABULARY,
@@ -117,12 +119,10 @@ CONFIGS = {
 }
 
 
-def torch_config(config):
-    """The PyTorch file's configuration, through the JSON that it would be read from."""
-    description = ModelDescription(config, VOCABULARY, "")
-    fields = json.loads(json.dumps(dataclasses.asdict(description)))
-    fields["model"]["kind"] = type(config).__name__
-    return torch_model.config_from_json(fields).model
+def read_description(config, data):
+    """What the PyTorch file reads in `config.json` of a model."""
+    description = ModelDescription(config, VOCABULARY, None, data)
+    return torch_model.config_from_json(json.loads(json.dumps(description_to_json(description))))
 
 
 @functools.cache
@@ -140,7 +140,7 @@ def models(name):
         return values.astype(np.float32)
 
     params = jax.tree_util.tree_map_with_path(draw, nn.unbox(shapes)["params"])
-    module = torch_model.build_model(torch_config(config))
+    module = torch_model.build_model(read_description(config, {}).model)
     state = {k: torch.from_numpy(v) for k, v in published_from_tree(config, params).items()}
     module.load_state_dict(state, strict=True)
     return params, module
@@ -278,8 +278,7 @@ def test_the_published_case_is_reproduced():
 def test_batches_are_those_of_the_data_pipeline(seed, patch_size, strategy, join, visibility):
     rng = np.random.default_rng(seed)
     patching = PatchingConfig(strategy, patch_size, join_speech_mode=join)
-    description = ModelDescription(LST, VOCABULARY, "", patching_data(patching, visibility))
-    config = torch_model.config_from_json(as_json(description))
+    config = read_description(LST, patching_data(patching, visibility))
     rows, lengths, expected = [], [], []
     for _ in range(2):
         rows.append([hostile_tokens(rng) for _ in range(rng.integers(3))])
@@ -315,19 +314,12 @@ def patching_data(patching, visibility):
     return {"patching": dataclasses.asdict(patching), "visibility": visibility, "extra": 1}
 
 
-def as_json(description):
-    fields = json.loads(json.dumps(dataclasses.asdict(description)))
-    fields["model"]["kind"] = type(description.model).__name__
-    return fields
-
-
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**31), name=st.sampled_from(["ours", "baseline"]), data=st.data())
 def test_logits_do_not_change_whatever_tokens_follow(seed, name, data):
     rng = np.random.default_rng(seed)
     patching = PatchingConfig("none" if name == "baseline" else "static", 3)
-    description = ModelDescription(LST, VOCABULARY, "", patching_data(patching, "causal"))
-    config = torch_model.config_from_json(as_json(description))
+    config = read_description(LST, patching_data(patching, "causal"))
     before, tokens = random_tokens(rng), random_tokens(rng)
     cut = data.draw(st.integers(1, len(tokens)))
     other = np.concatenate([tokens[:cut], random_tokens(rng)[1:]])
@@ -335,8 +327,8 @@ def test_logits_do_not_change_whatever_tokens_follow(seed, name, data):
     with torch.inference_mode():
         ours, prompt, changed = models(name)[1](*torch_model.make_batch(rows, config))
     seen = len(before) + cut
-    np.testing.assert_allclose(prompt[:seen], ours[:seen], atol=2e-5)
-    np.testing.assert_allclose(changed[:seen], ours[:seen], atol=2e-5)
+    np.testing.assert_allclose(prompt[:seen], ours[:seen], atol=1e-4)
+    np.testing.assert_allclose(changed[:seen], ours[:seen], atol=1e-4)
 
 
 def test_queries_that_read_nothing_give_zeros_and_zero_gradients():
@@ -359,18 +351,27 @@ def tokenizer_path(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory, tokenizer_path):
-    """A folder as it is exported, of a model with random parameters."""
-    folder = tmp_path_factory.mktemp("exported")
+def checkpoint(tokenizer_path):
+    """A checkpoint in memory, of random parameters."""
     tokenizer = TextTokenizer(tokenizer_path)
     vocabulary = tokenizer.vocabulary(unit_count=20)
-    model = dataclasses.replace(LST, vocab_size=vocabulary.size)
+    config = dataclasses.replace(LST, vocab_size=vocabulary.size)
     data = patching_data(PatchingConfig("static", 3), "causal")
-    write_description(folder, ModelDescription(model, vocabulary, tokenizer.fingerprint, data))
-    (folder / "model.json").rename(folder / "config.json")
-    torch.manual_seed(0)
-    module = torch_model.build_model(torch_model.read_config(folder).model)
-    safetensors.torch.save_file(module.state_dict(), folder / "model.safetensors")
+    description = ModelDescription(config, vocabulary, tokenizer.fingerprint, data)
+    rng = np.random.default_rng(0)
+    tensors = {
+        tensor.name: 0.2 * rng.standard_normal(tensor.shape, np.float32)
+        for tensor in published_tensors(config)
+    }
+    specs = {name: TensorSpec(x.shape, "float32") for name, x in tensors.items()}
+    return Checkpoint("memory", description, 3, specs, tensors.__getitem__)
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint, tmp_path_factory):
+    """A folder as it is exported; tests read it only."""
+    folder = tmp_path_factory.mktemp("exported") / "model"
+    write_checkpoint(checkpoint, folder, "safetensors")
     return folder
 
 
@@ -380,44 +381,44 @@ def folder(exported, tmp_path):
     return shutil.copytree(exported, tmp_path / "model")
 
 
+@pytest.fixture
+def sharded(checkpoint, tmp_path):
+    """The folder in shards."""
+    write_checkpoint(checkpoint, tmp_path / "model", "safetensors", max_shard_bytes=20_000)
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def consolidated(checkpoint, tmp_path):
+    """The folder with `consolidated.pth`."""
+    write_checkpoint(checkpoint, tmp_path / "model", "pytorch")
+    return tmp_path / "model"
+
+
 def state_of(folder):
     """The tensors, copied: the file that they would be mapped from may change."""
     tensors = safetensors.torch.load_file(folder / "model.safetensors")
     return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
-def split_in_shards(folder):
-    """Turns `model.safetensors` into two shards and an index; returns the shards."""
-    state = state_of(folder)
-    names, shards = (
-        sorted(state),
-        ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"],
-    )
-    weight_map = {name: shards[i % 2] for i, name in enumerate(names)}
-    for shard in shards:
-        part = {name: state[name] for name in names if weight_map[name] == shard}
-        safetensors.torch.save_file(part, folder / shard)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    (folder / "model.safetensors").unlink()
-    return [folder / shard for shard in shards]
-
-
-@pytest.mark.parametrize("layout", ["one file", "shards", "consolidated"])
-def test_every_layout_loads_the_same_parameters(folder, layout):
-    expected = state_of(folder)
-    if layout == "shards":
-        split_in_shards(folder)
-    elif layout == "consolidated":
-        torch.save({"model": expected}, folder / "consolidated.pth")
-        (folder / "model.safetensors").unlink()
+@pytest.mark.parametrize("layout", ["folder", "sharded", "consolidated"])
+def test_every_layout_loads_the_same_parameters(checkpoint, layout, request):
+    folder = request.getfixturevalue(layout)
     module = torch_model.load_model(folder)
-    # Nothing of the file is needed any more.
+    # Nothing of the files is needed any more.
     for file in folder.iterdir():
         file.write_bytes(b"")
-    assert module.state_dict().keys() == expected.keys()
+    assert module.state_dict().keys() == checkpoint.specs.keys()
     for name, parameter in module.named_parameters():
-        assert torch.equal(parameter, expected[name])
+        np.testing.assert_array_equal(parameter.detach(), checkpoint.read(name))
         assert parameter.requires_grad
+
+
+def test_checkpoints_of_bfloat16_keep_their_values(checkpoint, tmp_path):
+    write_checkpoint(checkpoint.cast("bfloat16"), tmp_path / "half", "safetensors")
+    name = "local_decoder.output.weight"
+    expected = torch.from_numpy(checkpoint.read(name)).to(torch.bfloat16)
+    assert torch.equal(torch_model.load_model(tmp_path / "half").state_dict()[name], expected)
 
 
 def test_bfloat16_stays_near_float32(exported):
@@ -431,7 +432,7 @@ def test_bfloat16_stays_near_float32(exported):
         scores = half(*batch)
     assert all(parameter.dtype == torch.bfloat16 for parameter in half.parameters())
     assert scores.dtype == torch.float32
-    assert 0 < (scores - full).abs().max() < 0.05
+    assert 0 < (scores - full).abs().max() < 0.1
 
 
 def test_all_tensors_that_do_not_fit_are_listed_at_once(folder):
@@ -460,8 +461,8 @@ def test_tensors_of_integers_are_refused(folder):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "header", "empty", "absent"])
-def test_a_damaged_shard_is_named(folder, damage):
-    shard = split_in_shards(folder)[1]
+def test_a_damaged_shard_is_named(sharded, damage):
+    shard = sorted(sharded.glob("*.safetensors"))[1]
     content = shard.read_bytes()
     if damage == "absent":
         shard.unlink()
@@ -469,7 +470,7 @@ def test_a_damaged_shard_is_named(folder, damage):
         changed = {"truncated": content[:-100], "header": b"\xff" * 40, "empty": b""}[damage]
         shard.write_bytes(changed)
     with pytest.raises((ValueError, FileNotFoundError), match=shard.name):
-        torch_model.load_model(folder)
+        torch_model.load_model(sharded)
 
 
 class Malicious:
@@ -485,21 +486,22 @@ class Malicious:
 @pytest.mark.parametrize(
     "damage", ["truncated", "code", "old pickle", "no model", "no tensors", "empty"]
 )
-def test_a_damaged_or_dangerous_consolidated_file_is_named(folder, tmp_path, damage):
-    file, trap = folder / "consolidated.pth", tmp_path / "trap"
+def test_a_damaged_or_dangerous_consolidated_file_is_named(consolidated, tmp_path, damage):
+    file, trap = consolidated / "consolidated.pth", tmp_path / "trap"
+    state = torch_model.load_model(consolidated).state_dict()
     content = {
-        "code": {"model": state_of(folder), "extra": Malicious(trap)},
-        "no model": state_of(folder),
+        "code": {"model": state, "extra": Malicious(trap)},
+        "no model": state,
         "no tensors": {"model": {"a": 1}},
     }
-    torch.save(content.get(damage, {"model": state_of(folder)}), file)
-    (folder / "model.safetensors").unlink()
-    if damage in ("truncated", "empty"):
-        file.write_bytes(file.read_bytes()[: -1000 if damage == "truncated" else 0])
-    if damage == "old pickle":
+    if damage in content:
+        torch.save(content[damage], file)
+    elif damage == "old pickle":
         file.write_bytes(pickle.dumps({"model": Malicious(trap)}))
+    else:
+        file.write_bytes(file.read_bytes()[: -1000 if damage == "truncated" else 0])
     with pytest.raises(ValueError, match=file.name):
-        torch_model.load_model(folder)
+        torch_model.load_model(consolidated)
     assert not trap.exists()
 
 
@@ -507,12 +509,11 @@ def test_a_damaged_or_dangerous_consolidated_file_is_named(folder, tmp_path, dam
     "content",
     ["{", "[]", '{"weight_map": 3}', '{"weight_map": {"a": 3}}', '{"weight_map": {"a": "../a"}}'],
 )
-def test_a_damaged_index_is_named(folder, content):
-    split_in_shards(folder)
-    file = folder / "model.safetensors.index.json"
+def test_a_damaged_index_is_named(sharded, content):
+    file = sharded / "model.safetensors.index.json"
     file.write_text(content)
     with pytest.raises(ValueError, match=file.name):
-        torch_model.load_model(folder)
+        torch_model.load_model(sharded)
 
 
 def test_missing_folders_and_files_are_named(folder, tmp_path):
@@ -587,14 +588,18 @@ def test_a_damaged_configuration_is_named(folder, content):
 )
 def test_impossible_batches_are_named(rows, options, named):
     config = torch_model.Config(
-        torch_config(LST), torch_model.Vocabulary(40, unit_count=20), torch_model.Patching()
+        read_description(LST, {}).model,
+        torch_model.Vocabulary(40, unit_count=20),
+        torch_model.Patching(),
     )
     with pytest.raises(ValueError, match=named):
         torch_model.make_batch(rows, config, **options)
 
 
 def test_batches_need_a_known_patching():
-    config = torch_model.Config(torch_config(LST), torch_model.Vocabulary(40, unit_count=20))
+    config = torch_model.Config(
+        read_description(LST, {}).model, torch_model.Vocabulary(40, unit_count=20)
+    )
     with pytest.raises(ValueError, match="patching"):
         torch_model.make_batch([[np.ones(3, int)]], config)
 
@@ -640,7 +645,9 @@ def test_every_token_has_a_name(tokenizer_path):
     tokenizer = TextTokenizer(tokenizer_path)
     theirs = tokenizer.vocabulary(unit_count=20)
     ours = torch_model.Vocabulary(theirs.text_size, theirs.bos_id, theirs.eos_id, 20)
-    config = torch_model.Config(dataclasses.replace(torch_config(LST), vocab_size=ours.size), ours)
+    config = torch_model.Config(
+        dataclasses.replace(read_description(LST, {}).model, vocab_size=ours.size), ours
+    )
     pieces = torch_model.Tokenizer(tokenizer_path, config)
     for token in range(ours.size):
         expected = described(token, theirs, tokenizer)
