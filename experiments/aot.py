@@ -206,8 +206,7 @@ def _work(
     estimates = AttentionEstimates(
         config.model, batch, config.num_patches, micro_rows, mesh.shape["tensor"]
     )
-    slices = [getattr(device, "slice_index", 0) or 0 for device in mesh.devices.flat]
-    costs = hlo_costs(text, estimates.trip_count, estimates.kernel_cost, slices)
+    costs = hlo_costs(text, estimates.trip_count, estimates.kernel_cost)
     arrays = {name: jnp.asarray(array) for name, array in batch.items()}
     with jax.set_mesh(None):
         per_row = float(training_flops(config.model, arrays, config.num_patches))

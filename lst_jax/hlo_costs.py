@@ -20,7 +20,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -43,6 +43,10 @@ _SHAPE = re.compile(r"([a-z]\w*)\[([\d,<=]*)\](\{[^}]*\})?")
 _NAME = re.compile(r"%([\w.\-]+)")
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%([\w.\-]+) = (.*)$")
+# How TPU programs exchange arrays with other slices: "{1,2}x{0:3}" are slices and their devices.
+_SLICE_TRANSFER = re.compile(
+    r'_xla_megascale_target="\{(?P<slices>[^}]*)\}.*_xla_megascale_transfer_type="(?P<kind>\w+)"'
+)
 # mesh['a'=4,'b'=2] {'a'}, perhaps with an order of devices: , device_ids=([2,4]T(1,0))
 _MESH_GROUPS = re.compile(
     r"@?\w*mesh\[([^\]]*)\]"
@@ -67,7 +71,7 @@ class Collective:
 
     Attributes:
       kind: all-gather, all-reduce, reduce-scatter, all-to-all or collective-permute.
-      crosses_slices: whether a group has devices of several slices.
+      crosses_slices: whether it goes over the network between slices.
     """
 
     kind: str
@@ -124,7 +128,6 @@ def hlo_costs(
     text: str,
     trip_counts: TripCounts = lambda name: None,
     kernel_costs: Callable[[str], KernelCost | None] = lambda name: None,
-    slices: Sequence[int] | None = None,
 ) -> HloCosts:
     """Costs of a compiled program.
 
@@ -134,12 +137,11 @@ def hlo_costs(
         None where it has no estimate.
       kernel_costs: the same for custom kernels; the estimate that a kernel carries itself
         (`pallas_call(cost_estimate=…)`) is used where this has none.
-      slices: the slice of each device, in the order of the program's mesh; None: all are of one.
 
     Raises:
       ValueError: the text is no HLO module, or has device groups of an unknown form.
     """
-    return _Analysis(text, trip_counts, kernel_costs, slices).run()
+    return _Analysis(text, trip_counts, kernel_costs).run()
 
 
 class _Shape(NamedTuple):
@@ -256,12 +258,10 @@ class _Analysis:
         text: str,
         trip_counts: TripCounts,
         kernel_costs: Callable[[str], KernelCost | None],
-        slices: Sequence[int] | None,
     ) -> None:
         self._computations, self._entry = _parse_module(text)
         self._trip_counts = trip_counts
         self._kernel_costs = kernel_costs
-        self._slices = None if slices is None else np.asarray(slices)
         self._cache: dict[tuple[str, bool], HloCosts] = {}
 
     def run(self) -> HloCosts:
@@ -389,24 +389,17 @@ class _Analysis:
         return HloCosts(flops, memory, kernel_flops=flops, estimated_flops=flops)
 
     def _collective_bytes(self, x: _Instruction, within: _Computation) -> dict[Collective, float]:
+        operands = sum(shape.num_bytes for shape in _operand_shapes(x, within))
+        if x.opcode == "send" and (transfer := _SLICE_TRANSFER.search(x.attributes)):
+            kind = transfer["kind"].lower().replace("_", "-")
+            size = len(re.findall(r"\d+", transfer["slices"]))
+            return {Collective(kind, True): _bytes_sent(kind, operands, size)}
         kind = x.opcode.removesuffix("-start")
         if kind not in _COLLECTIVES:
             return {}
-        operands = sum(shape.num_bytes for shape in _operand_shapes(x, within))
         groups = device_groups(x.attributes)
         size = groups.shape[1] if groups.size else 1
-        crosses = self._slices is not None and any(
-            len(set(self._slices[group])) > 1 for group in groups
-        )
-        share = (size - 1) / size
-        sent = {
-            "all-gather": operands * (size - 1),
-            "all-reduce": 2 * share * operands,
-            "reduce-scatter": share * operands,
-            "all-to-all": share * operands,
-            "collective-permute": operands,
-        }[kind]
-        return {Collective(kind, crosses): float(sent)}
+        return {Collective(kind, False): _bytes_sent(kind, operands, size)}
 
     def _memory_bytes(self, x: _Instruction, within: _Computation) -> float:
         if x.opcode in _FREE or x.opcode.endswith(("-done", "-update")):
@@ -443,6 +436,18 @@ class _Analysis:
             if not shape.on_chip:
                 total += _bytes_written(name, fused)
         return total
+
+
+def _bytes_sent(kind: str, size: float, members: int) -> float:
+    """What each of a ring's members sends of arrays of `size` bytes, which it has before."""
+    share = (members - 1) / members
+    factors = {
+        "all-gather": members - 1,
+        "all-reduce": 2 * share,
+        "reduce-scatter": share,
+        "all-to-all": share,
+    }
+    return float(size * factors.get(kind, 1))
 
 
 def _total(costs: Iterable[HloCosts]) -> HloCosts:

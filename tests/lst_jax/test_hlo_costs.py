@@ -210,12 +210,27 @@ def test_messages_are_counted_by_kind_and_by_turn(kind, turns):
     rows = P(("data", "fsdp"))
     spread = jax.shard_map(repeated, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)
     x = array(32, 128, sharding=NamedSharding(mesh, rows))
-    costs = hlo_costs(compiled_text(spread, x), slices=[0] * 8)
+    costs = hlo_costs(compiled_text(spread, x))
     assert costs.collective_bytes == {Collective(kind, False): pytest.approx(turns * expected)}
-    halves = hlo_costs(compiled_text(spread, x), slices=[0, 0, 1, 1, 2, 2, 3, 3])
-    assert set(halves.collective_bytes) == {Collective(kind, True)}
-    apart = hlo_costs(compiled_text(spread, x), slices=[0] * 4 + [1] * 4)
-    assert set(apart.collective_bytes) == {Collective(kind, False)}
+
+
+def test_messages_to_other_slices_are_apart():
+    text = """HloModule m
+ENTRY %main (x: f32[8,128]) -> token[] {
+  %x = f32[8,128]{1,0:T(8,128)} parameter(0)
+  %first = token[] after-all()
+  %send = (f32[8,128]{1,0:T(8,128)}, u32[], token[]) send(%x, %first), channel_id=2, \
+frontend_attributes={_xla_megascale_target="{1,2,3,4}x{0:3}",_xla_megascale_transfer_type="KIND"}
+  ROOT %done = token[] send-done(%send), channel_id=2
+}
+"""
+    for name, kind, factor in (
+        ("ALL_REDUCE", "all-reduce", 1.5),
+        ("ALL_GATHER", "all-gather", 3),
+        ("ONE_TO_ONE", "one-to-one", 1),
+    ):
+        costs = hlo_costs(text.replace("KIND", name))
+        assert costs.collective_bytes == {Collective(kind, True): factor * 8 * 128 * 4}
 
 
 @pytest.mark.parametrize(
