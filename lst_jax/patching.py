@@ -149,7 +149,7 @@ def static_patches(
     tokens = np.asarray(tokens)
     starts, ends = vocabulary.split_runs(tokens)
     if join_speech_mode and len(starts):
-        # A `<s>` that no unit follows opens no run and stays alone.
+        # A `<s>` that no unit follows opens no run and stays a patch of its own.
         starts = starts - ((tokens[starts - 1] == vocabulary.speech_mode_id) & (starts > 0))
     lengths, provable, repeats = [], [], []
     position = 0
@@ -162,7 +162,15 @@ def static_patches(
     lengths.append(1)
     provable.append(True)
     repeats.append(len(tokens) - position)
-    return np.repeat(np.array(lengths, np.int32), repeats), np.repeat(provable, repeats)
+    lengths, provable = (
+        np.repeat(np.array(lengths, np.int32), repeats),
+        np.repeat(provable, repeats),
+    )
+    if join_speech_mode:
+        # A unit that comes next would join a `<s>`, so alone it proves nothing.
+        first_tokens = tokens[np.cumsum(lengths) - lengths]
+        provable &= (first_tokens != vocabulary.speech_mode_id) | (lengths == patch_size)
+    return lengths, provable
 
 
 def aligned_run_lengths(

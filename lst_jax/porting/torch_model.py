@@ -415,9 +415,9 @@ def _static_patches(
     in_run = vocabulary.is_unit(tokens)
     opens = in_run & ~np.append(False, in_run[:-1])
     if patching.join_speech_mode:
-        joins = (tokens == vocabulary.speech_mode_id) & np.append(opens[1:], False)
-        opens = (opens & ~np.append(False, joins[:-1])) | joins
-        in_run = in_run | joins
+        mode = tokens == vocabulary.speech_mode_id
+        opens = (opens & ~np.append(False, mode[:-1])) | mode
+        in_run = in_run | mode
     in_patch = (positions - np.maximum.accumulate(np.where(opens, positions, 0))) % patch_size
     # Only a full patch proves by its own tokens that it ends: a shorter one could go on.
     return ~in_run | (in_patch == 0), ~in_run | (in_patch == patch_size - 1)

@@ -85,16 +85,16 @@ def test_visibility_follows_its_definition_token_by_token(document, size):
 
 
 @settings(max_examples=50, deadline=None)
-@given(documents(), st.integers(1, 6), st.data())
-def test_causal_visibility_does_not_depend_on_later_tokens(document, size, data):
+@given(documents(), st.integers(1, 6), st.booleans(), st.data())
+def test_causal_visibility_does_not_depend_on_later_tokens(document, size, join, data):
     tokens, _ = document
-    cut = data.draw(st.integers(1, len(tokens)))
     rest = data.draw(st.lists(st.sampled_from([3, TEXT, SPEECH, UNIT, EOS]), max_size=8))
-    changed = np.concatenate([tokens[:cut], rest]).astype(np.int32)
-    visible = visible_patches(*static_patches(tokens, VOCABULARY, size))
-    np.testing.assert_array_equal(
-        visible[:cut], visible_patches(*static_patches(changed, VOCABULARY, size))[:cut]
-    )
+    visible = visible_patches(*static_patches(tokens, VOCABULARY, size, join))
+    for cut in range(1, len(tokens) + 1):
+        changed = np.concatenate([tokens[:cut], rest]).astype(np.int32)
+        np.testing.assert_array_equal(
+            visible[:cut], visible_patches(*static_patches(changed, VOCABULARY, size, join))[:cut]
+        )
 
 
 def test_reference_visibility_is_the_patch_of_the_next_token_minus_one():
