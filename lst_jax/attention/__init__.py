@@ -14,28 +14,37 @@ non-decreasing in i.
 |                   |                       | document's first patch)            |                 |
 
 So a mask is two int32 vectors and `attend` serves all four. An empty range gives zeros, and zero
-gradients. Backends compute the same function; "dense" is the oracle.
+gradients. Backends compute the same function:
+
+| backend    | made of                  | for                                                     |
+|------------|--------------------------|---------------------------------------------------------|
+| dense      | XLA, a full score matrix | the oracle of the tests                                 |
+| blocked    | XLA, loops over blocks   | CPUs; works everywhere                                  |
+| pallas_tpu | Pallas (Mosaic)          | TPUs; interpreted elsewhere                             |
+| gpu        | Pallas (Triton)          | GPUs since Ampere, else blocked; interpreted on CPUs    |
+| auto       | the platform's best      | platform of the mesh in force, or of the default device |
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable
 
 import jax
 from jax import Array
 from jax.sharding import PartitionSpec
 
-from lst_jax.attention.blocked import blocked_attention
-from lst_jax.attention.dense import dense_attention
-from lst_jax.attention.pallas_tpu import pallas_tpu_attention
 from lst_jax.key_ranges import KeyRange
 
-BACKENDS: dict[str, Callable[[Array, Array, Array, KeyRange], Array]] = {
-    "dense": dense_attention,
-    "blocked": blocked_attention,
-    "pallas_tpu": pallas_tpu_attention,
-}
+_Attention = Callable[[Array, Array, Array, KeyRange], Array]
+
+# Modules of this package, imported when they are first used: Pallas takes a while to load. Each has
+# a function of its name, such as `dense_attention`.
+_MODULES = ("dense", "blocked", "pallas_tpu", "gpu")
+_BEST = {"tpu": "pallas_tpu", "gpu": "gpu", "cpu": "blocked"}
+
+BACKENDS = ("auto", *_MODULES)
 
 # Mesh axes over which rows and heads are split; attention needs no communication between them.
 BATCH_AXES = ("data", "fsdp")
@@ -61,19 +70,33 @@ def attend(q: Array, k: Array, v: Array, key_range: KeyRange, backend: str = "bl
       ValueError: unknown backend, or shapes that do not fit together.
     """
     if backend not in BACKENDS:
-        raise ValueError(f"backend={backend!r}: expected one of {sorted(BACKENDS)}")
+        raise ValueError(f"backend={backend!r}: expected one of {BACKENDS}")
     if k.shape != v.shape or q.ndim != 4 or q.shape[:1] + q.shape[2:] != k.shape[:1] + k.shape[2:]:
         raise ValueError(
             f"q={q.shape}, k={k.shape}, v={v.shape}: expected (B, Q, H, D), (B, K, H, D) twice"
         )
     if key_range.start.shape != q.shape[:2] or key_range.end.shape != q.shape[:2]:
         raise ValueError(f"key_range={key_range.start.shape}: expected {q.shape[:2]}, as in q")
-    return _over_mesh(BACKENDS[backend])(q, k, v, key_range)
+    if backend == "auto":
+        backend = best_backend(_platform())
+    module = importlib.import_module(f"{__name__}.{backend}")
+    return _over_mesh(getattr(module, f"{backend}_attention"))(q, k, v, key_range)
 
 
-def _over_mesh(
-    attention: Callable[[Array, Array, Array, KeyRange], Array],
-) -> Callable[[Array, Array, Array, KeyRange], Array]:
+def best_backend(platform: str) -> str:
+    """The backend that "auto" stands for on a platform, such as "cpu", "gpu" or "tpu"."""
+    return _BEST.get(platform, "blocked")
+
+
+def _platform() -> str:
+    """The platform that is compiled for, of devices that need not be there."""
+    device = jax.sharding.get_abstract_mesh().abstract_device or jax.config.jax_default_device
+    if device is None:
+        return jax.default_backend()
+    return device if isinstance(device, str) else device.platform
+
+
+def _over_mesh(attention: _Attention) -> _Attention:
     """`attention` on each device's rows and heads where a mesh of several devices is set."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:

@@ -2,6 +2,9 @@
 
 import contextlib
 import functools
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lst_jax.attention import attend, blocked, blocks, pallas_tpu
+from lst_jax.attention import BACKENDS, attend, best_backend, blocked, blocks, gpu, pallas_tpu
 from lst_jax.key_ranges import KeyRange
 
 
@@ -51,6 +54,7 @@ CASES = {
         (3, 33, 70, 1, 4, "bfloat16"),
     ],
     "pallas_tpu": [(2, 21, 25, 3, 64, "float32"), (1, 40, 16, 1, 8, "bfloat16")],
+    "gpu": [(2, 21, 25, 3, 12, "float32"), (1, 40, 16, 2, 64, "bfloat16")],
 }
 
 
@@ -58,7 +62,7 @@ CASES = {
 def small_blocks():
     """Tiny arrays then have several blocks, uneven at the end."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (blocked, pallas_tpu):
+        for module in (blocked, gpu, pallas_tpu):
             patch.setattr(module, "QUERY_BLOCK", 16)
             patch.setattr(module, "KEY_BLOCK", 8)
         yield
@@ -140,6 +144,39 @@ def test_a_mesh_changes_nothing(shape):
         meshed = value_and_gradients(q, k, v, start, end, q, backend="blocked")
     for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(meshed), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_auto_is_the_best_backend_of_the_mesh_and_else_of_the_default_device():
+    def lowered(platform):
+        device = jax.sharding.AbstractDevice("some device", 1, platform=platform)
+        mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
+        with jax.sharding.use_abstract_mesh(mesh):
+            return trace("auto")
+
+    def trace(backend):
+        q = jax.ShapeDtypeStruct((1, 16, 1, 64), jnp.float32)
+        ranges = KeyRange(*[jax.ShapeDtypeStruct((1, 16), jnp.int32)] * 2)
+        function = functools.partial(attend, backend=backend)
+        return str(jax.make_jaxpr(function)(q, q, q, ranges))
+
+    assert "gpu_forward_kernel" in lowered("gpu")
+    assert "forward_kernel" in lowered("tpu") and "gpu_forward" not in lowered("tpu")
+    assert "pallas" not in lowered("cpu") and lowered("cpu") == trace("blocked") == trace("auto")
+    assert best_backend("an unknown platform") == "blocked"
+    assert {best_backend(platform) for platform in ("cpu", "gpu", "tpu")} < set(BACKENDS)
+
+
+def test_a_backend_is_imported_when_it_is_first_used():
+    code = (
+        "import sys, lst_jax.attention as a, jax.numpy as n\n"
+        "q, r = n.ones((1, 4, 1, 2)), n.zeros((1, 4), int)\n"
+        "a.attend(q, q, q, a.KeyRange(r, r + 1), 'auto')\n"
+        "print(sorted(m for m in sys.modules if m.startswith('lst_jax.attention.')))"
+    )
+    command = [sys.executable, "-c", code]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    output = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert output.stdout.strip() == "['lst_jax.attention.blocked', 'lst_jax.attention.blocks']"
 
 
 def test_bad_arguments_are_named():
