@@ -29,6 +29,7 @@ from absl import app, flags
 
 from data_pipelines.records import SILENCE, TextDocument, Utterance, write_records
 from data_pipelines.training_dataset import DataConfig, SourceConfig, make_training_dataset
+from experiments.benchmarks.machine import cpu_model
 from lst_jax.patching import PatchingConfig, Strategy
 from lst_jax.vocabulary import TextTokenizer
 
@@ -68,7 +69,7 @@ def main(argv: Sequence[str]) -> None:
         ]
     report = {
         "command": " ".join(["python -m experiments.benchmarks.data_throughput", *sys.argv[1:]]),
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "cores": os.cpu_count(),
         "load_average_before": round(load, 2),
         "versions": {
@@ -214,13 +215,6 @@ def _print_table(results: Sequence[dict[str, Any]]) -> None:
             f"{result['tokens_per_second']:>14,}{'' if per_cpu is None else f'{per_cpu:,}':>14}"
             f"{result['patch_slots_real']:>14.1%}{result['token_slots_real']:>14.1%}"
         )
-
-
-def _cpu_model() -> str:
-    for line in pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,243 @@
+"""Measures time and peak memory of the model's four attentions against the tokens of a row.
+
+  python -m experiments.benchmarks.attention \
+      --output=experiments/benchmarks/results/attention.json
+
+Rows of N tokens hold documents of the training data's kinds and lengths, and `lst_key_ranges` makes
+the four key ranges of them: token self-attention, encoder cross-attention, the global transformer's
+attention and decoder cross-attention. In `packed` rows the documents are apart, in `one` rows they
+are taken for a single document, the most that a row can cost. Memory is what the compiled function
+takes besides its arguments and outputs, as XLA plans it. Times are the fastest of `--repeats` runs,
+or of as many as fit in ten seconds; the backends of one case are measured one after another in the
+same process.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jaxlib
+import numpy as np
+from absl import flags
+
+from experiments.attention_estimates import typical_batch
+from experiments.benchmarks.machine import device_name
+from experiments.cli import check_no_arguments, run_main
+from experiments.outputs import write_json
+from lst_jax.attention import attend, best_backend
+from lst_jax.config import LSTConfig
+from lst_jax.key_ranges import KeyRange, lst_key_ranges
+from lst_jax.patching import PatchingConfig
+from lst_jax.vocabulary import Vocabulary
+
+_LENGTHS = flags.DEFINE_list("lengths", ["1536", "3072", "6144", "12288"], "Tokens N of a row.")
+_BACKENDS = flags.DEFINE_list(
+    "backends", None, "Backends to measure; by default dense, blocked and the device's own."
+)
+_DOCUMENTS = flags.DEFINE_list("documents", ["packed", "one"], "Kinds of rows: packed, one.")
+_WINDOW = flags.DEFINE_integer("window", 512, "Window of the three local attentions.", 1)
+_ROWS = flags.DEFINE_integer("rows", 1, "Rows of a batch.", 1)
+_HEADS = flags.DEFINE_integer("heads", 1, "Heads of every attention.", 1)
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Type of the arrays.")
+_REPEATS = flags.DEFINE_integer("repeats", 3, "Runs of which the fastest counts.", 1)
+_OUTPUT = flags.DEFINE_string("output", None, "JSON file to write the results to.")
+
+_VOCABULARY = Vocabulary(text_size=32_000)
+_LATENT_VECTORS = 2
+_WIDTHS = {"token self": 64, "encoder cross": 64, "global": 128, "decoder cross": 64}
+# Patch slots for a row's tokens: 4096 for 5632, as the 1b model is trained.
+_TOKENS_PER_PATCH = 1.375
+_BUDGET_S = 10.0
+
+_Case = tuple[str, KeyRange, tuple[int, ...], tuple[int, ...]]
+
+
+def main(argv: list[str]) -> None:
+    """Measures every case on the default device and reports."""
+    check_no_arguments(argv)
+    results = []
+    print(f"{'row':>8}{'attention':>15}{'N':>8}{'backend':>12}", end="")
+    print(f"{'forward':>13}{'and backward':>14}{'memory':>12}{'and backward':>14}")
+    for documents in _DOCUMENTS.value:
+        for length in map(int, _LENGTHS.value):
+            for case in _cases(documents, length):
+                results += _measure_case(documents, length, case)
+    report = {
+        "command": " ".join(["python -m experiments.benchmarks.attention", *sys.argv[1:]]),
+        "device": device_name(),
+        "versions": {"jax": jax.__version__, "jaxlib": jaxlib.__version__},
+        "shape": {
+            "rows": _ROWS.value,
+            "heads": _HEADS.value,
+            "head_widths": _WIDTHS,
+            "window": _WINDOW.value,
+            "latent_vectors_per_patch": _LATENT_VECTORS,
+            "dtype": _DTYPE.value,
+        },
+        "results": results,
+        "blocked_against_dense": _speedups(results),
+    }
+    _print_speedups(report["blocked_against_dense"])
+    if _OUTPUT.value:
+        write_json(_OUTPUT.value, report)
+    else:
+        print(json.dumps(report, indent=1))
+
+
+def _device_backends() -> list[str]:
+    """Those that any device has, and its platform's best."""
+    return list(dict.fromkeys(["dense", "blocked", best_backend(jax.default_backend())]))
+
+
+def _cases(documents: str, length: int) -> list[_Case]:
+    """(name, key range, shape of q, shape of k) of the four attentions over one batch."""
+    num_patches = round(length / _TOKENS_PER_PATCH)
+    batch = typical_batch(_VOCABULARY, PatchingConfig("static"), num_patches, length, _ROWS.value)
+    if documents == "one":
+        batch["document_ids"] = np.minimum(batch["document_ids"], 1)
+    elif documents != "packed":
+        raise ValueError(f"documents={documents!r}: expected packed or one")
+    ranges = jax.device_get(lst_key_ranges(batch, num_patches, _make_config()))
+    latents = _LATENT_VECTORS * num_patches
+    sizes = {
+        "token self": (ranges.token_self, length, length),
+        "encoder cross": (ranges.encoder_cross, latents, length),
+        "global": (ranges.global_self, num_patches, num_patches),
+        "decoder cross": (ranges.decoder_cross, length, latents),
+    }
+
+    def shape(length: int, name: str) -> tuple[int, ...]:
+        return _ROWS.value, length, _HEADS.value, _WIDTHS[name]
+
+    return [
+        (name, key_range, shape(queries, name), shape(keys, name))
+        for name, (key_range, queries, keys) in sizes.items()
+    ]
+
+
+def _make_config() -> LSTConfig:
+    window = _WINDOW.value
+    return LSTConfig(
+        vocab_size=_VOCABULARY.size,
+        dim_local=128,
+        dim_global=256,
+        num_layers_encoder=1,
+        num_layers_global=1,
+        num_layers_decoder=1,
+        num_heads_local=2,
+        num_heads_global=2,
+        latent_vectors_per_patch=_LATENT_VECTORS,
+        local_window=window,
+        encoder_cross_window=window,
+        decoder_cross_window=window,
+    )
+
+
+def _measure_case(documents: str, length: int, case: _Case) -> list[dict[str, Any]]:
+    name, key_range, query_shape, key_shape = case
+    rng = np.random.default_rng(0)
+    q, k, v, cotangent = (
+        jnp.asarray(rng.normal(size=shape), _DTYPE.value)
+        for shape in (query_shape, key_shape, key_shape, query_shape)
+    )
+    key_range = jax.device_put(KeyRange(*key_range))
+    results = []
+    for backend in _BACKENDS.value or _device_backends():
+
+        def forward(q: Any, k: Any, v: Any, key_range: KeyRange, backend: str = backend) -> Any:
+            return attend(q, k, v, key_range, backend)
+
+        def gradients(
+            q: Any, k: Any, v: Any, key_range: KeyRange, cotangent: Any, forward: Any = forward
+        ) -> Any:
+            return jax.vjp(lambda *arrays: forward(*arrays, key_range), q, k, v)[1](cotangent)
+
+        forward_s, forward_bytes = _measure(forward, q, k, v, key_range)
+        both_s, both_bytes = _measure(gradients, q, k, v, key_range, cotangent)
+        results.append(
+            {
+                "documents": documents,
+                "attention": name,
+                "tokens": length,
+                "queries": query_shape[1],
+                "keys": key_shape[1],
+                "pairs": int(np.sum(np.asarray(key_range.end) - np.asarray(key_range.start))),
+                "backend": backend,
+                "forward_ms": round(1e3 * forward_s, 2),
+                "forward_backward_ms": round(1e3 * both_s, 2),
+                "forward_temp_mib": round(forward_bytes / 2**20, 3),
+                "forward_backward_temp_mib": round(both_bytes / 2**20, 3),
+            }
+        )
+        print(
+            f"{documents:>8}{name:>15}{length:>8}{backend:>12}"
+            f"{1e3 * forward_s:>10.1f} ms{1e3 * both_s:>11.1f} ms"
+            f"{forward_bytes / 2**20:>8.1f} MiB{both_bytes / 2**20:>10.1f} MiB",
+            flush=True,
+        )
+    return results
+
+
+def _measure(function: Callable[..., Any], *arrays: Any) -> tuple[float, int]:
+    """Seconds of the fastest run, and the bytes of the compiled function's temporaries."""
+    compiled = jax.jit(function).lower(*arrays).compile()
+    best, total = float("inf"), 0.0
+    for _ in range(_REPEATS.value):
+        start = time.perf_counter()
+        jax.block_until_ready(compiled(*arrays))
+        seconds = time.perf_counter() - start
+        best, total = min(best, seconds), total + seconds
+        if total > _BUDGET_S:
+            break
+    return best, compiled.memory_analysis().temp_size_in_bytes
+
+
+def _speedups(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """At the largest N: dense time over blocked time, and how blocked memory grew with N."""
+    by_case: dict[tuple[str, str, int, str], dict[str, Any]] = {
+        (r["documents"], r["attention"], r["tokens"], r["backend"]): r for r in results
+    }
+    shortest, longest = (pick(int(n) for n in _LENGTHS.value) for pick in (min, max))
+    rows = []
+    for documents, attention, tokens, backend in by_case:
+        dense = by_case.get((documents, attention, longest, "dense"))
+        if backend != "blocked" or tokens != longest or dense is None:
+            continue
+        blocked = by_case[documents, attention, longest, "blocked"]
+        first = by_case[documents, attention, shortest, "blocked"]
+        rows.append(
+            {
+                "documents": documents,
+                "attention": attention,
+                "tokens": longest,
+                "forward": round(dense["forward_ms"] / blocked["forward_ms"], 1),
+                "forward_backward": round(
+                    dense["forward_backward_ms"] / blocked["forward_backward_ms"], 1
+                ),
+                "tokens_growth": round(longest / shortest, 2),
+                "blocked_memory_growth": round(
+                    blocked["forward_backward_temp_mib"] / first["forward_backward_temp_mib"], 2
+                ),
+            }
+        )
+    return rows
+
+
+def _print_speedups(rows: Sequence[dict[str, Any]]) -> None:
+    for row in rows:
+        print(
+            f"{row['documents']}, {row['attention']}, N = {row['tokens']}: blocked is "
+            f"{row['forward']} times as fast as dense, {row['forward_backward']} with the backward "
+            f"pass; {row['tokens_growth']} times the tokens take {row['blocked_memory_growth']} "
+            f"times the memory"
+        )
+
+
+if __name__ == "__main__":
+    run_main(main)

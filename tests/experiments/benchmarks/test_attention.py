@@ -1,0 +1,39 @@
+"""The attention benchmark: it measures every case and reports what it should."""
+
+import json
+import os
+import subprocess
+import sys
+
+
+def test_every_attention_is_measured_with_every_backend(tmp_path):
+    output = tmp_path / "attention.json"
+    command = [sys.executable, "-m", "experiments.benchmarks.attention", f"--output={output}"]
+    flags = ["--lengths=96", "--window=16", "--documents=packed", "--heads=1", "--repeats=1"]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    table = subprocess.run(
+        [*command, *flags], check=True, capture_output=True, text=True, env=environment
+    ).stdout
+    report = json.loads(output.read_text())
+    attentions = ("token self", "encoder cross", "global", "decoder cross")
+    assert [(r["attention"], r["backend"]) for r in report["results"]] == [
+        (attention, backend) for attention in attentions for backend in ("dense", "blocked")
+    ]
+    for result in report["results"]:
+        assert 0 < result["pairs"] <= result["queries"] * result["keys"]
+        assert result["forward_ms"] > 0 and result["forward_backward_temp_mib"] > 0
+        assert f"{result['attention']:>15}{result['tokens']:>8}" in table
+    assert [row["attention"] for row in report["blocked_against_dense"]] == list(attentions)
+    assert set(flags) < set(report["command"].split())
+
+
+def test_a_mistake_is_one_line():
+    command = [sys.executable, "-m", "experiments.benchmarks.attention"]
+    result = subprocess.run(
+        [*command, "--documents=many"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
+    assert result.returncode == 1
+    assert "documents='many': expected packed or one" in result.stderr
