@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.metadata
 import os
 import pathlib
 import re
@@ -117,8 +118,10 @@ def _compile(
     mesh = make_mesh(mesh_config, devices)
     chip = tpu_chip(devices[0].device_kind)
     check_heads(config.model, mesh)
-    parts = batch_mesh_size(mesh) * config.training.accumulation_steps
-    rows = parts * (rows_per_device or -(-config.num_rows // parts))
+    rows = batch_mesh_size(mesh) * (rows_per_device or 0)
+    if not rows:
+        parts = batch_mesh_size(mesh) * config.training.accumulation_steps
+        rows = parts * -(-config.num_rows // parts)
     check_rows(rows, mesh, config.training.accumulation_steps)
     report: dict[str, Any] = {
         "setup": {
@@ -131,7 +134,7 @@ def _compile(
             "patches_per_row": config.num_patches,
             "tokens_per_row": config.num_tokens,
             "accumulation_steps": config.training.accumulation_steps,
-            "versions": {"jax": jax.__version__},
+            "versions": {name: importlib.metadata.version(name) for name in ("jax", "libtpu")},
         }
     }
     with _captured_stderr() as log:
@@ -181,11 +184,11 @@ def _memory(stats: Any, chip: Chip) -> dict[str, Any]:
         "temporaries": stats.temp_size_in_bytes,
         "code": stats.generated_code_size_in_bytes,
     }
-    peak = sum(sizes.values()) - 2 * sizes["aliased"]
-    return {
-        "memory": sizes | {"peak": peak, "hbm": int(chip.memory_bytes)},
-        "fits": peak <= chip.memory_bytes,
-    }
+    peak, hbm = sum(sizes.values()) - 2 * sizes["aliased"], int(chip.memory_bytes)
+    memory = sizes | {"peak": peak, "hbm": hbm}
+    if peak > hbm:
+        memory["exceeded_by"] = peak - hbm
+    return {"memory": memory, "fits": peak <= hbm}
 
 
 def _does_not_fit(error: jax.errors.JaxRuntimeError, chip: Chip) -> dict[str, Any]:

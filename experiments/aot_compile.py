@@ -33,7 +33,7 @@ from lst_jax.sharding import MESH_AXES, MeshConfig
 from lst_jax.vocabulary import Vocabulary
 
 _PRETRAIN = "experiments/configs/runs/pretrain.gin"
-_ATTENTION = "pallas_tpu"
+_ATTENTION = "auto"
 
 
 def define_flags() -> None:
@@ -44,7 +44,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("slices", 1, "Slices of that shape.", lower_bound=1)
     flags.DEFINE_integer("rows_per_device", None, "Rows of each device.", lower_bound=1)
     flags.DEFINE_integer("text_size", 32000, "Pieces of the text tokenizer.", lower_bound=3)
-    flags.DEFINE_enum("attention", _ATTENTION, sorted(BACKENDS), "Attention backend.")
+    flags.DEFINE_enum("attention", _ATTENTION, BACKENDS, "Attention backend.")
     flags.DEFINE_string("output", None, "JSON file to write the report to.")
 
 
@@ -144,7 +144,7 @@ def _memory_lines(report: dict[str, Any]) -> list[_Line]:
         remedy = report.get("remedy")
         advice = f"it fits with remat {remedy}" if remedy else "no remat policy makes it fit"
         excess = _gib(memory["exceeded_by"])
-        return [peak, ("does not fit", excess, f"too much, says the compiler; {advice}")]
+        return [peak, ("does not fit", excess, f"too much; {advice}")]
     made = "memory_analysis(), a device"
     lines = [(name, _gib(memory[name]), made) for name in ("arguments", "outputs", "temporaries")]
     sum_of = "; arguments + outputs - aliased + temporaries + code"

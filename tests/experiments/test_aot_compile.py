@@ -34,12 +34,13 @@ def config():
 
 @pytest.fixture(scope="module")
 def report(config):
-    return compile_step(config, "v5e:2x2", MESH)
+    """Of two slices, with devices along every mesh axis."""
+    return compile_step(config, "v5e:2x2", MeshConfig(2, 2, 2), num_slices=2)
 
 
 def test_the_step_is_compiled_at_the_shapes_of_the_run(report):
     setup = report["setup"]
-    assert setup["mesh"] == {"data": 2, "fsdp": 2, "tensor": 1}
+    assert setup["mesh"] == {"data": 2, "fsdp": 2, "tensor": 2}
     assert (setup["patches_per_row"], setup["tokens_per_row"]) == (128, 128)
     assert setup["rows"] == 4  # 3, and as many more as make every device's rows as many
     assert report["partitioner_warnings"] == []
@@ -58,8 +59,14 @@ def test_every_figure_of_the_roofline_follows_from_the_work(report):
     chip = roofline["chip"]
     assert roofline["seconds"]["compute"] == work["flops"] / chip["flops_per_second"]
     assert roofline["seconds"]["memory"] == work["memory_bytes"] / chip["memory_bandwidth"]
-    sent = sum(work["collective_bytes"].values())
-    assert roofline["seconds"]["interconnect"] == sent / chip["interconnect_bandwidth"]
+    sent = work["collective_bytes"]
+    between = {kind: size for kind, size in sent.items() if kind.endswith(" between slices")}
+    assert between, "data is split over slices, so gradients must cross the network"
+    network = sum(between.values())
+    assert roofline["seconds"]["network"] == network / chip["network_bandwidth"]
+    within = sum(sent.values()) - network
+    interconnect = within / chip["interconnect_bandwidth"]
+    assert roofline["seconds"]["interconnect"] == pytest.approx(interconnect)
     assert roofline["step_seconds"] == max(roofline["seconds"].values())
     mfu = work["model_flops"] / roofline["step_seconds"] / chip["flops_per_second"]
     assert roofline["mfu"] == pytest.approx(mfu)
