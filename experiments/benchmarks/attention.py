@@ -15,6 +15,7 @@ same process.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -61,6 +62,7 @@ _Case = tuple[str, KeyRange, tuple[int, ...], tuple[int, ...]]
 def main(argv: list[str]) -> None:
     """Measures every case on the default device and reports."""
     check_no_arguments(argv)
+    load = os.getloadavg()[0]
     results = []
     print(f"{'row':>8}{'attention':>15}{'N':>8}{'backend':>12}", end="")
     print(f"{'forward':>13}{'and backward':>14}{'memory':>12}{'and backward':>14}")
@@ -71,6 +73,8 @@ def main(argv: list[str]) -> None:
     report = {
         "command": " ".join(["python -m experiments.benchmarks.attention", *sys.argv[1:]]),
         "device": device_name(),
+        "cores": os.cpu_count(),
+        "load_average_before": round(load, 2),
         "versions": {"jax": jax.__version__, "jaxlib": jaxlib.__version__},
         "shape": {
             "rows": _ROWS.value,
