@@ -32,12 +32,6 @@ PARAMETERS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def clean_gin():
-    yield
-    gin.clear_config()
-
-
 def load(*names, bindings=()):
     """The experiment of files under configs/."""
     gin_config.parse([f"experiments/configs/{name}.gin" for name in names], bindings)
