@@ -271,9 +271,29 @@ class _Analysis:
         key = (name, fused)
         if key not in self._cache:
             computation = self._computations[name]
-            costs = (self._costs(x, computation, fused) for x in computation.instructions.values())
+            costs = [self._costs(x, computation, fused) for x in computation.instructions.values()]
+            if not fused:
+                sent = self._messages(computation).values()
+                costs += [HloCosts(collective_bytes={kind: size}) for kind, size in sent]
             self._cache[key] = _total(costs)
         return self._cache[key]
+
+    def _messages(self, computation: _Computation) -> dict[str, tuple[Collective, float]]:
+        """Collectives of a computation and its fusions.
+
+        One that the compiler interleaves with products lies in several fusions: in each that sends
+        a part, with the whole array's shape. Their channel is the same.
+        """
+        messages: dict[str, tuple[Collective, float]] = {}
+        for x in computation.instructions.values():
+            if x.opcode == "fusion":
+                fused = self._computations[x.callee("calls")]
+                for name, message in self._messages(fused).items():
+                    messages.setdefault(name, message)
+            elif message := _message(x, computation):
+                channel = re.search(r"channel_id=\d+", x.attributes)
+                messages[f"{x.opcode} {channel[0]}" if channel else x.name] = message
+        return messages
 
     def _costs(self, x: _Instruction, within: _Computation, fused: bool) -> HloCosts:
         if x.opcode == "while":
@@ -287,7 +307,7 @@ class _Analysis:
             flops = _dot_flops(x, within)
         elif x.opcode == "convolution":
             flops = _convolution_flops(x, within)
-        return called + HloCosts(flops, memory, self._collective_bytes(x, within))
+        return called + HloCosts(flops, memory)
 
     def _called_costs(self, x: _Instruction) -> HloCosts:
         if x.opcode == "fusion":
@@ -388,19 +408,6 @@ class _Analysis:
         flops, memory = estimate
         return HloCosts(flops, memory, kernel_flops=flops, estimated_flops=flops)
 
-    def _collective_bytes(self, x: _Instruction, within: _Computation) -> dict[Collective, float]:
-        operands = sum(shape.num_bytes for shape in _operand_shapes(x, within))
-        if x.opcode == "send" and (transfer := _SLICE_TRANSFER.search(x.attributes)):
-            kind = transfer["kind"].lower().replace("_", "-")
-            size = len(re.findall(r"\d+", transfer["slices"]))
-            return {Collective(kind, True): _bytes_sent(kind, operands, size)}
-        kind = x.opcode.removesuffix("-start")
-        if kind not in _COLLECTIVES:
-            return {}
-        groups = device_groups(x.attributes)
-        size = groups.shape[1] if groups.size else 1
-        return {Collective(kind, False): _bytes_sent(kind, operands, size)}
-
     def _memory_bytes(self, x: _Instruction, within: _Computation) -> float:
         if x.opcode in _FREE or x.opcode.endswith(("-done", "-update")):
             return 0.0
@@ -436,6 +443,24 @@ class _Analysis:
             if not shape.on_chip:
                 total += _bytes_written(name, fused)
         return total
+
+
+def _message(x: _Instruction, within: _Computation) -> tuple[Collective, float] | None:
+    """Kind and bytes that the device sends, if the instruction is a collective."""
+    kind = x.opcode.removesuffix("-start")
+    if kind not in (*_COLLECTIVES, "send"):
+        return None
+    operands = sum(shape.num_bytes for shape in _operand_shapes(x, within))
+    if kind == "send":
+        transfer = _SLICE_TRANSFER.search(x.attributes)
+        if not transfer:
+            return None
+        kind = transfer["kind"].lower().replace("_", "-")
+        size = len(re.findall(r"\d+", transfer["slices"]))
+        return Collective(kind, True), _bytes_sent(kind, operands, size)
+    groups = device_groups(x.attributes)
+    size = groups.shape[1] if groups.size else 1
+    return Collective(kind, False), _bytes_sent(kind, operands, size)
 
 
 def _bytes_sent(kind: str, size: float, members: int) -> float:

@@ -233,6 +233,28 @@ frontend_attributes={_xla_megascale_target="{1,2,3,4}x{0:3}",_xla_megascale_tran
         assert costs.collective_bytes == {Collective(kind, True): factor * 8 * 128 * 4}
 
 
+def test_a_message_that_several_fusions_send_in_parts_counts_once():
+    """As TPUs overlap one with products: each fusion that sends a part has all of it inside."""
+    fused = """%NAME (p: f32[8,128]) -> f32[32,128] {
+  %p = f32[8,128]{1,0:T(8,128)} parameter(0)
+  ROOT %g = f32[32,128]{1,0:T(8,128)} all-gather(%p), channel_id=CHANNEL, \
+replica_groups={{0,1,2,3}}, dimensions={0}
+}
+"""
+    text = "HloModule m\n"
+    for name, channel in (("start", "7"), ("done", "7"), ("other", "8")):
+        text += fused.replace("NAME", name).replace("CHANNEL", channel)
+    text += """ENTRY %main (x: f32[8,128]) -> f32[32,128] {
+  %x = f32[8,128]{1,0:T(8,128)} parameter(0)
+  %a = f32[32,128]{1,0:T(8,128)} fusion(%x), kind=kCustom, calls=%start
+  %b = f32[32,128]{1,0:T(8,128)} fusion(%x), kind=kCustom, calls=%done
+  ROOT %c = f32[32,128]{1,0:T(8,128)} fusion(%x), kind=kCustom, calls=%other
+}
+"""
+    sent = hlo_costs(text).collective_bytes
+    assert sent == {Collective("all-gather", False): 2 * 3 * 8 * 128 * 4}
+
+
 @pytest.mark.parametrize(
     "text, groups",
     [
