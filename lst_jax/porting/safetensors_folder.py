@@ -87,6 +87,8 @@ def write_safetensors(
         tensors = {name: np.ascontiguousarray(read(name)) for name in names}
         # Readers for PyTorch look for this mark of the tensors' layout.
         save_file(tensors, folder / file, metadata={"format": "pt"})
+        # The library lets nobody else read it; whoever may read the folder should.
+        (folder / file).chmod(folder.stat().st_mode & 0o666)
         weight_map |= dict.fromkeys(names, file)
     if len(shards) > 1:
         total = sum(spec.num_bytes for spec in specs.values())

@@ -94,6 +94,8 @@ def test_shards_hold_every_tensor_once_and_no_more_than_they_may(tmp_path_factor
     for shard in shards:
         assert len(shard) == 1 or sum(x.nbytes for x in shard.values()) <= limit
         assert_same_bits(shard, {name: tensors[name] for name in shard})
+    modes = {file.stat().st_mode for file in folder.iterdir()}
+    assert len(modes) == 1  # those who may read the configuration may read the tensors
     index = folder / "model.safetensors.index.json"
     assert index.exists() == (len(shards) > 1)
     if index.exists():
