@@ -61,8 +61,8 @@ def read_params_json(path: pathlib.Path) -> ModelDescription:
     """
     try:
         params = json.loads(path.read_text(encoding="utf-8"))
-        model = dict(params["model"])
-    except (ValueError, KeyError, TypeError) as error:
+        model = _model_settings(params)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} does not describe a model: {error!r}") from error
     problems = _find_problems(model)
     if problems:
@@ -166,6 +166,18 @@ def published_differences(description: ModelDescription) -> list[str]:
             f"{description.vocabulary.unit_count} units here, {PUBLISHED_UNIT_COUNT} there"
         )
     return differences
+
+
+def _model_settings(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings under "model"; those of patching may stand under "data" alone."""
+    patcher = params.get("data", {}).get("patcher_args", {})
+    patching = {name: patcher[name] for name in ("patching_mode", "patch_size") if name in patcher}
+    settings = patching | params["model"]
+    for name in _INTEGERS:
+        value = settings.get(name)
+        if isinstance(value, float) and value.is_integer():
+            settings[name] = int(value)  # 4.0 is how some writers of JSON put 4
+    return settings
 
 
 def _lst_config(model: Mapping[str, Any]) -> LSTConfig:

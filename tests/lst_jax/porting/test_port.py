@@ -498,6 +498,22 @@ def test_a_published_configuration_that_is_none_of_ours_is_named(tmp_path, chang
         assert part in str(error.value)
 
 
+def test_a_published_configuration_may_say_how_it_patches_under_data_and_in_floats(tmp_path):
+    path = change_params(tmp_path, patching_mode="lst_align", patch_size=6.0)
+    params = json.loads(path.read_text())
+    expected = read_params_json(path)
+    assert expected.data["patching"]["patch_size"] == 6
+    patching = {name: params["model"].pop(name) for name in ("patching_mode", "patch_size")}
+    params["data"]["patcher_args"] = patching
+    path.write_text(json.dumps(params))
+    found = read_params_json(path)
+    assert found.model == expected.model
+    assert found.data["patching"] == expected.data["patching"]
+    change_params(tmp_path, patch_size=6.5)
+    with pytest.raises(ValueError, match=r"patch_size is 6.5, expected a positive integer"):
+        read_params_json(path)
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"data": {}}', '{"model": 3}', '{"kind": "lst"}'])
 @pytest.mark.parametrize("name", ["params.json", "config.json"])
 def test_a_configuration_that_does_not_describe_a_model_is_named(tmp_path, folders, content, name):
