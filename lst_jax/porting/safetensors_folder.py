@@ -38,7 +38,7 @@ class SafetensorsFolder:
         self.specs: dict[str, TensorSpec] = {}
         for file in sorted(set(self._files.values())):
             with _open(file) as shard:
-                for name in shard.keys():  # noqa: SIM118 (not a mapping)
+                for name in sorted(shard.keys()):
                     if self._files.get(name) == file:
                         header = shard.get_slice(name)
                         dtype = _TYPES.get(header.get_dtype(), header.get_dtype())
