@@ -180,11 +180,8 @@ class _StreamedLeaf:
     read: Callable[[str], np.ndarray]
 
 
-class _StreamedLeafHandler(ocp.type_handlers.TypeHandler):
-    """Writes `_StreamedLeaf`s, one tensor at a time, as arrays that any Orbax reader restores."""
-
-    def typestr(self) -> str:
-        return "np.ndarray"
+class _StreamedLeafHandler(ocp.type_handlers.NumpyHandler):
+    """Writes `_StreamedLeaf`s, one tensor at a time, as the NumPy arrays that they stand for."""
 
     async def serialize(
         self,
@@ -210,12 +207,6 @@ class _StreamedLeafHandler(ocp.type_handlers.TypeHandler):
                 values_here = tensor.from_published(leaf.read(tensor.name), target.shape)
                 await target.write(values_here)
         return []
-
-    async def deserialize(self, infos: Any, args: Any = None) -> Any:
-        raise NotImplementedError("arrays are restored by Orbax's own handlers")
-
-    async def metadata(self, infos: Any) -> Any:
-        raise NotImplementedError("arrays are described by Orbax's own handlers")
 
 
 def _array_spec(directory: pathlib.Path, name: str, use_ocdbt: bool) -> dict[str, Any]:
