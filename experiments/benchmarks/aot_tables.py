@@ -3,10 +3,11 @@
     python -m experiments.benchmarks.aot_tables \\
         --output=experiments/benchmarks/results/aot.json
 
-The paper's 420m, 1b and 7b on 256 chips of v5e, v6e and v5p, then 1b on 16, 64 and 256 chips at
-the same rows a chip (weak scaling). Each configuration is compiled once
-(`experiments/aot_compile.py` says what the figures are), some minutes on two cores; results are
-added to the file one by one, and those that are there already are not made again.
+The paper's 420m, 1b and 7b on 256 chips of v5e, v6e and v5p; 1b on 16, 64 and 256 chips at the
+same rows a chip (weak scaling), under each remat policy, and on every kind of mesh. Each
+configuration is compiled once (`experiments/aot_compile.py` says what the figures are), some
+minutes on two cores; results are added to the file one by one, and those that are there already
+are not made again.
 """
 
 from __future__ import annotations
@@ -31,16 +32,22 @@ _MODELS = "experiments/configs/models"
 
 @dataclasses.dataclass(frozen=True)
 class Pod:
-    """One configuration: a model on a topology, its mesh and its remat policy."""
+    """One configuration: a model on slices of a topology, its mesh and its remat policy."""
 
     model: str
     topology: str
     mesh: str
     remat: str
+    slices: int = 1
+
+    @property
+    def place(self) -> str:
+        """The slices."""
+        return f"{self.slices} × {self.topology}" if self.slices > 1 else self.topology
 
     @property
     def name(self) -> str:
-        return f"{self.model} {self.topology} {self.mesh} {self.remat}"
+        return f"{self.model} {self.place} {self.mesh} {self.remat}"
 
 
 # 420m has widths that 256 devices do not divide, so parameters are split 128 ways, twice.
@@ -60,6 +67,15 @@ WEAK_SCALING = (
     Pod("1b", "v5p:4x4x4", "data=1,fsdp=64", "dots"),
     Pod("1b", "v5p:8x8x4", "data=1,fsdp=256", "dots"),
 )
+REMAT = tuple(Pod("1b", "v5p:2x2x4", "data=1,fsdp=16", x) for x in ("none", "dots", "full"))
+MESHES = (
+    Pod("1b", "v5p:4x4x4", "data=1,fsdp=64", "dots"),
+    Pod("1b", "v5p:4x4x4", "data=4,fsdp=16", "dots"),
+    Pod("1b", "v5p:4x4x4", "data=1,fsdp=16,tensor=4", "dots"),
+    Pod("1b", "v5p:4x4x4", "data=4,fsdp=4,tensor=4", "dots"),
+    Pod("1b", "v5p:4x4x4", "data=2,fsdp=64", "dots", slices=2),
+)
+CONFIGURATIONS = tuple(dict.fromkeys((*WEAK_SCALING, *REMAT, *PODS, *MESHES)))
 
 
 def define_flags() -> None:
@@ -74,71 +90,52 @@ def main(argv: Sequence[str]) -> None:
     jax.config.update("jax_platforms", "cpu")
     path, rows = pathlib.Path(flags.FLAGS.output), flags.FLAGS.rows_per_device
     reports = json.loads(path.read_text())["reports"] if path.exists() else {}
-    for pod in dict.fromkeys((*PODS, *WEAK_SCALING)):
+    for pod in CONFIGURATIONS:
         if pod.name not in reports:
             print(f"compiling {pod.name}", file=sys.stderr, flush=True)
             config = read_config([f"{_MODELS}/{pod.model}.gin"], [f"REMAT={pod.remat}"])
             mesh = parse_mesh(pod.mesh)
-            reports[pod.name] = compile_step(config, pod.topology, mesh, 1, rows)
+            reports[pod.name] = compile_step(config, pod.topology, mesh, pod.slices, rows)
             command = " ".join(["python -m experiments.benchmarks.aot_tables", *sys.argv[1:]])
             write_json(path, {"command": command, "reports": reports})
     print(format_tables(reports))
 
 
 def format_tables(reports: dict[str, Any]) -> str:
-    """Markdown: the pods, then the weak scaling."""
-    scaling = [_scaling_row(pod, reports[pod.name]) for pod in WEAK_SCALING]
-    return "\n".join(
-        [
-            *_markdown(_POD_COLUMNS, [_pod_row(pod, reports[pod.name]) for pod in PODS]),
-            "",
-            *_markdown(_SCALING_COLUMNS, scaling),
-        ]
-    )
+    """Markdown: the pods, the weak scaling, the remat policies, the meshes."""
+    tables = [
+        _markdown(_COLUMNS, [_row(pod, reports[pod.name]) for pod in pods])
+        for pods in (PODS, WEAK_SCALING, REMAT, MESHES)
+    ]
+    return "\n\n".join(map("\n".join, tables))
 
 
-_POD_COLUMNS = (
-    *("model", "pod", "mesh", "remat", "peak GiB", "of", "TFLOP a chip", "of the model's"),
-    *("HBM ms", "FLOPs ms", "links ms", "step ms", "MFU", "without overlap", "warnings"),
-)
-_SCALING_COLUMNS = (
-    *("chips", "mesh", "rows", "peak GiB", "TFLOP a chip", "HBM GB", "links GB", "MFU"),
+_COLUMNS = (
+    *("model", "chips", "mesh", "remat", "rows", "peak GiB", "of", "TFLOP a chip"),
+    *("of the model's", "FLOPs ms", "HBM ms", "links ms", "step ms", "MFU", "without overlap"),
+    "warnings",
 )
 
 
-def _pod_row(pod: Pod, report: dict[str, Any]) -> list[str]:
+def _row(pod: Pod, report: dict[str, Any]) -> list[str]:
     memory = report["memory"]
     size = [f"{memory['peak'] / 2**30:.1f}", f"{memory['hbm'] / 2**30:.0f}"]
-    setup = [pod.model, pod.topology, pod.mesh, pod.remat, *size]
+    setup = [pod.model, pod.place, pod.mesh, pod.remat, str(report["setup"]["rows"]), *size]
     if not report["fits"]:
-        remedy = report["remedy"] or "none"
-        return [*setup, f"does not fit; remat {remedy} does", *("",) * 8]
+        remedy = f"remat {report['remedy']} does" if report["remedy"] else "under no policy"
+        return [*setup, f"does not fit; {remedy}", *("",) * (len(_COLUMNS) - len(setup) - 1)]
     work, roofline = report["work"], report["roofline"]
     seconds = roofline["seconds"]
-    times = (seconds["memory"], seconds["compute"], seconds["interconnect"])
+    links = seconds["interconnect"] + seconds.get("network", 0.0)
+    times = (seconds["compute"], seconds["memory"], links, roofline["step_seconds"])
     return [
         *setup,
-        f"{work['flops'] / 1e12:.1f}",
+        f"{work['flops'] / 1e12:.2f}",
         f"{work['flops'] / work['model_flops']:.2f}",
-        *(f"{1e3 * x:.0f}" for x in (*times, roofline["step_seconds"])),
+        *(f"{1e3 * x:.0f}" for x in times),
         f"{roofline['mfu']:.0%}",
         f"{roofline['mfu_without_overlap']:.0%}",
         str(len(report["partitioner_warnings"])),
-    ]
-
-
-def _scaling_row(pod: Pod, report: dict[str, Any]) -> list[str]:
-    work, setup = report["work"], report["setup"]
-    chips = str(setup["mesh"]["data"] * setup["mesh"]["fsdp"] * setup["mesh"]["tensor"])
-    return [
-        chips,
-        pod.mesh,
-        str(setup["rows"]),
-        f"{report['memory']['peak'] / 2**30:.1f}",
-        f"{work['flops'] / 1e12:.2f}",
-        f"{work['memory_bytes'] / 1e9:.0f}",
-        f"{sum(work['collective_bytes'].values()) / 1e9:.1f}",
-        f"{report['roofline']['mfu']:.0%}",
     ]
 
 

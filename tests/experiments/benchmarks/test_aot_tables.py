@@ -3,7 +3,14 @@
 import copy
 import json
 
-from experiments.benchmarks.aot_tables import PODS, WEAK_SCALING, format_tables
+from experiments.benchmarks.aot_tables import (
+    CONFIGURATIONS,
+    MESHES,
+    PODS,
+    REMAT,
+    WEAK_SCALING,
+    format_tables,
+)
 
 REPORT = {
     "setup": {"mesh": {"data": 1, "fsdp": 256, "tensor": 1}, "rows": 256},
@@ -30,24 +37,28 @@ def rows(text):
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
-def test_every_pod_is_compiled_once_and_has_its_row():
-    names = [pod.name for pod in dict.fromkeys((*PODS, *WEAK_SCALING))]
-    assert len(names) == len(set(names)) == len(PODS) + len(WEAK_SCALING) - 1
-    table = rows(format_tables(dict.fromkeys(names, REPORT)))
-    assert len(table) == 2 + len(PODS) + 2 + len(WEAK_SCALING)
-    pods, scaling = table[: 2 + len(PODS)], table[2 + len(PODS) :]
-    for part in (pods, scaling):
-        assert len({len(row) for row in part}) == 1
-    assert dict(zip(*(pods[i] for i in (0, 2)), strict=True))["MFU"] == "87%"
-    assert dict(zip(*(scaling[i] for i in (0, 2)), strict=True))["links GB"] == "18.0"
+def tables(reports):
+    return [rows(table) for table in format_tables(reports).split("\n\n")]
+
+
+def test_every_configuration_is_compiled_once_and_has_its_rows():
+    names = [pod.name for pod in CONFIGURATIONS]
+    groups = (PODS, WEAK_SCALING, REMAT, MESHES)
+    assert len(names) == len(set(names))
+    assert set(names) == {pod.name for group in groups for pod in group}
+    found = tables(dict.fromkeys(names, REPORT))
+    assert [len(table) - 2 for table in found] == [len(group) for group in groups]
+    assert len({len(row) for table in found for row in table}) == 1
+    first = dict(zip(found[0][0], found[0][2], strict=True))
+    assert (first["MFU"], first["links ms"], first["rows"]) == ("87%", "30", "256")
 
 
 def test_a_pod_that_does_not_fit_says_what_would():
-    reports = dict.fromkeys([pod.name for pod in (*PODS, *WEAK_SCALING)], REPORT)
+    reports = {pod.name: REPORT for pod in CONFIGURATIONS}
     large = copy.deepcopy(REPORT)
     large |= {"fits": False, "remedy": "full"}
     del large["work"], large["roofline"], large["partitioner_warnings"]
     reports[PODS[0].name] = json.loads(json.dumps(large))
-    table = rows(format_tables(reports))
+    table = tables(reports)[0]
     assert "does not fit; remat full does" in table[2]
     assert len(table[2]) == len(table[0])
