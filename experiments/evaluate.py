@@ -13,7 +13,7 @@ from __future__ import annotations
 import jax
 from absl import flags, logging
 
-from experiments import cli
+from experiments import cli, distributed
 from experiments.outputs import make_progress_printer, write_json
 from experiments.trained_model import load_trained_model
 from lst_jax.checkpoints import find_checkpoint, read_description
@@ -50,9 +50,7 @@ _PATCHES_PER_ROW = flags.DEFINE_integer("patches_per_row", 1024, "Patch slots of
 _TOKENS_PER_ROW = flags.DEFINE_integer(
     "tokens_per_row", None, "Token slots of a row; by default as many as the patches hold."
 )
-_MULTIHOST = flags.DEFINE_bool(
-    "multihost", False, "Join the other hosts of a cluster first (jax.distributed.initialize)."
-)
+distributed.define_flags()
 
 
 def main(argv: list[str]) -> None:
@@ -60,8 +58,7 @@ def main(argv: list[str]) -> None:
     cli.check_no_arguments(argv)
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.ERROR)  # Orbax warns of every checkpoint it only reads
-    if _MULTIHOST.value:
-        jax.distributed.initialize()
+    distributed.join_processes()
     # What the user gave is checked first: a mistake shows before the parameters are read.
     for direction in _DIRECTIONS.value:
         parse_direction(direction)

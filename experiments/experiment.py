@@ -8,11 +8,11 @@ from collections.abc import Callable
 
 import jax
 
-from data_pipelines.training_dataset import DataConfig, make_training_dataset
+from data_pipelines.training_dataset import DataConfig, make_training_dataset, merge_states
 from lst_jax.checkpoints import ModelDescription, write_description
 from lst_jax.config import ModelConfig
 from lst_jax.optimizers import OptimizerConfig
-from lst_jax.sharding import MeshConfig, check_rows, make_mesh
+from lst_jax.sharding import MeshConfig, check_rows, make_mesh, row_share
 from lst_jax.trainer import TrainingConfig, TrainResult, train
 from lst_jax.vocabulary import TextTokenizer
 
@@ -89,6 +89,7 @@ def run_experiment(
     """
     mesh = make_mesh(experiment.mesh)
     check_rows(experiment.data.batch_size, mesh, experiment.training.accumulation_steps)
+    share = row_share(mesh)
     description = experiment.describe()
     dataset = make_training_dataset(
         experiment.data,
@@ -96,8 +97,8 @@ def run_experiment(
         fingerprint=description.tokenizer_fingerprint,
         num_workers=experiment.num_workers,
         prefetch=experiment.prefetch,
-        host_index=jax.process_index(),
-        host_count=jax.process_count(),
+        host_index=share.index,
+        host_count=share.count,
     )
     write_description(workdir, description)
     if config_text is not None and jax.process_index() == 0:
@@ -112,6 +113,7 @@ def run_experiment(
             experiment.data.patches_per_row,
             workdir,
             experiment.mesh,
+            merge_states=merge_states,
         )
     finally:
         iterator.close()

@@ -9,6 +9,11 @@
 The workdir gets `config.gin` (every setting used), `model.json`, `checkpoints/`, `metrics.jsonl`
 and TensorBoard's `events/`. Starting again with the same workdir continues; SIGTERM saves and ends.
 `experiments/configs/runs/baseline.gin` as the last file trains the unpatched baseline instead.
+
+On several hosts the same command runs on each, with `--multihost` where JAX knows the cluster
+(Cloud TPU, Slurm, …), else with `--coordinator_address=HOST:PORT --num_processes=2
+--process_id=0`. The workdir is one that all of them see. Each reads its own share of the data; a
+run may continue on another number of hosts, or on another mesh.
 """
 
 from __future__ import annotations
@@ -20,17 +25,15 @@ import gin
 import jax
 from absl import flags, logging
 
-from experiments import cli, gin_config
+from experiments import cli, distributed, gin_config
 from experiments.experiment import run_experiment
 from lst_jax.trainer import NonFiniteLossError
 
 gin_config.define_flags()
+distributed.define_flags()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
 _COMPILATION_CACHE_DIR = flags.DEFINE_string(
     "compilation_cache_dir", None, "Where compiled programmes are kept between starts."
-)
-_MULTIHOST = flags.DEFINE_bool(
-    "multihost", False, "Join the other hosts of a cluster first (jax.distributed.initialize)."
 )
 
 
@@ -42,8 +45,7 @@ def main(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # Orbax tells much
     if _COMPILATION_CACHE_DIR.value:
         enable_compilation_cache(_COMPILATION_CACHE_DIR.value)
-    if _MULTIHOST.value:
-        jax.distributed.initialize()
+    distributed.join_processes()
     workdir = pathlib.Path(_WORKDIR.value)
     experiment = gin_config.build_experiment()
     try:
@@ -52,7 +54,9 @@ def main(argv: list[str]) -> None:
         sys.exit(f"error: {error}")
     step = int(result.state.step)
     how = "finished" if result.finished else "stopped by SIGTERM"
-    print(f"{how} after step {step}; checkpoint {workdir / 'checkpoints' / str(step)}", flush=True)
+    if jax.process_index() == 0:
+        checkpoint = workdir / "checkpoints" / str(step)
+        print(f"{how} after step {step}; checkpoint {checkpoint}", flush=True)
 
 
 def enable_compilation_cache(directory: str) -> None:

@@ -5,7 +5,7 @@ A workdir holds
     model.json                 what the model is: configuration, vocabulary, tokenizer, row shape
     checkpoints/<step>/params     parameters, in chunks of a layer
     checkpoints/<step>/optimizer  optimizer moments and the step
-    checkpoints/<step>/data       state of the Grain iterator, one file for each process
+    checkpoints/<step>/data       states of the Grain iterators, one file for each process
     checkpoints/<step>/progress   totals of the run so far, JSON
 
 A step's directory gets its name only when it is complete, so one that a crash left half written
@@ -17,14 +17,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import grain
 import grain.checkpoint
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from jax.experimental import multihost_utils
 
 from lst_jax.config import LSTConfig, ModelConfig, TokenTransformerConfig
 from lst_jax.sharding import DEFAULT_RULES, LogicalRules
@@ -39,10 +42,15 @@ _PARAMS = "params"
 _UNREADABLE = "unreadable_checkpoints"
 _DESCRIPTION = "model.json"
 _CHUNK_BYTES = 2**26  # of a stored chunk of parameters, at most
+_STATE_FILE = re.compile(r"process_\d+-of-(\d+)\.json")  # as Grain names them
 _MODEL_KINDS = {kind.__name__: kind for kind in (LSTConfig, TokenTransformerConfig)}
 
 # What reading a damaged step raises: missing or unreadable files, arrays cut short, JSON cut short.
 _READ_ERRORS = (OSError, ValueError, KeyError, TypeError)
+
+IteratorState = dict[str, Any]
+MergeStates = Callable[[Sequence[IteratorState]], IteratorState]
+_Restored = tuple[TrainState, dict[str, Any], list[IteratorState]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +189,10 @@ class Checkpointer:
         self._manager.save(int(state.step), args=items)
 
     def restore(
-        self, shapes: TrainState, iterator: grain.DatasetIterator
+        self,
+        shapes: TrainState,
+        iterator: grain.DatasetIterator,
+        merge_states: MergeStates | None = None,
     ) -> tuple[TrainState, dict[str, Any]] | None:
         """Restores the last checkpoint that can be read, and the iterator with it.
 
@@ -191,32 +202,32 @@ class Checkpointer:
         Args:
           shapes: tree of `jax.ShapeDtypeStruct` with shardings.
           iterator: set to where it was.
+          merge_states: makes one state, that the iterator of any process can be set to, from those
+            that the processes saved. None sets each to the state that it saved itself, and so
+            wants as many processes as then.
 
         Returns:
           `(state, progress)`, or None where nothing was saved yet.
 
         Raises:
           ValueError: there are checkpoints and none can be read, or the iterator is of another
-            pipeline than the one saved.
+            pipeline than the one saved, or there are more or fewer processes than then.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
-            try:
-                state, progress, data = self._read(step, shapes)
-            except _READ_ERRORS as error:
-                reason = " ".join(str(error).split())[:300]
-                logging.warning(
-                    "checkpoint %s cannot be read: %s", self.step_directory(step), reason
-                )
-                if step == steps[-1]:
-                    raise ValueError(
-                        f"no checkpoint in {self.directory} can be read (steps {steps[::-1]}); "
-                        f"step {step}: {reason}"
-                    ) from error
-                self._set_aside(step)
-            else:
-                iterator.set_state(data)
+            restored, failure = self._try_to_read(step, shapes)
+            if not _any_process(restored is None):
+                state, progress, states = restored
+                iterator.set_state((merge_states or _own_state)(states))
                 return state, progress
+            reason = " ".join(str(failure or "another process cannot read it").split())[:300]
+            logging.warning("checkpoint %s cannot be read: %s", self.step_directory(step), reason)
+            if step == steps[-1]:
+                raise ValueError(
+                    f"no checkpoint in {self.directory} can be read (steps {steps[::-1]}); "
+                    f"step {step}: {reason}"
+                ) from failure
+            self._set_aside(step)
         return None
 
     def reached_preemption(self, step: int) -> bool:
@@ -239,12 +250,16 @@ class Checkpointer:
         )
         return ocp.CheckpointManager(self.directory, options=options)
 
-    def _read(
-        self, step: int, shapes: TrainState
-    ) -> tuple[TrainState, dict[str, Any], dict[str, Any]]:
-        """State, progress and the iterator's state; reads all before anything is changed."""
-        name = f"process_{jax.process_index()}-of-{jax.process_count()}.json"
-        data = json.loads((self.step_directory(step) / "data" / name).read_text())
+    def _try_to_read(self, step: int, shapes: TrainState) -> tuple[_Restored | None, Any]:
+        """What `_read` returns, or the error that it raises."""
+        try:
+            return self._read(step, shapes), None
+        except _READ_ERRORS as error:
+            return None, error
+
+    def _read(self, step: int, shapes: TrainState) -> _Restored:
+        """State, progress and the iterators' states; reads all before anything is changed."""
+        states = _read_iterator_states(self.step_directory(step) / "data")
         optimizer = {"step": shapes.step, "opt_state": shapes.opt_state}
         restored = self._manager.restore(
             step,
@@ -259,7 +274,7 @@ class Checkpointer:
             params=restored.params,
             opt_state=restored.optimizer["opt_state"],
         )
-        return state, restored.progress, data
+        return state, restored.progress, states
 
     def _set_aside(self, step: int) -> None:
         """Moves a step out of the way: its name is needed when training reaches it again."""
@@ -268,7 +283,35 @@ class Checkpointer:
             target.mkdir(exist_ok=True)
             number = len(list(target.iterdir()))
             self.step_directory(step).rename(target / f"{step}.{number}")
+        _any_process(False)  # wait until it is gone
         self._manager.reload()
+
+
+def _read_iterator_states(directory: pathlib.Path) -> list[IteratorState]:
+    """The states that the processes saved, in their order."""
+    files = [path for path in directory.iterdir() if _STATE_FILE.fullmatch(path.name)]
+    counts = {int(_STATE_FILE.fullmatch(path.name)[1]) for path in files}
+    if counts != {len(files)}:
+        raise FileNotFoundError(f"{directory}: states of {len(files)} of {counts} processes")
+    names = [f"process_{index}-of-{len(files)}.json" for index in range(len(files))]
+    return [json.loads((directory / name).read_text()) for name in names]
+
+
+def _any_process(condition: bool) -> bool:
+    """Whether it holds on any process; all of them ask."""
+    if jax.process_count() == 1:
+        return condition
+    return bool(multihost_utils.process_allgather(np.array(condition)).any())
+
+
+def _own_state(states: Sequence[IteratorState]) -> IteratorState:
+    """What this process saved."""
+    if len(states) != jax.process_count():
+        raise ValueError(
+            f"the checkpoint was saved by {len(states)} processes; expected as many as there are, "
+            f"{jax.process_count()}, where their iterators' states cannot be merged"
+        )
+    return states[jax.process_index()]
 
 
 def restore_params(

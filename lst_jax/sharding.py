@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -79,13 +80,14 @@ def make_mesh(
     if math.prod(sizes) != len(devices):
         shape = dict(zip(MESH_AXES, (config.data, config.fsdp, config.tensor), strict=True))
         raise ValueError(f"mesh axes are {shape}, expected sizes that fill {len(devices)} devices")
-    axis_types = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
     slices = {getattr(device, "slice_index", None) for device in devices}
     if len(slices) > 1:
-        return jax.sharding.Mesh(
-            _arrange_slices(sizes, devices, len(slices)), MESH_AXES, axis_types=axis_types
-        )
-    return jax.make_mesh(sizes, MESH_AXES, axis_types, devices=devices)
+        arranged = _arrange_slices(sizes, devices, len(slices))
+    else:
+        # An axis may take part of a torus' dimension where it fills none, as (2, 128) of 16 × 16.
+        arranged = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    axis_types = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
+    return jax.sharding.Mesh(arranged, MESH_AXES, axis_types=axis_types)
 
 
 def _arrange_slices(sizes: list[int], devices: Sequence[jax.Device], num_slices: int) -> np.ndarray:
@@ -104,7 +106,9 @@ def _arrange_slices(sizes: list[int], devices: Sequence[jax.Device], num_slices:
         )
     within = (sizes[0] // across_data, sizes[1] // across_fsdp, sizes[2])
     across = (across_data, across_fsdp, 1)
-    return mesh_utils.create_hybrid_device_mesh(within, across, devices)
+    return mesh_utils.create_hybrid_device_mesh(
+        within, across, devices, allow_split_physical_axes=True
+    )
 
 
 @contextlib.contextmanager
@@ -153,11 +157,40 @@ def check_rows(num_rows: int, mesh: jax.sharding.Mesh, accumulation_steps: int =
         )
 
 
+class RowShare(NamedTuple):
+    """The part `index` of `count` equal parts of a batch's rows."""
+
+    index: int
+    count: int
+
+
+@functools.lru_cache(maxsize=8)
+def row_share(mesh: jax.sharding.Mesh) -> RowShare:
+    """The rows that this process reads: those of its devices.
+
+    Processes along the tensor axis have the same rows, so each of them reads these.
+
+    Raises:
+      ValueError: two processes have some rows in common and others not.
+    """
+    places = batch_sharding(mesh).devices_indices_map((batch_mesh_size(mesh),))
+    rows: dict[int, set[int]] = {}
+    for device, (part,) in places.items():
+        rows.setdefault(device.process_index, set()).add(part.start or 0)
+    parts = sorted({tuple(sorted(part)) for part in rows.values()})
+    if sum(map(len, parts)) != batch_mesh_size(mesh) or len(set(map(len, parts))) != 1:
+        raise ValueError(
+            f"mesh axes are {dict(mesh.shape)}, expected data and fsdp to part the rows of a batch "
+            f"evenly among the {len(rows)} processes"
+        )
+    return RowShare(parts.index(tuple(sorted(rows[jax.process_index()]))), len(parts))
+
+
 def shard_batch(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
     """Puts the rows that this process has read on its devices.
 
     Args:
-      batch: arrays (B / processes, …), this process's rows.
+      batch: arrays (B / count, …), this process's share of the rows (`row_share`).
       mesh: the device mesh.
 
     Returns:
@@ -167,9 +200,12 @@ def shard_batch(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh) -> dic
       ValueError: B is not a multiple of the devices on the batch axes.
     """
     sharding = batch_sharding(mesh)
-    check_rows(len(batch["tokens"]) * jax.process_count(), mesh)
+    num_rows = len(batch["tokens"]) * row_share(mesh).count
+    check_rows(num_rows, mesh)
     return {
-        name: jax.make_array_from_process_local_data(sharding, np.asarray(array))
+        name: jax.make_array_from_process_local_data(
+            sharding, np.asarray(array), (num_rows, *array.shape[1:])
+        )
         for name, array in batch.items()
     }
 

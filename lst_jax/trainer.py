@@ -19,7 +19,7 @@ import numpy as np
 import optax
 from jax import Array
 
-from lst_jax.checkpoints import Checkpointer, ModelDescription, write_description
+from lst_jax.checkpoints import Checkpointer, MergeStates, ModelDescription, write_description
 from lst_jax.config import ModelConfig
 from lst_jax.flops import training_flops
 from lst_jax.hardware import peak_rate
@@ -215,6 +215,7 @@ def train(
     workdir: str | pathlib.Path,
     mesh_config: MeshConfig | None = None,
     rules: LogicalRules = DEFAULT_RULES,
+    merge_states: MergeStates | None = None,
 ) -> TrainResult:
     """Trains a model to `training.num_steps`, from the workdir's last checkpoint if it has one.
 
@@ -224,12 +225,14 @@ def train(
       description: model and vocabulary.
       optimizer_config: of the optimizer.
       training: length, accumulation, records, checkpoints, seed.
-      iterator: of this process's rows of every batch, one batch a step, from step 0; restored with
-        the checkpoint.
+      iterator: of this process's rows of every batch (`sharding.row_share`), one batch a step, from
+        step 0; restored with the checkpoint.
       num_patches: P, patch slots of a row.
       workdir: gets `model.json`, `checkpoints/`, `metrics.jsonl` and TensorBoard's `events/`.
       mesh_config: the device mesh; all devices on fsdp by default.
       rules: logical axis to mesh axes.
+      merge_states: see `Checkpointer.restore`; with it a run may continue on another number of
+        processes.
 
     Returns:
       The last state and the run's totals.
@@ -256,6 +259,7 @@ def train(
                 mesh,
                 rules,
                 checkpointer,
+                merge_states,
             )
             with mesh_context(mesh, rules):
                 return run.run(stop)
@@ -264,7 +268,11 @@ def train(
 
 
 class StopSignal:
-    """Remembers that SIGTERM came while the context was open, instead of dying of it."""
+    """Remembers that SIGTERM came while the context was open, instead of dying of it.
+
+    In a run of several processes JAX has a handler of its own, which tells all of them
+    (`Checkpointer.reached_preemption`).
+    """
 
     def __init__(self) -> None:
         self.requested = False
@@ -272,7 +280,8 @@ class StopSignal:
 
     def __enter__(self) -> StopSignal:
         # Only the main thread may set handlers; elsewhere the process keeps the one it has.
-        if threading.current_thread() is threading.main_thread():
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if in_main_thread and jax.process_count() == 1:
             self._previous = signal.signal(signal.SIGTERM, self._request)
         return self
 
@@ -297,6 +306,7 @@ class _Run:
         mesh: jax.sharding.Mesh,
         rules: LogicalRules,
         checkpointer: Checkpointer,
+        merge_states: MergeStates | None,
     ) -> None:
         model = description.model
         optimizer = make_optimizer(optimizer_config, training.num_steps)
@@ -306,7 +316,7 @@ class _Run:
         self._mesh = mesh
         self._checkpointer = checkpointer
         shapes = state_shardings(model, optimizer, mesh, rules)[0]
-        restored = checkpointer.restore(shapes, iterator)
+        restored = checkpointer.restore(shapes, iterator, merge_states)
         if restored is None:
             self._state = init_state(model, optimizer, training.seed, mesh, rules)
             self._progress = Progress()
@@ -380,7 +390,7 @@ class _Run:
 
     def _rate_context(self, batch: Batch) -> RateContext:
         rows, length = batch["tokens"].shape
-        peak = peak_rate(self._mesh.devices.flat[0])
+        peak = peak_rate(self._mesh.local_devices[0])
         _report(f"peak {peak.flops_per_second:.3g} FLOP/s a device ({peak.source})")
         return RateContext(
             patch_slots=rows * self._num_patches,

@@ -264,3 +264,31 @@ def test_the_description_is_plain_json(tmp_path):
     fields = json.loads((tmp_path / "model.json").read_text())
     assert fields["model"]["kind"] == "LSTConfig"
     assert fields["vocabulary"]["unit_count"] == DESCRIPTION.vocabulary.unit_count
+
+
+def split_data(workdir, step):
+    """Makes the iterator's state what two processes would have saved."""
+    data = workdir / "checkpoints" / str(step) / "data"
+    state = (data / "process_0-of-1.json").read_bytes()
+    (data / "process_0-of-1.json").unlink()
+    for index in (0, 1):
+        (data / f"process_{index}-of-2.json").write_bytes(state)
+    return data
+
+
+def test_the_states_of_other_processes_are_merged_or_an_error(tmp_path):
+    save_steps(tmp_path, 2)
+    split_data(tmp_path, 2)
+    checkpointer, iterator = Checkpointer(tmp_path), counter()
+    with pytest.raises(ValueError, match="saved by 2 processes; expected as many as there are, 1"):
+        checkpointer.restore(shapes_of(state_at(0)), iterator)
+    assert next(iterator) == 0
+    checkpointer.restore(shapes_of(state_at(0)), iterator, merge_states=lambda states: states[1])
+    assert next(iterator) == 2
+    checkpointer.close()
+
+
+def test_a_checkpoint_without_the_state_of_every_process_is_damaged(tmp_path):
+    save_steps(tmp_path, 2, 4)
+    (split_data(tmp_path, 4) / "process_1-of-2.json").unlink()
+    check_restored(tmp_path, 2)

@@ -11,12 +11,16 @@ from lst_jax.optimizers import OptimizerConfig, make_optimizer
 from lst_jax.sharding import (
     DEFAULT_RULES,
     MeshConfig,
+    batch_mesh_size,
+    batch_sharding,
     check_rows,
     make_mesh,
     mesh_context,
+    row_share,
     shard_batch,
     tree_shardings,
 )
+from lst_jax.tpu_topology import tpu_devices
 from lst_jax.train_state import init_state, param_shapes, state_shardings
 
 TINY = LSTConfig(
@@ -62,6 +66,52 @@ def test_rows_lie_on_the_batch_axes_unchanged():
     for name, array in sharded.items():
         np.testing.assert_array_equal(array, batch[name])
         assert {shard.data.shape[0] for shard in array.addressable_shards} == {2}
+
+
+def shares(mesh, monkeypatch):
+    """The share of every process, and the rows that its devices hold."""
+    held, found = {}, {}
+    sharding = batch_sharding(mesh)
+    rows = sharding.devices_indices_map((batch_mesh_size(mesh),))
+    for device, (part,) in rows.items():
+        held.setdefault(device.process_index, set()).add(part.start or 0)
+    for process in held:
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        row_share.cache_clear()
+        found[process] = row_share(mesh)
+    row_share.cache_clear()
+    return found, held
+
+
+@pytest.mark.parametrize(
+    ("topology", "sizes"),
+    [
+        ("v5e:8x8", (1, 64, 1)),
+        ("v5e:8x8", (4, 2, 8)),
+        ("v6e:16x16", (2, 128, 1)),
+        ("v5p:4x4x4", (1, 16, 4)),
+        ("v5p:4x4x4", (2, 2, 16)),
+        ("v5p:4x4x4", (1, 1, 64)),
+    ],
+)
+def test_the_processes_of_a_pod_share_its_rows_evenly(topology, sizes, monkeypatch):
+    mesh = make_mesh(MeshConfig(*sizes), tpu_devices(topology))
+    found, held = shares(mesh, monkeypatch)
+    assert len(found) > 1
+    (count,) = {share.count for share in found.values()}
+    assert {share.index for share in found.values()} == set(range(count))
+    for process, share in found.items():
+        assert len(held[process]) * count == batch_mesh_size(mesh)
+        for other in found:
+            assert (found[other] == share) == (held[other] == held[process])
+
+
+def test_processes_that_share_rows_only_in_part_are_an_error():
+    devices = np.roll(np.array(tpu_devices("v5e:4x4")), 1).reshape(1, 8, 2)
+    with pytest.raises(
+        ValueError, match=r"part the rows .* evenly among the \d+ processes"
+    ):
+        row_share(jax.sharding.Mesh(devices, ("data", "fsdp", "tensor")))
 
 
 @pytest.mark.parametrize("rows, steps", [(12, 1), (8, 2), (0, 1)])
