@@ -20,7 +20,7 @@ from lst_jax.attention import BACKENDS
 from lst_jax.porting.reference_case import TOLERANCE, compare, read_case
 
 _CASE = flags.DEFINE_string("case", None, "Folder of the case.", required=True)
-_ATTENTION = flags.DEFINE_enum("attention", "blocked", sorted(BACKENDS), "Attention backend.")
+_ATTENTION = flags.DEFINE_enum("attention", "auto", sorted(BACKENDS), "Attention backend.")
 
 
 def main(argv: list[str]) -> None:

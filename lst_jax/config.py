@@ -96,7 +96,7 @@ class LSTConfig:
     norm_eps: float = 1e-5
     dtype: str = "bfloat16"
     remat: str = "none"
-    attention: str = "blocked"
+    attention: str = "auto"
 
     def __post_init__(self) -> None:
         _require_positive(
@@ -161,7 +161,7 @@ class TokenTransformerConfig:
     norm_eps: float = 1e-5
     dtype: str = "bfloat16"
     remat: str = "none"
-    attention: str = "blocked"
+    attention: str = "auto"
 
     def __post_init__(self) -> None:
         _require_positive(

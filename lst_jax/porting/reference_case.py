@@ -127,7 +127,7 @@ def read_case(folder: str | pathlib.Path) -> ReferenceCase:
     )
 
 
-def compare(case: ReferenceCase, attention: str = "blocked") -> Differences:
+def compare(case: ReferenceCase, attention: str = "auto") -> Differences:
     """Runs the model forward and backward in float32.
 
     Args:
