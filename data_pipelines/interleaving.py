@@ -40,10 +40,12 @@ class Example:
       tokens: int32 (T,), bos … eos.
       aligned_lengths: int32 (Q,) lengths of its patches by words (every other token a patch of its
         own), summing to T; None for text, and where they were not asked for.
+      answer_begin: first token that is predicted; those before it are given. 0: none is given.
     """
 
     tokens: np.ndarray
     aligned_lengths: np.ndarray | None = None
+    answer_begin: int = 0
 
 
 def text_example(document: TextDocument, vocabulary: Vocabulary) -> Example:

@@ -22,6 +22,7 @@ import numpy as np
 from data_pipelines.interleaving import Example, choose_blocks, speech_example, text_example
 from data_pipelines.packing import Draft
 from data_pipelines.records import Record, Totals, Utterance
+from data_pipelines.tasks import Task, task_example
 from lst_jax.patching import PatchingConfig
 from lst_jax.vocabulary import Vocabulary
 
@@ -139,6 +140,7 @@ class MixedDrafts:
         patching: PatchingConfig,
         vocabulary: Vocabulary,
         interleaved_share: float,
+        task: Task | None = None,
     ) -> None:
         """See `stream_keys` for `keys`; the rest as in `DataConfig`."""
         self._keys = keys
@@ -147,6 +149,7 @@ class MixedDrafts:
         self._patching = patching
         self._vocabulary = vocabulary
         self._interleaved_share = interleaved_share
+        self._task = task
         self._ahead: dict[int, tuple[DocumentKey, Record]] = {}
         self._next_unread = 0
 
@@ -164,7 +167,7 @@ class MixedDrafts:
         rng = self._random.generator(key)
         draw = rng.random()
         example = self._example(record, rng, draw < probability)
-        return Draft(example.tokens, draw, example.aligned_lengths)
+        return Draft(example.tokens, draw, example.aligned_lengths, example.answer_begin)
 
     def _read(self, begin: int, end: int) -> None:
         keys = {index: self._keys[index] for index in range(begin, end)}
@@ -179,6 +182,8 @@ class MixedDrafts:
         if not isinstance(record, Utterance):
             return text_example(record, self._vocabulary)
         silence = self._patching.silence
+        if self._task:
+            return task_example(record, self._task, self._vocabulary, silence, align)
         blocks_rng = rng if rng.random() < self._interleaved_share else None
         return speech_example(record, self._vocabulary, blocks_rng, silence, align)
 

@@ -45,11 +45,13 @@ class Draft:
       draw: uniform in [0, 1); the document is aligned at the steps u with draw < P(u).
       aligned_lengths: int32 (Q,) patch lengths by words; None for text, and where no step asks for
         them.
+      answer_begin: first token that is predicted, see `patch_document`.
     """
 
     tokens: np.ndarray
     draw: float
     aligned_lengths: np.ndarray | None
+    answer_begin: int = 0
 
 
 class DraftStream(Protocol):
@@ -211,7 +213,13 @@ class RowPacker(Iterator[Row]):
     def _patch(self, draft: Draft, aligned: bool, begin: int, end: int | None) -> Document:
         lengths = draft.aligned_lengths if aligned else None
         return patch_document(
-            draft.tokens, self._config.patching, self._vocabulary, lengths, begin, end
+            draft.tokens,
+            self._config.patching,
+            self._vocabulary,
+            lengths,
+            begin,
+            end,
+            draft.answer_begin,
         )
 
     def _place(self) -> bool:

@@ -14,7 +14,7 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import grain
 import numpy as np
@@ -29,6 +29,7 @@ from data_pipelines.mixture import (
 )
 from data_pipelines.packing import PackingConfig, Row, RowPacker
 from data_pipelines.records import RecordSource, open_records
+from data_pipelines.tasks import Task
 from lst_jax.patching import PatchingConfig, Visibility, fill_row
 from lst_jax.vocabulary import Vocabulary
 
@@ -69,6 +70,8 @@ class DataConfig:
       open_rows: rows that the packer of each stream keeps open.
       largest_gap: see `PackingConfig`.
       num_epochs: how often every record is visited; None for ever.
+      task: what utterances are made into instead, "asr" or "tts" (`data_pipelines.tasks`); None
+        interleaves them. A task's documents do without text sources.
     """
 
     sources: tuple[SourceConfig, ...]
@@ -84,6 +87,7 @@ class DataConfig:
     open_rows: int = 8
     largest_gap: float = 0.05
     num_epochs: int | None = None
+    task: Task | None = None
 
     def __post_init__(self) -> None:
         if not self.sources:
@@ -101,6 +105,11 @@ class DataConfig:
                 f"patches_per_row is {self.patches_per_row} and tokens_per_row is "
                 f"{self.tokens_per_row}, expected the same where every token is a patch"
             )
+        if self.task is not None:
+            if self.task not in get_args(Task):
+                raise ValueError(f"task is {self.task!r}, expected None, 'asr' or 'tts'")
+            if any(source.kind != "speech" for source in self.sources):
+                raise ValueError(f"sources hold text, expected only speech for task {self.task!r}")
         _ = self.packing  # checks its own fields
 
     @property
@@ -248,6 +257,7 @@ class _PackerFactory:
             config.patching,
             self._vocabulary,
             config.interleaved_share,
+            config.task,
         )
         return RowPacker(drafts, config.packing, self._vocabulary)
 

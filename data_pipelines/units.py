@@ -19,6 +19,8 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from data_pipelines.audio import float_samples
+
 _FORMAT = "lst-jax-mel-kmeans-1"
 _LOG_FLOOR = 1e-7  # power below which a mel band counts as silent
 _DYNAMIC_RANGE = 10.0  # nats below an utterance's loudest band that features still tell apart
@@ -140,7 +142,11 @@ class MelFeatures:
         Raises:
           ValueError: see `UnitEncoder.encode`.
         """
-        samples = _check_audio(samples, sample_rate, self.sample_rate)
+        if sample_rate != self.sample_rate:
+            raise ValueError(
+                f"sample_rate is {sample_rate}, expected {self.sample_rate}; resample first"
+            )
+        samples = float_samples(samples)
         frames = -(-samples.size // self.hop)
         lead = (self.window - self.hop) // 2
         padded = np.zeros(frames * self.hop + self.window, np.float32)
@@ -150,6 +156,19 @@ class MelFeatures:
         spectrum = np.fft.rfft(windows[:frames] * hann, 2 * (bank.shape[0] - 1))
         power = (spectrum.real**2 + spectrum.imag**2).astype(np.float32) / self.window
         return np.log(power @ bank + np.float32(_LOG_FLOOR))
+
+    def mel_bank(self, fft_size: int) -> np.ndarray:
+        """Triangular filters of height 1, float32 (fft_size // 2 + 1, M), bins to mel bands."""
+
+        def mel(hz: float) -> float:
+            return 2595 * np.log10(1 + hz / 700)
+
+        points = np.linspace(mel(self.min_hz), mel(self.max_hz), self.mel_count + 2)
+        edges = 700 * (10 ** (points / 2595) - 1)
+        bins = np.arange(fft_size // 2 + 1)[:, None] * (self.sample_rate / fft_size)
+        rising = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
+        falling = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
+        return np.maximum(0, np.minimum(rising, falling)).astype(np.float32)
 
     def vectors(self, log_mels: np.ndarray) -> np.ndarray:
         """Cepstra of every frame and its neighbours, whatever the loudness and the channel.
@@ -183,7 +202,7 @@ class MelKMeansEncoder:
       projection: float32 (D, E), applied after that.
       centroids: float32 (C, E), one for every unit.
       unit_log_mels: float32 (C, M), mean log-mel frame of every unit in the fitting data: what
-        a vocoder would start from.
+        `MelVocoder` starts from.
     """
 
     def __init__(
@@ -326,40 +345,11 @@ class MelKMeansEncoder:
             raise ValueError(f"{path} is not a {_FORMAT} file: {error}") from error
 
 
-def _check_audio(samples: np.ndarray, sample_rate: int, expected_rate: int) -> np.ndarray:
-    """The samples as float32 with full scale at ±1."""
-    samples = np.asarray(samples)
-    if sample_rate != expected_rate:
-        raise ValueError(f"sample_rate is {sample_rate}, expected {expected_rate}; resample first")
-    if samples.ndim != 1 or samples.size == 0:
-        raise ValueError(f"samples has shape {samples.shape}, expected (S,) with S at least 1")
-    if samples.dtype == np.int16:
-        return samples.astype(np.float32) / np.float32(32768)
-    if not np.issubdtype(samples.dtype, np.floating):
-        raise ValueError(f"samples has dtype {samples.dtype}, expected int16 or floating point")
-    if not np.isfinite(samples).all():
-        raise ValueError("samples holds NaN or infinity, expected finite numbers")
-    loudest = float(np.abs(samples).max())
-    if loudest > 2:
-        raise ValueError(f"samples reach {loudest:g}, expected floating point within ±1")
-    return samples.astype(np.float32)
-
-
 @functools.lru_cache(maxsize=4)
 def _spectrum_tables(features: MelFeatures) -> tuple[np.ndarray, np.ndarray]:
-    """The window (window,) and the triangular mel filters (bins, M), float32."""
-    size = 1 << (features.window - 1).bit_length()
-
-    def mel(hz: float) -> float:
-        return 2595 * np.log10(1 + hz / 700)
-
-    points = np.linspace(mel(features.min_hz), mel(features.max_hz), features.mel_count + 2)
-    edges = 700 * (10 ** (points / 2595) - 1)
-    bins = np.arange(size // 2 + 1)[:, None] * (features.sample_rate / size)
-    rising = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
-    falling = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
-    bank = np.maximum(0, np.minimum(rising, falling))
-    return np.hanning(features.window).astype(np.float32), bank.astype(np.float32)
+    """The window (window,) and the mel filters (bins, M), float32."""
+    bank = features.mel_bank(1 << (features.window - 1).bit_length())
+    return np.hanning(features.window).astype(np.float32), bank
 
 
 @functools.lru_cache(maxsize=4)

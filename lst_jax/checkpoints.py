@@ -337,6 +337,36 @@ def restore_params(
         return reader.restore(params_directory(checkpoint), shapes)
 
 
+def restore_initial_params(
+    path: str | pathlib.Path,
+    description: ModelDescription,
+    mesh: jax.sharding.Mesh,
+    rules: LogicalRules = DEFAULT_RULES,
+) -> Any:
+    """Reads the parameters that another run, described by `description`, starts from.
+
+    Args:
+      path: WORKDIR, WORKDIR/STEP or WORKDIR/checkpoints/STEP of a run with the same model; it may
+        have been computed in another way (type, remat, attention).
+      description: of the run that starts.
+      mesh: whose devices they are placed on.
+      rules: logical axis to mesh axes.
+
+    Raises:
+      FileNotFoundError: there is no run or no checkpoint.
+      ValueError: it is of another model, vocabulary or tokenizer.
+    """
+    there = read_description(find_checkpoint(path))
+    if there.tokenizer_fingerprint is None:  # ported, so nobody knows
+        there = dataclasses.replace(there, tokenizer_fingerprint=description.tokenizer_fingerprint)
+    difference = _description_difference(there, description)
+    if difference:
+        raise ValueError(
+            f"checkpoint {path} to start from is of another model than this run: {difference}"
+        )
+    return restore_params(path, mesh, rules)
+
+
 def find_checkpoint(path: str | pathlib.Path) -> pathlib.Path:
     """The directory of a step: the one named, or the last of a workdir.
 
@@ -407,13 +437,21 @@ def check_tokenizer(tokenizer: TextTokenizer, description: ModelDescription) -> 
 
 
 def _check_same(file: pathlib.Path, there: ModelDescription, here: ModelDescription) -> None:
+    difference = _description_difference(there, here)
+    if difference:
+        raise ValueError(
+            f"workdir {file.parent} holds a run of another model: {difference}; "
+            "give another --workdir, or the settings of that run"
+        )
+
+
+def _description_difference(there: ModelDescription, here: ModelDescription) -> str | None:
+    """Says in what two models differ, None where they are the same."""
     for name in ("model", "vocabulary", "tokenizer_fingerprint"):
         difference = _first_difference(getattr(there, name), getattr(here, name), name)
         if difference:
-            raise ValueError(
-                f"workdir {file.parent} holds a run of another model: {difference}; "
-                "give another --workdir, or the settings of that run"
-            )
+            return difference
+    return None
 
 
 def _first_difference(there: Any, here: Any, name: str) -> str | None:

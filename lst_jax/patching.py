@@ -203,6 +203,7 @@ def patch_document(
     aligned_lengths: np.ndarray | None = None,
     begin: int = 0,
     end: int | None = None,
+    answer_begin: int = 0,
 ) -> Document:
     """Segments a document, or the piece of it from token `begin` to `end`.
 
@@ -221,6 +222,9 @@ def patch_document(
         aligned. Without them speech is static, or unpatched under the strategy `none`.
       begin: first token of the piece; where given with `aligned_lengths`, a patch boundary.
       end: first token after the piece; None for the document's end.
+      answer_begin: first token of the document whose prediction counts; those before it are given.
+        Where it is, a piece that continues the document predicts nothing: the question is not
+        before it.
     """
     tokens = np.asarray(tokens, np.int32)
     size = len(tokens)
@@ -250,6 +254,8 @@ def patch_document(
     loss_weights[:prefix_size] = 0
     if end == size:
         loss_weights[-1] = 0
+    if answer_begin:
+        loss_weights[: answer_begin - 1 if begin == 0 else None] = 0
     speech = bool(vocabulary.is_unit(piece).any())
     return Document(
         piece,

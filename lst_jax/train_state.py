@@ -131,6 +131,29 @@ def init_state(
         )
 
 
+def state_from_params(
+    config: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    params: Any,
+    mesh: jax.sharding.Mesh,
+    rules: LogicalRules = DEFAULT_RULES,
+) -> TrainState:
+    """The state at step 0 of a run that starts from parameters, which it takes over (donates)."""
+    check_heads(config, mesh)
+    shardings = state_shardings(config, optimizer, mesh, rules)[1]
+
+    def create(params: Any) -> TrainState:
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+    with mesh_context(mesh, rules):
+        return jax.jit(
+            create,
+            in_shardings=(shardings.params,),
+            out_shardings=shardings,
+            donate_argnums=0,
+        )(params)
+
+
 @contextlib.contextmanager
 def _no_mesh() -> Iterator[None]:
     """Shapes are those of the whole arrays, also where a mesh is ambient."""

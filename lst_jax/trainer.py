@@ -19,7 +19,13 @@ import numpy as np
 import optax
 from jax import Array
 
-from lst_jax.checkpoints import Checkpointer, MergeStates, ModelDescription, write_description
+from lst_jax.checkpoints import (
+    Checkpointer,
+    MergeStates,
+    ModelDescription,
+    restore_initial_params,
+    write_description,
+)
 from lst_jax.config import ModelConfig
 from lst_jax.flops import training_flops
 from lst_jax.hardware import peak_rate
@@ -38,7 +44,13 @@ from lst_jax.sharding import (
     replicated,
     shard_batch,
 )
-from lst_jax.train_state import TrainState, check_heads, init_state, state_shardings
+from lst_jax.train_state import (
+    TrainState,
+    check_heads,
+    init_state,
+    state_from_params,
+    state_shardings,
+)
 
 Batch = Mapping[str, Array]
 Sums = dict[str, Array]
@@ -61,6 +73,8 @@ class TrainingConfig:
       checkpoint_every: steps from one checkpoint to the next; the last step has one too.
       keep_checkpoints: latest checkpoints that stay.
       seed: of the parameters.
+      initial_checkpoint: run (or a step of it) whose parameters this one starts from, in place of
+        random ones; everything else starts anew.
     """
 
     num_steps: int
@@ -69,11 +83,14 @@ class TrainingConfig:
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
     seed: int = 0
+    initial_checkpoint: str | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name != "seed" and (not isinstance(value, int) or value < 1):
+            if field.name in ("seed", "initial_checkpoint"):
+                continue
+            if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{field.name} is {value!r}, expected a positive integer")
 
 
@@ -317,12 +334,19 @@ class _Run:
         self._checkpointer = checkpointer
         shapes = state_shardings(model, optimizer, mesh, rules)[0]
         restored = checkpointer.restore(shapes, iterator, merge_states)
-        if restored is None:
+        start = "from step 0"
+        if restored is None and training.initial_checkpoint:
+            params = restore_initial_params(training.initial_checkpoint, description, mesh, rules)
+            self._state = state_from_params(model, optimizer, params, mesh, rules)
+            self._progress = Progress()
+            start += f" with the parameters of {training.initial_checkpoint}"
+        elif restored is None:
             self._state = init_state(model, optimizer, training.seed, mesh, rules)
             self._progress = Progress()
         else:
             self._state, progress = restored
             self._progress = Progress(**progress)
+            start = f"resumed at step {int(self._state.step)}"
         self._step = int(self._state.step)
         self._saved_step = self._step if restored else None
         self._train_step = make_train_step(
@@ -334,7 +358,6 @@ class _Run:
             mesh,
             rules,
         )
-        start = f"resumed at step {self._step}" if restored else "from step 0"
         _report(
             f"{type(model).__name__} with {count_parameters(model):,} parameters, {start}; "
             f"mesh {dict(mesh.shape)} of {mesh.devices.flat[0].device_kind}"

@@ -17,16 +17,15 @@ import pathlib
 import random
 import shutil
 import time
-import wave
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
 
-from data_pipelines import alignment, units
+from data_pipelines import alignment, audio, units
 from data_pipelines.alignment import align_units, label_frames
 from data_pipelines.microworld import lexicon, speech, stories
-from data_pipelines.microworld.speech import VOICES, Speech, Voice, synthesise
+from data_pipelines.microworld.speech import VOICES, Voice, synthesise
 from data_pipelines.records import (
     SILENCE,
     Totals,
@@ -229,7 +228,7 @@ def story_text(story: stories.Story) -> str:
 def _fingerprint(config: MicroworldConfig) -> str:
     """Changes with the settings and with the code that turns them into a corpus."""
     digest = hashlib.sha256(json.dumps(dataclasses.asdict(config)).encode())
-    for module in (alignment, units, lexicon, speech, stories):
+    for module in (alignment, audio, units, lexicon, speech, stories):
         digest.update(pathlib.Path(str(module.__file__)).read_bytes())
     digest.update(pathlib.Path(__file__).read_bytes())
     return digest.hexdigest()
@@ -370,7 +369,7 @@ def _write_examples(config: MicroworldConfig, paths: MicroworldPaths, out: pathl
         heard = encoder.encode(spoken.samples, spoken.sample_rate)
         words, unit_counts = align_units(spoken.words, heard.size, encoder.frame_rate)
         name = f"example-{i}.wav"
-        _write_wav(out / name, spoken)
+        audio.write_wav(out / name, spoken.samples, spoken.sample_rate)
         examples.append(
             {
                 "id": speech_story(config.seed, i).story_id,
@@ -504,11 +503,3 @@ def _write_lines(path: pathlib.Path, lines: Iterable[dict[str, Any]]) -> None:
 
 def _write_json(path: pathlib.Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-def _write_wav(path: pathlib.Path, spoken: Speech) -> None:
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(spoken.sample_rate)
-        file.writeframes(spoken.samples.astype("<i2").tobytes())

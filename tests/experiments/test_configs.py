@@ -107,6 +107,17 @@ def test_the_published_preset_is_what_the_published_implementation_computes():
     assert len(ours) == 3 and not joins
 
 
+@pytest.mark.parametrize("task", ["asr", "tts"])
+@pytest.mark.parametrize("last", [(), ("runs/baseline",)])
+def test_fine_tuning_starts_from_a_checkpoint_on_documents_of_its_task(task, last):
+    files = ("models/1b", "data/speech", f"runs/{task}", *last)
+    run = load(*files, bindings=[*DATA[:2], "INITIAL_CHECKPOINT=runs/1b"])
+    assert (run.data.task, run.training.initial_checkpoint) == (task, "runs/1b")
+    assert run.data.patching.strategy == ("none" if last else "static")
+    with pytest.raises(ValueError, match="required and not set: .*INITIAL_CHECKPOINT=VALUE"):
+        load(*files, bindings=DATA[:2])
+
+
 def test_the_curriculum_follows_the_length_of_the_run():
     files = ("models/tiny", "data/speech_text", "runs/custom")
     patching = load(*files, bindings=[*DATA, *ROWS]).data.patching

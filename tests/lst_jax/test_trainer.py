@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from lst_jax.checkpoints import restore_initial_params
 from lst_jax.metrics import read_records
 from lst_jax.optimizers import OptimizerConfig, make_optimizer
 from lst_jax.sharding import MeshConfig, make_mesh, mesh_context, shard_batch
-from lst_jax.train_state import init_state
+from lst_jax.train_state import init_state, state_from_params
 from lst_jax.trainer import (
     NonFiniteLossError,
     StopSignal,
@@ -180,6 +181,39 @@ def test_a_finished_run_does_nothing_more(finished):
     assert again.finished
     jax.tree.map(np.testing.assert_array_equal, again.state, result.state)
     assert (workdir / "metrics.jsonl").read_text() == before
+
+
+def test_a_run_starts_from_the_parameters_of_another_and_with_nothing_else(
+    finished, tmp_path, capsys
+):
+    workdir, other = finished
+    start = {"initial_checkpoint": str(workdir)}
+    first = train_in(tmp_path, Interrupting(batches(3), at=0), **start)
+    assert f"from step 0 with the parameters of {workdir}" in capsys.readouterr().out
+    assert int(first.state.step) == 1
+    # The first update from there, made by hand.
+    mesh = make_mesh(MESH)
+    params = restore_initial_params(workdir, DESCRIPTION, mesh)
+    jax.tree.map(np.testing.assert_array_equal, params, other.state.params)
+    optimizer = make_optimizer(OPTIMIZER, TRAINING.num_steps)
+    state = state_from_params(TINY, optimizer, params, mesh)
+    step = make_train_step(TINY, OPTIMIZER, TRAINING, FIRST_UNIT, P, mesh)
+    with mesh_context(mesh):
+        state, _ = step(state, shard_batch(random_batch(0), mesh))
+    jax.tree.map(np.testing.assert_array_equal, first.state, state)
+    # Started again it goes on with its own.
+    train_in(tmp_path, batches(3), **start)
+    assert "resumed at step 1" in capsys.readouterr().out
+
+
+def test_a_start_from_another_model_is_an_error(finished, tmp_path):
+    model = dataclasses.replace(TINY, local_window=3)
+    with pytest.raises(ValueError, match="another model than this run: local_window is 512 there"):
+        restore_initial_params(
+            finished[0], dataclasses.replace(DESCRIPTION, model=model), make_mesh(MESH)
+        )
+    with pytest.raises(FileNotFoundError, match="no run there"):
+        train_in(tmp_path, batches(1), initial_checkpoint=str(tmp_path / "none"))
 
 
 def poisoned_batches(step):
