@@ -1,12 +1,13 @@
-"""Properties of the Wilson interval."""
+"""Properties of the Wilson and the bootstrap interval."""
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lst_jax.evaluation.statistics import wilson_interval
+from lst_jax.evaluation.statistics import bootstrap_ratio_interval, wilson_interval
 
 SETTINGS = settings(max_examples=100, deadline=None)
 
@@ -82,3 +83,40 @@ def test_known_interval_of_eighty_out_of_a_hundred():
 def test_arguments_outside_their_range_are_named(successes, n, confidence, named):
     with pytest.raises(ValueError, match=named):
         wilson_interval(successes, n, confidence)
+
+
+@SETTINGS
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 20)), min_size=1, max_size=30))
+def test_the_bootstrap_interval_lies_between_the_best_and_the_worst_item(items):
+    errors, words = map(np.array, zip(*items, strict=True))
+    lower, upper = bootstrap_ratio_interval(errors, words, resamples=200)
+    ratios = errors / words
+    assert ratios.min() - 1e-9 <= lower <= upper <= ratios.max() + 1e-9
+    assert bootstrap_ratio_interval(errors, words, resamples=200) == (lower, upper)
+
+
+def test_the_bootstrap_interval_covers_as_often_as_it_says():
+    rng = np.random.default_rng(1)
+    trials, rate, covered = 200, 0.2, 0
+    for trial in range(trials):
+        words = rng.integers(5, 15, 80)
+        errors = rng.binomial(words, rate)
+        lower, upper = bootstrap_ratio_interval(errors, words, resamples=300, seed=trial)
+        covered += lower <= rate <= upper
+    assert 0.88 < covered / trials < 0.99
+
+
+@pytest.mark.parametrize(
+    ("numerators", "denominators", "changes", "message"),
+    [
+        ([], [], {}, "has 0 and denominators 0 items"),
+        ([1], [1, 2], {}, "has 1 and denominators 2"),
+        ([-1], [1], {}, "at least 0 and above 0"),
+        ([1], [0], {}, "at least 0 and above 0"),
+        ([1], [1], {"confidence": 1.0}, "confidence is 1.0"),
+        ([1], [1], {"resamples": 0}, "resamples 0"),
+    ],
+)
+def test_a_bootstrap_of_nothing_is_an_error(numerators, denominators, changes, message):
+    with pytest.raises(ValueError, match=message):
+        bootstrap_ratio_interval(np.array(numerators), np.array(denominators), **changes)
