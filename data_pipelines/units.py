@@ -124,6 +124,11 @@ class MelFeatures:
         return round(self.window_s * self.sample_rate)
 
     @property
+    def fft_size(self) -> int:
+        """Samples of a frame with the zeros after it that make it a power of two."""
+        return 1 << (self.window - 1).bit_length()
+
+    @property
     def vector_size(self) -> int:
         """Width D of the vectors that `vectors` returns."""
         return (2 * self.context + 1) * self.cepstrum_count
@@ -153,7 +158,7 @@ class MelFeatures:
         padded[lead : lead + samples.size] = samples
         windows = np.lib.stride_tricks.sliding_window_view(padded, self.window)[:: self.hop]
         hann, bank = _spectrum_tables(self)
-        spectrum = np.fft.rfft(windows[:frames] * hann, 2 * (bank.shape[0] - 1))
+        spectrum = np.fft.rfft(windows[:frames] * hann, self.fft_size)
         power = (spectrum.real**2 + spectrum.imag**2).astype(np.float32) / self.window
         return np.log(power @ bank + np.float32(_LOG_FLOOR))
 
@@ -348,8 +353,8 @@ class MelKMeansEncoder:
 @functools.lru_cache(maxsize=4)
 def _spectrum_tables(features: MelFeatures) -> tuple[np.ndarray, np.ndarray]:
     """The window (window,) and the mel filters (bins, M), float32."""
-    bank = features.mel_bank(1 << (features.window - 1).bit_length())
-    return np.hanning(features.window).astype(np.float32), bank
+    hann = np.hanning(features.window).astype(np.float32)
+    return hann, features.mel_bank(features.fft_size)
 
 
 @functools.lru_cache(maxsize=4)

@@ -324,8 +324,7 @@ def _write_speech_records(
             unit_count=config.unit_count,
             overwrite=True,
         )
-    audio = {"audio_s": audio_s, "synthesis_cpu_s": synthesis_cpu_s}
-    _write_json(out / "audio.json", audio)
+    _write_json(out / "audio.json", {"audio_s": audio_s, "synthesis_cpu_s": synthesis_cpu_s})
     return f"{audio_s / 3600:.2f} hours, {metadata.totals.units} units"
 
 
@@ -391,7 +390,7 @@ def _write_examples(config: MicroworldConfig, paths: MicroworldPaths, out: pathl
 def _write_stats(config: MicroworldConfig, paths: MicroworldPaths, out: pathlib.Path) -> str:
     speech_source = open_records(paths.speech_records)
     totals: Totals = speech_source.metadata.totals
-    audio = json.loads((paths.speech_records / "audio.json").read_text(encoding="utf-8"))
+    spoken = json.loads((paths.speech_records / "audio.json").read_text(encoding="utf-8"))
     counts = np.zeros(config.unit_count, np.int64)
     for i in range(len(speech_source)):
         counts += np.bincount(speech_source[i].units, minlength=config.unit_count)
@@ -399,8 +398,8 @@ def _write_stats(config: MicroworldConfig, paths: MicroworldPaths, out: pathlib.
     frequency = counts[counts > 0] / counts.sum()
     stats = {
         "speech_stories": totals.documents,
-        "speech_hours": audio["audio_s"] / 3600,
-        "synthesis_audio_s_per_cpu_s": audio["audio_s"] / audio["synthesis_cpu_s"],
+        "speech_hours": spoken["audio_s"] / 3600,
+        "synthesis_audio_s_per_cpu_s": spoken["audio_s"] / spoken["synthesis_cpu_s"],
         "units": totals.units,
         "spoken_words": totals.words,
         "silences": totals.silences,
