@@ -40,7 +40,7 @@ from experiments.report import (
     read_spoken_examples,
     write_report,
 )
-from experiments.trained_model import load_trained_model
+from lst_jax.trained_model import load_trained_model
 from lst_jax.evaluation.story_completion import (
     DIRECTIONS,
     StoryCompletionResult,

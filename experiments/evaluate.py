@@ -15,7 +15,7 @@ from absl import flags, logging
 
 from experiments import cli, distributed
 from experiments.outputs import make_progress_printer, write_json
-from experiments.trained_model import load_trained_model
+from lst_jax.trained_model import load_trained_model
 from lst_jax.checkpoints import find_checkpoint, read_description
 from lst_jax.evaluation.story_completion import (
     DIRECTIONS,

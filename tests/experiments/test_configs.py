@@ -114,7 +114,7 @@ def test_fine_tuning_starts_from_a_checkpoint_on_documents_of_its_task(task, las
     run = load(*files, bindings=[*DATA[:2], "INITIAL_CHECKPOINT=runs/1b"])
     assert (run.data.task, run.training.initial_checkpoint) == (task, "runs/1b")
     assert run.data.patching.strategy == ("none" if last else "static")
-    with pytest.raises(ValueError, match="required and not set: .*INITIAL_CHECKPOINT=VALUE"):
+    with pytest.raises(ValueError, match=r"required and not set: .*INITIAL_CHECKPOINT=VALUE"):
         load(*files, bindings=DATA[:2])
 
 

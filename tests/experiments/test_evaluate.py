@@ -14,7 +14,7 @@ import optax
 import pytest
 import sentencepiece
 
-from experiments.trained_model import load_trained_model
+from lst_jax.trained_model import load_trained_model
 from lst_jax.checkpoints import Checkpointer, ModelDescription, find_checkpoint, write_description
 from lst_jax.config import LSTConfig, baseline_of
 from lst_jax.evaluation.story_completion import (
