@@ -18,16 +18,22 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
 
-from lst_jax.evaluation.statistics import wilson_interval
+from lst_jax.evaluation import jsonl
+from lst_jax.evaluation.choices import (
+    format_interval,
+    format_percent,
+    format_rows,
+    measure_accuracy,
+    per_token,
+)
 from lst_jax.inference.scoring import Continuation, ScoringShape, score_continuations
 from lst_jax.patching import PatchingConfig, Visibility
 from lst_jax.vocabulary import TextTokenizer, Vocabulary
@@ -90,8 +96,7 @@ class EndingScores:
     @property
     def normalised(self) -> tuple[float, ...]:
         """Log-probability per token of each ending."""
-        pairs = zip(self.log_probabilities, self.token_counts, strict=True)
-        return tuple(score / count for score, count in pairs)
+        return per_token(self.log_probabilities, self.token_counts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,57 +161,28 @@ def read_story_examples(
         ending, a unit out of range, an id that its set already has; or a file without examples.
       OSError: a file cannot be read.
     """
-    if unit_count < 1:
-        raise ValueError(f"unit_count is {unit_count}; expected at least 1")
-    examples: dict[tuple[str, str], StoryExample] = {}
-    for path in map(pathlib.Path, paths):
-        before = len(examples)
-        for example in _read_file(path, unit_count):
-            known = examples.setdefault((example.set_name, example.example_id), example)
-            if known is not example:
-                raise ValueError(
-                    f"{example.origin}: id {example.example_id!r} of set {example.set_name!r} "
-                    f"was already used in {known.origin}; expected every id once in its set"
-                )
-        if len(examples) == before:
-            raise ValueError(f"{path}: the file is empty; expected one example a line")
-    return tuple(examples.values())
+    jsonl.check_unit_count(unit_count)
+    return jsonl.read_examples(
+        paths, lambda fields, origin: _parse_example(fields, unit_count, origin)
+    )
 
 
-def _read_file(path: pathlib.Path, unit_count: int) -> Iterator[StoryExample]:
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            origin = f"{path}:{number}"
-            try:
-                example = _parse_example(line, unit_count, origin)
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{origin}: not UTF-8: {error.reason}") from error
-            except (json.JSONDecodeError, RecursionError) as error:
-                raise ValueError(f"{origin}: not a JSON value: {error}") from error
-            except ValueError as error:
-                raise ValueError(f"{origin}: {error}") from error
-            yield example
-
-
-def _parse_example(line: bytes, unit_count: int, origin: str) -> StoryExample:
-    fields = json.loads(line.decode("utf-8"))
-    if not isinstance(fields, dict):
-        raise ValueError(f"found {_show(fields)}; expected a JSON object")
-    prompt = _parse_passage(_field(fields, "prompt", dict), "prompt", unit_count)
-    values = _field(fields, "endings", list)
+def _parse_example(fields: Mapping[str, Any], unit_count: int, origin: str) -> StoryExample:
+    prompt = _parse_passage(jsonl.field(fields, "prompt", dict), "prompt", unit_count)
+    values = jsonl.field(fields, "endings", list)
     if len(values) < 2:
         raise ValueError(f"endings has {len(values)} entries; expected two or more")
     endings = []
     for i, value in enumerate(values):
         if not isinstance(value, dict):
-            raise ValueError(f"endings[{i}] is {_show(value)}; expected an object")
+            raise ValueError(f"endings[{i}] is {jsonl.show(value)}; expected an object")
         endings.append(_parse_passage(value, f"endings[{i}]", unit_count))
-    label = _field(fields, "label", int)
+    label = jsonl.field(fields, "label", int)
     if not 0 <= label < len(endings):
         raise ValueError(f"label is {label}; expected 0 … {len(endings) - 1}, an ending's index")
     return StoryExample(
-        example_id=_field(fields, "id", str),
-        set_name=_field(fields, "set", str),
+        example_id=jsonl.field(fields, "id", str),
+        set_name=jsonl.field(fields, "set", str),
         prompt=prompt,
         endings=tuple(endings),
         label=label,
@@ -219,35 +195,10 @@ def _parse_passage(fields: Mapping[str, Any], name: str, unit_count: int) -> Pas
     if text is None and units is None:
         raise ValueError(f"{name} has neither text nor units; expected one or both")
     if text is not None and not (isinstance(text, str) and text.strip()):
-        raise ValueError(f"{name}.text is {_show(text)}; expected a string with words")
+        raise ValueError(f"{name}.text is {jsonl.show(text)}; expected a string with words")
     if units is None:
         return Passage(text, None)
-    if not isinstance(units, list) or not units:
-        raise ValueError(f"{name}.units is {_show(units)}; expected a list of units, not empty")
-    for i, unit in enumerate(units):
-        # bool is a subclass of int, and true is no unit.
-        if type(unit) is not int or not 0 <= unit < unit_count:
-            raise ValueError(
-                f"{name}.units[{i}] is {_show(unit)}; expected an integer 0 … {unit_count - 1}"
-            )
-    return Passage(text, np.array(units, np.int32))
-
-
-def _field(fields: Mapping[str, Any], name: str, kind: type) -> Any:
-    """The value of a required field, of exactly the type `kind` and, for a string, not empty."""
-    words = {str: "a string, not empty", int: "an integer", list: "a list", dict: "an object"}
-    if name not in fields:
-        raise ValueError(f"{name} is missing; expected {words[kind]}")
-    value = fields[name]
-    if type(value) is not kind or value == "":
-        raise ValueError(f"{name} is {_show(value)}; expected {words[kind]}")
-    return value
-
-
-def _show(value: Any) -> str:
-    """A value as JSON, cut to a length that fits into an error message."""
-    shown = json.dumps(value)
-    return shown if len(shown) <= 60 else shown[:57] + "..."
+    return Passage(text, jsonl.parse_units(units, f"{name}.units", unit_count))
 
 
 def parse_direction(direction: str) -> tuple[str, str]:
@@ -416,50 +367,33 @@ def _summarise_group(
     set_name: str, direction: str, group: Sequence[EndingScores]
 ) -> StoryCompletionResult:
     n = len(group)
-    right = sum(credit(entry.log_probabilities, entry.label) for entry in group)
-    normalised_right = sum(credit(entry.normalised, entry.label) for entry in group)
+    accuracy = measure_accuracy((entry.log_probabilities, entry.label) for entry in group)
+    normalised = measure_accuracy((entry.normalised, entry.label) for entry in group)
     return StoryCompletionResult(
         set_name=set_name,
         direction=direction,
         n=n,
         chance=sum(1 / len(entry.log_probabilities) for entry in group) / n,
-        accuracy=right / n,
-        interval=wilson_interval(right, n),
-        normalised_accuracy=normalised_right / n,
-        normalised_interval=wilson_interval(normalised_right, n),
+        accuracy=accuracy.share,
+        interval=accuracy.interval,
+        normalised_accuracy=normalised.share,
+        normalised_interval=normalised.interval,
     )
-
-
-def credit(scores: Sequence[float], label: int) -> float:
-    """1/m if entry `label` is one of the m highest scores, else 0."""
-    highest = max(scores)
-    return 1 / scores.count(highest) if scores[label] == highest else 0.0
 
 
 def format_table(results: StoryCompletionResults) -> str:
     """The results as an aligned table, numbers in percent: a line per set and direction."""
     header = ("set", "direction", "accuracy", "95 % interval", "chance", "n", "normalised")
-    lines = [header]
-    for result in results.table:
-        lower, upper = (100 * bound for bound in result.interval)
-        lines.append(
-            (
-                result.set_name,
-                result.direction.replace("-", "→"),
-                f"{100 * result.accuracy:.1f}",
-                f"{lower:.1f} … {upper:.1f}",
-                f"{100 * result.chance:.1f}",
-                str(result.n),
-                f"{100 * result.normalised_accuracy:.1f}",
-            )
+    rows = [
+        (
+            result.set_name,
+            result.direction.replace("-", "→"),
+            format_percent(result.accuracy),
+            format_interval(result.interval),
+            format_percent(result.chance),
+            str(result.n),
+            format_percent(result.normalised_accuracy),
         )
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(_format_line(line, widths) for line in lines)
-
-
-def _format_line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    """Names to the left, numbers to the right."""
-    pairs = list(zip(cells, widths, strict=True))
-    names = [cell.ljust(width) for cell, width in pairs[:2]]
-    numbers = [cell.rjust(width) for cell, width in pairs[2:]]
-    return "  ".join(names + numbers)
+        for result in results.table
+    ]
+    return format_rows([header, *rows], num_names=2)

@@ -16,7 +16,6 @@ from lst_jax.evaluation.story_completion import (
     Passage,
     StoryExample,
     build_continuations,
-    credit,
     evaluate_story_completion,
     format_table,
     read_story_examples,
@@ -297,13 +296,6 @@ def test_unknown_directions_are_named(direction, vocabulary, tokenizer):
 
 
 # Accuracy
-
-
-def test_credit_of_ties_is_shared():
-    assert credit((-1.0, -2.0), 0) == 1
-    assert credit((-1.0, -2.0), 1) == 0
-    assert credit((-1.0, -1.0, -2.0, -1.0), 3) == pytest.approx(1 / 3)
-    assert credit((-1.0, -1.0, -2.0), 2) == 0
 
 
 @pytest.fixture(scope="module", params=["lst", "baseline"])
