@@ -1,0 +1,123 @@
+"""Files of evaluation examples, one JSON object a line; every mistake is named with its place."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+_KINDS = {str: "a string, not empty", int: "an integer", list: "a list", dict: "an object"}
+
+
+class Example(Protocol):
+    """What every example has.
+
+    Attributes:
+      example_id: name of the example, unique within its set.
+      set_name: the evaluation set that it belongs to.
+      origin: file and line that it was read from.
+    """
+
+    @property
+    def example_id(self) -> str: ...
+
+    @property
+    def set_name(self) -> str: ...
+
+    @property
+    def origin(self) -> str: ...
+
+
+T = TypeVar("T", bound=Example)
+
+
+def read_examples(
+    paths: Sequence[str | pathlib.Path], parse: Callable[[Mapping[str, Any], str], T]
+) -> tuple[T, ...]:
+    """Reads and checks example files.
+
+    Args:
+      paths: JSONL files.
+      parse: makes an example of a line's fields and its origin; raises ValueError.
+
+    Returns:
+      The examples in file order.
+
+    Raises:
+      ValueError: naming file and line, for a line that is not UTF-8 or not a JSON object, that
+        `parse` refuses, or whose id its set already has; or a file without examples.
+      OSError: a file cannot be read.
+    """
+    examples: dict[tuple[str, str], T] = {}
+    for path in map(pathlib.Path, paths):
+        before = len(examples)
+        for example in _read_file(path, parse):
+            known = examples.setdefault((example.set_name, example.example_id), example)
+            if known is not example:
+                raise ValueError(
+                    f"{example.origin}: id {example.example_id!r} of set {example.set_name!r} "
+                    f"was already used in {known.origin}; expected every id once in its set"
+                )
+        if len(examples) == before:
+            raise ValueError(f"{path}: the file is empty; expected one example a line")
+    return tuple(examples.values())
+
+
+def _read_file(path: pathlib.Path, parse: Callable[[Mapping[str, Any], str], T]) -> Iterator[T]:
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            origin = f"{path}:{number}"
+            try:
+                example = parse(_load_object(line), origin)
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{origin}: not UTF-8: {error.reason}") from error
+            except (json.JSONDecodeError, RecursionError) as error:
+                raise ValueError(f"{origin}: not a JSON value: {error}") from error
+            except ValueError as error:
+                raise ValueError(f"{origin}: {error}") from error
+            yield example
+
+
+def _load_object(line: bytes) -> dict[str, Any]:
+    fields = json.loads(line.decode("utf-8"))
+    if not isinstance(fields, dict):
+        raise ValueError(f"found {show(fields)}; expected a JSON object")
+    return fields
+
+
+def field(fields: Mapping[str, Any], name: str, kind: type) -> Any:
+    """The value of a required field, of exactly the type `kind` and, for a string, not empty."""
+    if name not in fields:
+        raise ValueError(f"{name} is missing; expected {_KINDS[kind]}")
+    value = fields[name]
+    if type(value) is not kind or value == "":
+        raise ValueError(f"{name} is {show(value)}; expected {_KINDS[kind]}")
+    return value
+
+
+def parse_units(value: Any, name: str, unit_count: int) -> np.ndarray:
+    """Speech units (U,) int32, U ≥ 1, from a JSON list of integers 0 … unit_count − 1."""
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"{name} is {show(value)}; expected a list of units, not empty")
+    for i, unit in enumerate(value):
+        # bool is a subclass of int, and true is no unit.
+        if type(unit) is not int or not 0 <= unit < unit_count:
+            raise ValueError(
+                f"{name}[{i}] is {show(unit)}; expected an integer 0 … {unit_count - 1}"
+            )
+    return np.array(value, np.int32)
+
+
+def check_unit_count(unit_count: int) -> None:
+    """Raises ValueError for a number of units that is none."""
+    if unit_count < 1:
+        raise ValueError(f"unit_count is {unit_count}; expected at least 1")
+
+
+def show(value: Any) -> str:
+    """A value as JSON, cut to a length that fits into an error message."""
+    shown = json.dumps(value)
+    return shown if len(shown) <= 60 else shown[:57] + "..."

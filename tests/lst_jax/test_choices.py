@@ -1,0 +1,48 @@
+"""Properties of choices by likelihood and of their tables."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lst_jax.evaluation.choices import (
+    credit,
+    format_interval,
+    format_percent,
+    format_rows,
+    measure_accuracy,
+    per_token,
+)
+from lst_jax.evaluation.statistics import wilson_interval
+
+
+def test_credit_of_ties_is_shared():
+    assert credit((-1.0, -2.0), 0) == 1
+    assert credit((-1.0, -2.0), 1) == 0
+    assert credit((-1.0, -1.0, -2.0, -1.0), 3) == pytest.approx(1 / 3)
+    assert credit((-1.0, -1.0, -2.0), 2) == 0
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(-3, 0), min_size=1, max_size=6))
+def test_candidates_share_one_credit(scores):
+    assert sum(credit(scores, i) for i in range(len(scores))) == pytest.approx(1)
+
+
+def test_accuracy_is_the_mean_credit_with_its_wilson_interval():
+    accuracy = measure_accuracy([((-1.0, -2.0), 0), ((-1.0, -2.0), 1), ((-1.0, -1.0), 1)])
+    assert accuracy.share == pytest.approx(0.5)
+    assert accuracy.interval == wilson_interval(1.5, 3)
+    with pytest.raises(ValueError, match="at least one trial"):
+        measure_accuracy([])
+
+
+def test_log_probabilities_are_divided_by_the_number_of_tokens():
+    assert per_token((-6.0, -6.0), (3, 2)) == (-2.0, -3.0)
+    with pytest.raises(ValueError, match="shorter"):
+        per_token((-6.0, -6.0), (3,))
+
+
+def test_names_stand_to_the_left_and_numbers_to_the_right():
+    assert format_rows([("set", "n"), ("a", "1000")], num_names=1) == "set     n\na    1000"
+    assert format_percent(0.4567) == "45.7"
+    assert format_interval((0.4, 1.0)) == "40.0 … 100.0"
