@@ -329,12 +329,33 @@ def restore_params(
 
     Raises:
       FileNotFoundError: there is no run or no checkpoint.
-      ValueError: the mesh does not divide the model's axes.
+      ValueError: the mesh does not divide the model's axes, or the parameters are not of the
+        description's shape.
     """
     checkpoint = find_checkpoint(path)
     shapes = param_shapes(read_description(checkpoint).model, mesh, rules)
+    directory = params_directory(checkpoint)
     with ocp.StandardCheckpointer() as reader:
-        return reader.restore(params_directory(checkpoint), shapes)
+        if directory.is_dir():  # else the error of the reader is clear
+            _check_shapes(reader.metadata(directory).item_metadata.tree, shapes, directory)
+        return reader.restore(directory, shapes)
+
+
+def _check_shapes(stored: Any, expected: Any, directory: pathlib.Path) -> None:
+    """Checks that stored parameters are those that `model.json` describes."""
+    stored, expected = (
+        {
+            jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape
+            for path, leaf in leaves
+        }
+        for leaves in map(jax.tree_util.tree_leaves_with_path, (stored, expected))
+    )
+    for name in sorted(stored.keys() | expected.keys()):
+        if stored.get(name) != expected.get(name):
+            raise ValueError(
+                f"{directory} is not of the model that model.json describes: {name} has shape "
+                f"{stored.get(name, 'none')} there, expected {expected.get(name, 'none')}"
+            )
 
 
 def restore_initial_params(

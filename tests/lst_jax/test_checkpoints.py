@@ -244,6 +244,28 @@ def test_parameters_are_restored_on_any_mesh(tmp_path):
         assert jax.tree.map(lambda leaf: leaf.sharding, last) == shardings
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dim_local": 32}, r"has shape \(\d+, \d+\) there, expected \(\d+, \d+\)"),
+        ({"num_layers_encoder": 2}, "has shape none there, expected"),
+    ],
+)
+def test_parameters_of_another_shape_than_described_are_named(tmp_path, change, message):
+    write_description(tmp_path, DESCRIPTION)
+    checkpointer = Checkpointer(tmp_path)
+    checkpointer.save(TrainState(jnp.int32(1), model_params(), ()), counter(), {})
+    checkpointer.close()
+    path = tmp_path / "model.json"
+    fields = json.loads(path.read_text())
+    fields["model"] |= change
+    path.write_text(json.dumps(fields))
+    with pytest.raises(
+        ValueError, match=f"not of the model that model.json describes: .*{message}"
+    ):
+        restore_params(tmp_path, make_mesh())
+
+
 def test_a_step_that_was_not_saved_is_named(tmp_path):
     write_description(tmp_path, DESCRIPTION)
     save_steps(tmp_path, 1)
