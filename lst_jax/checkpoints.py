@@ -343,19 +343,18 @@ def restore_params(
 
 def _check_shapes(stored: Any, expected: Any, directory: pathlib.Path) -> None:
     """Checks that stored parameters are those that `model.json` describes."""
-    stored, expected = (
-        {
-            jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape
-            for path, leaf in leaves
-        }
-        for leaves in map(jax.tree_util.tree_leaves_with_path, (stored, expected))
-    )
+    stored, expected = map(_shapes_by_name, (stored, expected))
     for name in sorted(stored.keys() | expected.keys()):
         if stored.get(name) != expected.get(name):
             raise ValueError(
                 f"{directory} is not of the model that model.json describes: {name} has shape "
                 f"{stored.get(name, 'none')} there, expected {expected.get(name, 'none')}"
             )
+
+
+def _shapes_by_name(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {".".join(entry.key for entry in path): leaf.shape for path, leaf in leaves}
 
 
 def restore_initial_params(
