@@ -247,7 +247,7 @@ def test_parameters_are_restored_on_any_mesh(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"dim_local": 32}, r"has shape \(.*\) there, expected \(.*\)"),
+        ({"dim_local": 24}, r"has shape \(.*\) there, expected \(.*\)"),
         ({"num_layers_encoder": 2}, "has shape none there, expected"),
     ],
 )
