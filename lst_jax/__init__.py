@@ -33,6 +33,7 @@ _HOMES = {
     "write_checkpoint": "porting.port",
     "score_continuations": "inference.scoring",
     "evaluate_story_completion": "evaluation.story_completion",
+    "evaluate_minimal_pairs": "evaluation.minimal_pairs",
 }
 
 __all__ = sorted(_HOMES)

@@ -1,0 +1,45 @@
+r"""Accuracy of a trained model on minimal pairs of speech: sWUGGY, sBLIMP.
+
+    python -m experiments.evaluate_pairs --checkpoint=runs/lst --data=swuggy.jsonl \
+        --data=sblimp.jsonl --output=pairs.json
+
+prints a line per set and category and writes the same as JSON. The model, its vocabulary and its
+patching are those of the run's `model.json`; the format of the files is described in
+`lst_jax/evaluation/minimal_pairs.py`.
+"""
+
+from __future__ import annotations
+
+from absl import flags
+
+from experiments import cli
+from experiments.likelihood_evaluation import (
+    define_flags,
+    load_model,
+    read_unit_count,
+    report,
+    scoring_options,
+    start,
+)
+from lst_jax.evaluation.minimal_pairs import (
+    evaluate_minimal_pairs,
+    format_table,
+    read_speech_pairs,
+)
+
+define_flags()
+
+
+def main(argv: list[str]) -> None:
+    """Evaluates as the flags say."""
+    start(argv)
+    pairs = read_speech_pairs(flags.FLAGS.data, read_unit_count())
+    trained = load_model()
+    results = evaluate_minimal_pairs(
+        trained.model, trained.params, pairs, **scoring_options(trained)
+    )
+    report(trained, results, format_table(results))
+
+
+if __name__ == "__main__":
+    cli.run_main(main)

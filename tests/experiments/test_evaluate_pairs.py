@@ -1,0 +1,98 @@
+"""The binary for minimal pairs, end to end on an untrained model."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from lst_jax.evaluation.minimal_pairs import evaluate_minimal_pairs, read_speech_pairs
+from lst_jax.inference.scoring import ScoringShape
+from lst_jax.trained_model import load_trained_model
+from tests.experiments.test_evaluate import ROOT, STEPS, UNIT_COUNT, write_run, write_tokenizer
+
+
+def write_pairs(path):
+    rng = np.random.default_rng(0)
+    lines = [
+        {
+            "id": str(index),
+            "set": "sBLIMP" if index % 2 else "sWUGGY",
+            "category": "oov" if index % 4 == 0 else None,
+            "members": [{"units": rng.integers(0, UNIT_COUNT, n).tolist()} for n in (7, 9)],
+            "correct": int(rng.integers(2)),
+        }
+        for index in range(8)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("pairs")
+    tokenizer = write_tokenizer(folder / "words.model", "ann lost her key she found it a bed")
+    write_run(folder / "lst", "lst", tokenizer)
+    write_pairs(folder / "pairs.jsonl")
+    (folder / "bad.jsonl").write_text('{"id": "1", "set": "a", "members": [], "correct": 0}\n')
+    return folder
+
+
+def run_binary(folder, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.evaluate_pairs", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""},  # one device, not eight
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_binary_prints_and_writes_what_the_library_computes(folder):
+    done = run_binary(
+        folder,
+        *("--checkpoint=lst", "--data=pairs.jsonl", "--output=out/pairs.json"),
+        *("--example_scores", "--patches_per_row=128"),
+    )
+    assert done.returncode == 0, done.stderr
+    written = json.loads((folder / "out" / "pairs.json").read_text())
+    trained = load_trained_model(folder / "lst")
+    expected = evaluate_minimal_pairs(
+        trained.model,
+        trained.params,
+        read_speech_pairs([folder / "pairs.jsonl"], UNIT_COUNT),
+        vocabulary=trained.vocabulary,
+        patching=trained.patching,
+        mesh=trained.mesh,
+        shape=ScoringShape(patches_per_row=64),
+    )
+    rows = [line.split()[:2] for line in done.stdout.splitlines()]
+    names = [["set", "category"], ["sWUGGY", "all"], ["sWUGGY", "oov"], ["sBLIMP", "all"]]
+    assert rows == names
+    assert (written["step"], written["data"]) == (STEPS[-1], ["pairs.jsonl"])
+    assert [entry["n"] for entry in written["results"]] == [4, 2, 4]
+    for found, entry in zip(written["scores"], expected.scores, strict=True):
+        assert (found["example_id"], found["correct"]) == (entry.example_id, entry.correct)
+        assert found["token_counts"] == [7, 9]
+        assert found["log_probabilities"] == pytest.approx(entry.log_probabilities, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--checkpoint=lst", "--data=none.jsonl"], "none.jsonl: No such file"),
+        (["--checkpoint=lst", "--data=bad.jsonl"], "bad.jsonl:1: members has 0 entries"),
+        (["--checkpoint=lst", "--data=pairs.jsonl", "--patches_per_row=3"], "expected at least"),
+    ],
+)
+def test_mistakes_end_with_one_clear_line(folder, arguments, named):
+    done = run_binary(folder, *arguments)
+    assert done.returncode == 1
+    assert not done.stdout
+    assert named in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ")
