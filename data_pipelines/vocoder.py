@@ -152,7 +152,7 @@ class MelVocoder:
         whole = np.repeat(power.min(axis=1, keepdims=True), reached.size, axis=1)
         whole[:, reached] = power
         # `log_mels` divides by its window's length; a window's power grows as its length.
-        return (0.5 * np.log(whole * self._window.size)).astype(np.float32)
+        return (0.5 * np.log(np.maximum(whole * self._window.size, _TINY))).astype(np.float32)
 
     def _excitation(self, units: np.ndarray) -> np.ndarray:
         """Pulses where units are voiced, else noise, each of unit power, float32 (S,)."""

@@ -160,6 +160,7 @@ def test_other_features_work_too():
         MelFeatures(mel_count=1, cepstrum_count=1),
     ):
         frames = rng.normal(-4, 2, (5, features.mel_count)).astype(np.float32)
+        frames[0] = -200  # no power at all
         samples = MelVocoder(features, frames).decode(np.arange(5))
         assert samples.shape == (5 * features.hop,)
         assert np.isfinite(samples).all() and 0 < np.abs(samples).max() <= 1
