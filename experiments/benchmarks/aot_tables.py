@@ -111,28 +111,26 @@ def format_tables(reports: dict[str, Any]) -> str:
 
 
 _COLUMNS = (
-    *("model", "chips", "mesh", "remat", "rows", "peak GiB", "of", "TFLOP a chip"),
-    *("of the model's", "FLOPs ms", "HBM ms", "links ms", "step ms", "MFU", "without overlap"),
-    "warnings",
+    *("model", "chips", "mesh", "remat", "peak GiB", "TFLOP a chip (× the model's)"),
+    *("ms of FLOPs / HBM / links", "MFU", "without overlap", "warnings"),
 )
 
 
 def _row(pod: Pod, report: dict[str, Any]) -> list[str]:
     memory = report["memory"]
-    size = [f"{memory['peak'] / 2**30:.1f}", f"{memory['hbm'] / 2**30:.0f}"]
-    setup = [pod.model, pod.place, pod.mesh, pod.remat, str(report["setup"]["rows"]), *size]
+    size = f"{memory['peak'] / 2**30:.1f} of {memory['hbm'] / 2**30:.0f}"
+    setup = [pod.model, pod.place, pod.mesh, pod.remat, size]
     if not report["fits"]:
         remedy = f"remat {report['remedy']} does" if report["remedy"] else "under no policy"
         return [*setup, f"does not fit; {remedy}", *("",) * (len(_COLUMNS) - len(setup) - 1)]
     work, roofline = report["work"], report["roofline"]
     seconds = roofline["seconds"]
     links = seconds["interconnect"] + seconds.get("network", 0.0)
-    times = (seconds["compute"], seconds["memory"], links, roofline["step_seconds"])
+    times = (seconds["compute"], seconds["memory"], links)
     return [
         *setup,
-        f"{work['flops'] / 1e12:.2f}",
-        f"{work['flops'] / work['model_flops']:.2f}",
-        *(f"{1e3 * x:.0f}" for x in times),
+        f"{work['flops'] / 1e12:.2f} ({work['flops'] / work['model_flops']:.2f})",
+        " / ".join(f"{1e3 * x:.0f}" for x in times),
         f"{roofline['mfu']:.0%}",
         f"{roofline['mfu_without_overlap']:.0%}",
         str(len(report["partitioner_warnings"])),

@@ -50,7 +50,8 @@ def test_every_configuration_is_compiled_once_and_has_its_rows():
     assert [len(table) - 2 for table in found] == [len(group) for group in groups]
     assert len({len(row) for table in found for row in table}) == 1
     first = dict(zip(found[0][0], found[0][2], strict=True))
-    assert (first["MFU"], first["links ms"], first["rows"]) == ("87%", "30", "256")
+    assert (first["MFU"], first["peak GiB"]) == ("87%", "8.0 of 16")
+    assert first["ms of FLOPs / HBM / links"] == "100 / 60 / 30"
 
 
 def test_a_pod_that_does_not_fit_says_what_would():
