@@ -62,7 +62,10 @@ def command(*arguments):
 
 def environment(devices=1):
     """So many CPU devices a process."""
-    xla_flags = f"--xla_force_host_platform_device_count={devices}"
+    xla_flags = (
+        f"--xla_force_host_platform_device_count={devices}"
+        " --xla_cpu_collective_call_terminate_timeout_seconds=600"  # as in conftest.py
+    )
     return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags, "PYTHONUNBUFFERED": "1"}
 
 
