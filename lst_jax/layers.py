@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from lst_jax.attention import attend
+from lst_jax.attention.ring import ring_attention
 from lst_jax.config import LSTConfig, ModelConfig, hidden_width, padded_size
 from lst_jax.key_ranges import KeyRange
 
@@ -24,6 +25,11 @@ REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
     "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+
+# Collections that decoding uses (`inference/`). Whatever attention reads again and again is sown
+# into the one as it is made, and found in rings (`attention/ring.py`) in the other.
+SOWN = "intermediates"
+CACHE = "cache"
 
 Initializer = Callable[[Array, tuple[int, ...], Any], Array]
 
@@ -53,6 +59,11 @@ def remat_layer(layer: type[nn.Module], policy: str) -> type[nn.Module]:
 def constrain(x: Array, *axes: str | None) -> Array:
     """Names the logical axes of an activation; a no-op where no sharding rules are in force."""
     return nn.with_logical_constraint(x, axes)
+
+
+def sow(module: nn.Module, name: str, x: Array) -> None:
+    """Leaves `x` in the collection `SOWN` if the caller collects it; a no-op otherwise."""
+    module.sow(SOWN, name, x, reduce_fn=lambda _, new: new, init_fn=lambda: None)
 
 
 class Linear(nn.Module):
@@ -91,20 +102,21 @@ class RMSNorm(nn.Module):
         return (wide * jax.lax.rsqrt(variance + self.epsilon) * scale).astype(x.dtype)
 
 
-def rotary(x: Array, theta: float) -> Array:
-    """Rotary embedding of interleaved pairs (2i, 2i + 1), positions counted along the row.
+def rotary(x: Array, theta: float, positions: Array) -> Array:
+    """Rotary embedding of interleaved pairs (2i, 2i + 1).
 
     Args:
       x: (B, L, H, D) queries or keys, D even.
       theta: base of the geometric series of wave lengths.
+      positions: (L,) or (B, L) int32.
 
     Returns:
       (B, L, H, D) in x's dtype; rotated in float32.
     """
-    length, width = x.shape[1], x.shape[-1]
+    width = x.shape[-1]
     frequencies = theta ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
-    angles = jnp.arange(length, dtype=jnp.float32)[:, None] * frequencies
-    cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
+    angles = positions.astype(jnp.float32)[..., None] * frequencies
+    cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
     even, odd = x[..., 0::2].astype(jnp.float32), x[..., 1::2].astype(jnp.float32)
     rotated = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
     return rotated.reshape(x.shape).astype(x.dtype)
@@ -118,34 +130,63 @@ def layer_stddev(width: int, depth: int | Array) -> Array:
 class Attention(nn.Module):
     """Multi-head attention of `queries` over `memory` by key ranges.
 
+    In decoding the collection `CACHE` holds keys and values of what came before in rings; queries
+    then read those, and the memory besides.
+
     Attributes:
+      width: d, of queries, memory and result.
       num_heads: heads H; the width must divide by it.
       config: attention backend and rotary base.
       depth: layer index, for the initialisation.
       use_rotary: rotate queries and keys by their positions (self-attention only).
     """
 
+    width: int
     num_heads: int
     config: ModelConfig
     depth: int | Array
     use_rotary: bool
 
-    @nn.compact
-    def __call__(self, queries: Array, memory: Array, key_range: KeyRange) -> Array:
-        """queries (B, Q, d), memory (B, K, d), ranges (B, Q) to (B, Q, d)."""
-        width = queries.shape[-1]
-        stddev = layer_stddev(width, self.depth)
+    def setup(self) -> None:
+        stddev = layer_stddev(self.width, self.depth)
+        self.query = Linear(self.width, ("embed", "heads"), stddev)
+        self.key = Linear(self.width, ("embed", "heads"), stddev)
+        self.value = Linear(self.width, ("embed", "heads"), stddev)
+        self.out = Linear(self.width, ("heads", "embed"), stddev)
 
-        def heads(x: Array, name: str) -> Array:
-            y = Linear(width, ("embed", "heads"), stddev, name=name)(x)
-            y = y.reshape(*y.shape[:2], self.num_heads, width // self.num_heads)
-            return constrain(y, "batch", "length", "heads", None)
+    def __call__(self, queries: Array, memory: Array | None, key_range: KeyRange) -> Array:
+        """queries (B, Q, d), memory (B, K, d), ranges (B, Q) to (B, Q, d).
 
-        q, k, v = heads(queries, "query"), heads(memory, "key"), heads(memory, "value")
-        if self.use_rotary:
-            q, k = rotary(q, self.config.rope_theta), rotary(k, self.config.rope_theta)
-        out = attend(q, k, v, key_range, self.config.attention).reshape(queries.shape)
-        return Linear(width, ("heads", "embed"), stddev, name="out")(out)
+        With a cache, the memory is what is at the queries' own positions (self-attention, which
+        is causal), or None where all is in the cache.
+        """
+        cached = self.has_variable(CACHE, "keys")
+        length = queries.shape[1]
+        # A causal query reads up to its own position.
+        positions = key_range.end - 1 if cached else jnp.arange(length, dtype=jnp.int32)
+        q = self._heads(self.query(queries), positions)
+        new = None if memory is None else self.keys_values(memory, positions)
+        if cached:
+            past = self.get_variable(CACHE, "keys"), self.get_variable(CACHE, "values")
+            out = ring_attention(q, past, new, key_range)
+        else:
+            out = attend(q, *new, key_range, self.config.attention)
+        return self.out(out.reshape(queries.shape))
+
+    def keys_values(self, memory: Array, positions: Array | None = None) -> tuple[Array, Array]:
+        """memory (B, K, d) at positions (B, K) or (K,) to keys and values (B, K, H, D)."""
+        k, v = self._heads(self.key(memory), positions), self._heads(self.value(memory))
+        sow(self, "keys", k)
+        sow(self, "values", v)
+        return k, v
+
+    def _heads(self, x: Array, positions: Array | None = None) -> Array:
+        """(B, L, d) to (B, L, H, D), rotated by the positions if there are any and it is due."""
+        x = x.reshape(*x.shape[:2], self.num_heads, self.width // self.num_heads)
+        x = constrain(x, "batch", "length", "heads", None)
+        if self.use_rotary and positions is not None:
+            x = rotary(x, self.config.rope_theta, positions)
+        return x
 
 
 class FeedForward(nn.Module):
@@ -179,7 +220,8 @@ class Block(nn.Module):
         """(B, L, d) to (B, L, d)."""
         epsilon = self.config.norm_eps
         x = RMSNorm(epsilon, name="attention_norm")(h)
-        attention = Attention(self.num_heads, self.config, self.depth, True, name="attention")
+        heads, width = self.num_heads, h.shape[-1]
+        attention = Attention(width, heads, self.config, self.depth, True, name="attention")
         h = h + attention(x, x, key_range)
         x = RMSNorm(epsilon, name="feed_forward_norm")(h)
         h = h + FeedForward(self.config, self.depth, name="feed_forward")(x)
@@ -196,16 +238,23 @@ class CrossAttention(nn.Module):
     config: LSTConfig
     depth: int | Array
 
-    @nn.compact
-    def __call__(self, h: Array, memory: Array, key_range: KeyRange) -> Array:
-        """h (B, Q, d), memory (B, K, d) to (B, Q, d)."""
-        epsilon = self.config.norm_eps
-        queries = RMSNorm(epsilon, name="query_norm")(h)
-        memory = RMSNorm(epsilon, name="memory_norm")(memory)
-        heads = self.config.cross_attention_heads
-        attention = Attention(heads, self.config, self.depth, False, name="attention")
+    def setup(self) -> None:
+        config = self.config
+        self.query_norm = RMSNorm(config.norm_eps)
+        self.memory_norm = RMSNorm(config.norm_eps)
+        self.attention = Attention(
+            config.dim_local, config.cross_attention_heads, config, self.depth, False
+        )
+
+    def __call__(self, h: Array, memory: Array | None, key_range: KeyRange) -> Array:
+        """h (B, Q, d), memory (B, K, d) to (B, Q, d); without a memory, all is in the cache."""
         residual = 2 * h if self.config.cross_residual == "double" else h
-        return residual + attention(queries, memory, key_range)
+        memory = None if memory is None else self.memory_norm(memory)
+        return residual + self.attention(self.query_norm(h), memory, key_range)
+
+    def keys_values(self, memory: Array) -> tuple[Array, Array]:
+        """What queries will read of memory (B, K, d): keys and values (B, K, H, D)."""
+        return self.attention.keys_values(self.memory_norm(memory))
 
 
 class TransformerLayers(nn.Module):
@@ -230,11 +279,11 @@ class TransformerLayers(nn.Module):
         memory: Array | None = None,
         memory_range: KeyRange | None = None,
     ) -> Array:
-        """h (B, L, d), memory (B, K, d) to (B, L, d)."""
+        """h (B, L, d), memory (B, K, d) to (B, L, d); without a memory, all is in the cache."""
         layer = remat_layer(_ScannedLayer, self.config.remat)
         stack = nn.scan(
             layer,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, SOWN: 0, CACHE: 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=self.num_layers,

@@ -16,7 +16,7 @@ from jax import Array
 
 from lst_jax.config import LSTConfig, ModelConfig, TokenTransformerConfig, padded_size
 from lst_jax.global_transformer import GlobalTransformer
-from lst_jax.key_ranges import lst_key_ranges, token_key_range
+from lst_jax.key_ranges import KeyRange, lst_key_ranges, token_key_range
 from lst_jax.layers import Embedding, RMSNorm, TransformerLayers, padded_vocabulary_init
 from lst_jax.patch_decoder import PatchDecoder
 from lst_jax.patch_encoder import PatchEncoder
@@ -29,7 +29,12 @@ class LatentSpeechTextTransformer(nn.Module):
 
     config: LSTConfig
 
-    @nn.compact
+    def setup(self) -> None:
+        self.encoder = PatchEncoder(self.config)
+        self.global_transformer = GlobalTransformer(self.config, name="global")
+        self.decoder = PatchDecoder(self.config)
+        _declare_output(self, self.config.dim_local)
+
     def __call__(self, batch: Batch, num_patches: int) -> dict[str, Array]:
         """Runs the model.
 
@@ -42,13 +47,10 @@ class LatentSpeechTextTransformer(nn.Module):
           (B, P * k, d) of the encoder, `patches` (B, P, D) of the global transformer, all in the
           compute dtype.
         """
-        config = self.config
-        ranges = lst_key_ranges(batch, num_patches, config)
-        encoder = PatchEncoder(config, name="encoder")
-        states, latents = encoder(batch["tokens"], batch["patch_ids"], ranges)
-        patches = GlobalTransformer(config, name="global")(latents, ranges.global_self)
-        hidden = PatchDecoder(config, name="decoder")(states, patches, ranges)
-        _declare_output(self, config.dim_local)
+        ranges = lst_key_ranges(batch, num_patches, self.config)
+        states, latents = self.encoder(batch["tokens"], batch["patch_ids"], ranges)
+        patches = self.global_transformer(latents, ranges.global_self)
+        hidden = self.decoder(states, patches, ranges)
         return {
             "hidden": hidden,
             "token_states": states,
@@ -62,7 +64,16 @@ class TokenTransformer(nn.Module):
 
     config: TokenTransformerConfig
 
-    @nn.compact
+    def setup(self) -> None:
+        config = self.config
+        width, dtype = config.dim_global, jnp.dtype(config.dtype)
+        self.embedding = Embedding(config.vocab_size, width, dtype)
+        self.transformer = TransformerLayers(
+            config.num_layers_global, config.num_heads_global, config
+        )
+        self.norm = RMSNorm(config.norm_eps)
+        _declare_output(self, width)
+
     def __call__(self, batch: Batch, num_patches: int) -> dict[str, Array]:
         """Runs the model.
 
@@ -76,23 +87,18 @@ class TokenTransformer(nn.Module):
         Raises:
           ValueError: rows have fewer patch slots than tokens, so were made for a patched model.
         """
-        config = self.config
         tokens = batch["tokens"]
         if num_patches != tokens.shape[1]:
             raise ValueError(
                 f"num_patches={num_patches}: expected {tokens.shape[1]}, one for every token,"
                 ' for the unpatched baseline (strategy "none")'
             )
-        embed = Embedding(
-            config.vocab_size, config.dim_global, jnp.dtype(config.dtype), name="embedding"
-        )
-        layers = TransformerLayers(
-            config.num_layers_global, config.num_heads_global, config, name="transformer"
-        )
-        h = layers(embed(tokens), token_key_range(batch["document_ids"], None))
-        hidden = RMSNorm(config.norm_eps, name="norm")(h)
-        _declare_output(self, config.dim_global)
-        return {"hidden": hidden}
+        key_range = token_key_range(batch["document_ids"], None)
+        return {"hidden": self.run_tokens(tokens, key_range)}
+
+    def run_tokens(self, tokens: Array, key_range: KeyRange) -> Array:
+        """Tokens (B, N) to normalised states (B, N, D)."""
+        return self.norm(self.transformer(self.embedding(tokens), key_range))
 
 
 def _declare_output(module: nn.Module, width: int) -> None:

@@ -6,7 +6,7 @@ import flax.linen as nn
 from jax import Array
 
 from lst_jax.config import LSTConfig
-from lst_jax.key_ranges import LSTKeyRanges
+from lst_jax.key_ranges import KeyRange, LSTKeyRanges
 from lst_jax.layers import Linear, RMSNorm, TransformerLayers
 
 
@@ -15,7 +15,19 @@ class PatchDecoder(nn.Module):
 
     config: LSTConfig
 
-    @nn.compact
+    def setup(self) -> None:
+        config = self.config
+        if config.dim_global != config.dim_local:
+            self.patch_projection = Linear(
+                config.latent_vectors_per_patch * config.dim_local,
+                ("embed", "latent"),
+                config.dim_global**-0.5,
+            )
+        self.transformer = TransformerLayers(
+            config.num_layers_decoder, config.num_heads_local, config, cross=True
+        )
+        self.norm = RMSNorm(config.norm_eps)
+
     def __call__(self, h: Array, patches: Array, ranges: LSTKeyRanges) -> Array:
         """Decodes a batch.
 
@@ -27,23 +39,18 @@ class PatchDecoder(nn.Module):
         Returns:
           (B, N, d) normalised states, ready for the output projection.
         """
+        memory = self.latent_vectors(patches)
+        return self.decode_tokens(h, memory, ranges.token_self, ranges.decoder_cross)
+
+    def latent_vectors(self, patches: Array) -> Array:
+        """Patches (B, P, D) to the vectors that tokens read, (B, P * k, d)."""
         config = self.config
-        rows, _, width = h.shape
         if config.dim_global != config.dim_local:
-            project = Linear(
-                config.latent_vectors_per_patch * config.dim_local,
-                ("embed", "latent"),
-                config.dim_global**-0.5,
-                name="patch_projection",
-            )
-            patches = project(patches)
-        memory = patches.reshape(rows, -1, width)
-        layers = TransformerLayers(
-            config.num_layers_decoder,
-            config.num_heads_local,
-            config,
-            cross=True,
-            name="transformer",
-        )
-        h = layers(h, ranges.token_self, memory, ranges.decoder_cross)
-        return RMSNorm(config.norm_eps, name="norm")(h)
+            patches = self.patch_projection(patches)
+        return patches.reshape(patches.shape[0], -1, config.dim_local)
+
+    def decode_tokens(
+        self, h: Array, memory: Array | None, token_self: KeyRange, decoder_cross: KeyRange
+    ) -> Array:
+        """Token states (B, N, d) to normalised ones; without a memory, all is in the cache."""
+        return self.norm(self.transformer(h, token_self, memory, decoder_cross))
