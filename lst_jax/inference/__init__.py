@@ -1,1 +1,1 @@
-"""Inference: scoring (and, later, generation) with a trained model."""
+"""Inference with a trained model: scoring, cached decoding, generation."""

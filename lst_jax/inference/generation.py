@@ -1,0 +1,471 @@
+"""Generation: prompts in, continuations out, with cached decoding.
+
+    generations = generate(model, params, prompts, vocabulary=…, patching=…, mesh=…,
+                           sampling=SamplingConfig(temperature=0.8), seeds=[1, 2, 3])
+
+`generate` reads a batch of prompts in one pass (`prefill`) and decodes it in one compiled loop
+(`decode_loop`). `force` sends given tokens through the same loop, which scores them; states of one
+prompt may serve several continuations (`repeat_rows`).
+
+A patch that ends is seen one token later than the published implementation shows it in training
+(`visibility="reference"`): what comes next is not known yet.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from lst_jax.config import require
+from lst_jax.inference import caches
+from lst_jax.inference.decode_loop import Decoder, Progress, State, decode_batch
+from lst_jax.inference.lst_decoder import LSTDecoder
+from lst_jax.inference.sampling import (
+    Modality,
+    SamplingArrays,
+    SamplingConfig,
+    allowed_ids,
+    sample,
+    sampling_arrays,
+)
+from lst_jax.inference.token_decoder import TokenDecoder
+from lst_jax.models import LatentSpeechTextTransformer, TokenTransformer
+from lst_jax.patching import Document, PatchingConfig, fill_row
+from lst_jax.sharding import batch_sharding, check_rows, mesh_context, replicated
+from lst_jax.train_state import check_heads
+from lst_jax.vocabulary import Vocabulary
+
+# Why a row has stopped, by the number in `Progress.stop`; 0 is not yet.
+STOP_REASONS = ("", "eos", "mode", "units", "tokens", "context")
+
+# Lengths that are compiled for are at least this, and few above.
+_SMALLEST_SIZE = 64
+_UNLIMITED = np.iinfo(np.int32).max
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationLimits:
+    """When a row stops, besides at eos.
+
+    Attributes:
+      max_tokens: tokens of a continuation, the one that stops it included.
+      max_units: speech units of a continuation (25 are a second); None: no limit of their own.
+      max_patches: the model's context in patches (tokens for the baseline), prompt included; a
+        token that would begin one more stops the row. None: no limit.
+      stop_at_mode: whether a mode token stops it too.
+    """
+
+    max_tokens: int = 256
+    max_units: int | None = None
+    max_patches: int | None = None
+    stop_at_mode: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("max_tokens", "max_units", "max_patches"):
+            value = getattr(self, name)
+            optional = value is None and name != "max_tokens"
+            whole = isinstance(value, int) and 0 < value < _UNLIMITED
+            require(optional or whole, name, value, "a positive integer")
+
+
+class Steps(NamedTuple):
+    """How often the parts of a model have run after the prompt.
+
+    Attributes:
+      token_steps: encoder and decoder of the LST.
+      global_steps: the global transformer; the baseline, which is nothing else, takes both at once.
+    """
+
+    token_steps: int
+    global_steps: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Generation:
+    """A continuation.
+
+    Attributes:
+      tokens: (T,) int32, T ≥ 1, without the prompt and with the token that stopped it.
+      log_probs: (T,) float32, natural logarithms: of each token under the model, given all before
+        it; temperature, truncation and forbidden ids do not count.
+      stop_reason: one of `STOP_REASONS`.
+      steps: of this row.
+      batch_steps: of the batch that it was made in; rows share steps.
+    """
+
+    tokens: np.ndarray
+    log_probs: np.ndarray
+    stop_reason: str
+    steps: Steps
+    batch_steps: Steps
+
+
+def make_decoder(model: nn.Module, vocabulary: Vocabulary, patching: PatchingConfig) -> Decoder:
+    """The cached decoder of a model.
+
+    Args:
+      model: `LatentSpeechTextTransformer` or `TokenTransformer`.
+      vocabulary: its id space.
+      patching: how it was trained. With strategy "none" every token is a patch; with any other,
+        patches are static with its `patch_size`, as no alignment exists at test time.
+
+    Raises:
+      ValueError: they do not go together.
+    """
+    require(
+        model.config.vocab_size == vocabulary.size,
+        "vocabulary",
+        vocabulary,
+        f"the {model.config.vocab_size} ids of the model",
+    )
+    if isinstance(model, LatentSpeechTextTransformer):
+        return LSTDecoder(model, vocabulary, patching)
+    require(isinstance(model, TokenTransformer), "model", model, "an LST or its baseline")
+    strategy = patching.strategy
+    require(strategy == "none", "patching.strategy", strategy, '"none" for the unpatched baseline')
+    return TokenDecoder(model, vocabulary, patching)
+
+
+def generate(
+    model: nn.Module,
+    params: Any,
+    prompts: Sequence[np.ndarray],
+    *,
+    vocabulary: Vocabulary,
+    patching: PatchingConfig,
+    mesh: jax.sharding.Mesh,
+    sampling: SamplingConfig | None = None,
+    limits: GenerationLimits | None = None,
+    modality: Modality | None = None,
+    seeds: Sequence[int] | None = None,
+    batch_rows: int = 8,
+) -> list[Generation]:
+    """Continues prompts.
+
+    A continuation depends on its prompt, its seed and the settings, not on the other rows.
+
+    Args:
+      model: `LatentSpeechTextTransformer` or `TokenTransformer`.
+      params: its parameters.
+      prompts: token ids, (T,) each with T ≥ 1, of any lengths: bos, mode token, … . Prompts of
+        about one length are best given next to each other.
+      vocabulary: the id space of the model.
+      patching: how the model was trained, see `make_decoder`.
+      mesh: the mesh that the parameters live on; rows are spread over its data and fsdp axes. In
+        a run of several processes all call this with the same arguments.
+      sampling: how tokens are drawn; None takes the most probable one.
+      limits: when rows stop; None is `GenerationLimits()`.
+      modality: makes only "speech" or only "text", and eos; None lets the model choose.
+      seeds: one for each prompt, in 0 … 2³² − 1; None counts from 0.
+      batch_rows: rows B of a batch.
+
+    Returns:
+      As many as prompts.
+
+    Raises:
+      ValueError: a prompt is empty, too long or holds an id out of range, there are not as many
+        seeds as prompts, the rows do not divide over the mesh, or a probability is not finite.
+    """
+    sampling, limits = sampling or SamplingConfig(), limits or GenerationLimits()
+    decoder = make_decoder(model, vocabulary, patching)
+    check_rows(batch_rows, mesh)
+    check_heads(model.config, mesh)
+    allowed = allowed_ids(vocabulary, modality)
+    seeds = _check_seeds(range(len(prompts)) if seeds is None else seeds, len(prompts))
+    documents = _documents(decoder, "prompts", prompts, limits.max_patches)
+    growth = decoder.most_patches(limits.max_tokens, modality == "speech")
+    arrays = _limit_arrays(limits)
+    max_tokens = static_size(limits.max_tokens)
+    run = _generate_function(decoder, max_tokens, mesh)
+    generations: list[Generation] = []
+    for first in range(0, len(documents), batch_rows):
+        batch = documents[first : first + batch_rows]
+        capacity = max(document.num_patches for document in batch) + growth
+        capacity = min(capacity, limits.max_patches or capacity)
+        state = _prefill(decoder, params, batch, mesh, batch_rows, capacity)
+        row_seeds = np.zeros(batch_rows, np.uint32)
+        row_seeds[: len(batch)] = seeds[first : first + batch_rows]
+        stop = (np.arange(batch_rows) >= len(batch)).astype(np.int32)
+        with mesh_context(mesh):
+            _, made = run(
+                params, state, stop, sampling_arrays(sampling, allowed, row_seeds), arrays
+            )
+        generations += _generations(made, len(batch))
+    return generations
+
+
+def prefill(
+    decoder: Decoder,
+    params: Any,
+    prompts: Sequence[np.ndarray],
+    *,
+    mesh: jax.sharding.Mesh,
+    max_patches: int,
+    batch_rows: int | None = None,
+) -> State:
+    """Reads prompts in one pass.
+
+    Args:
+      decoder: of `make_decoder`.
+      params: of the model.
+      prompts: token ids, (T,) each with T ≥ 1.
+      mesh: as in `generate`.
+      max_patches: patches (tokens for the baseline) that a row will have at most, prompt and
+        continuation together.
+      batch_rows: rows of the state; the last ones stay empty. None: as many as prompts.
+
+    Returns:
+      The state of rows that have read their prompts.
+
+    Raises:
+      ValueError: a prompt is empty, too long or holds an id out of range, or the rows do not
+        divide over the mesh.
+    """
+    batch_rows = len(prompts) if batch_rows is None else batch_rows
+    require(len(prompts) <= batch_rows, "batch_rows", batch_rows, f"at least {len(prompts)}")
+    check_rows(batch_rows, mesh)
+    documents = _documents(decoder, "prompts", prompts, max_patches)
+    return _prefill(decoder, params, documents, mesh, batch_rows, max_patches)
+
+
+def force(
+    decoder: Decoder,
+    params: Any,
+    state: State,
+    continuations: Sequence[np.ndarray],
+    *,
+    mesh: jax.sharding.Mesh,
+    keep_logits: bool = False,
+) -> tuple[State, list[np.ndarray], list[np.ndarray]]:
+    """Makes the model say given tokens: scores them, and moves on by them.
+
+    Args:
+      decoder: of `make_decoder`.
+      params: of the model.
+      state: of B rows; its arrays are used up (`repeat_rows` copies them).
+      continuations: token ids, (T,) each with T ≥ 0, for the first rows.
+      mesh: as in `generate`.
+      keep_logits: whether to return the logits.
+
+    Returns:
+      The state that has read them; per row the log-probability of every token given all before
+      it, float32 (T,), natural logarithms; and per row the logits that predicted it, float32
+      (T, V), or (T, 0).
+
+    Raises:
+      ValueError: more continuations than rows, an id out of range, or a row that gets more patches
+        than its state has room for.
+    """
+    rows = len(state.length)
+    count = len(continuations)
+    require(count <= rows, "continuations", f"{count} of them", f"at most {rows}, a row each")
+    for index, tokens in enumerate(continuations):
+        _check_tokens(f"continuations[{index}]", tokens, decoder.vocabulary)
+    lengths = np.zeros(rows, np.int32)
+    lengths[:count] = [len(tokens) for tokens in continuations]
+    given = np.zeros((rows, static_size(lengths.max())), np.int32)
+    for row, tokens in zip(given, continuations, strict=False):
+        row[: len(tokens)] = tokens
+    with mesh_context(mesh):
+        run = _force_function(decoder, keep_logits, mesh)
+        state, made = run(params, state, given, lengths)
+    patches, room = int(np.asarray(made["patches"]).max()), decoder.capacity(state)
+    require(patches <= room, "continuations", f"a row of {patches} patches", f"at most {room}")
+    log_probs, logits = np.asarray(made["log_probs"]), np.asarray(made["logits"])
+    sizes = lengths[:count].tolist()
+    return (
+        state,
+        [row[:size] for row, size in zip(log_probs, sizes, strict=False)],
+        [row[:size] for row, size in zip(logits, sizes, strict=False)],
+    )
+
+
+def repeat_rows(state: State, rows: Sequence[int]) -> State:
+    """The state whose row i is row `rows[i]` of another, in arrays of its own."""
+    rows = jnp.asarray(rows, jnp.int32)
+    fields = {name: x.take(rows, axis=0) for name, x in state._asdict().items() if name != "cache"}
+    return state._replace(cache=caches.take_rows(state.cache, rows), **fields)
+
+
+def static_size(size: int) -> int:
+    """The smallest of 64, 96, 128, 192, 256, … that is at least `size`."""
+    rounded = _SMALLEST_SIZE
+    while rounded < size:
+        rounded = rounded * 3 // 2 if rounded & (rounded - 1) == 0 else rounded * 4 // 3
+    return rounded
+
+
+def _prefill(
+    decoder: Decoder,
+    params: Any,
+    documents: Sequence[Document],
+    mesh: jax.sharding.Mesh,
+    batch_rows: int,
+    capacity: int,
+) -> State:
+    num_patches = static_size(max(document.num_patches for document in documents))
+    num_tokens = static_size(max(document.num_tokens for document in documents))
+    rows = [[document] for document in documents] + [[]] * (batch_rows - len(documents))
+    filled = [fill_row(row, num_patches, num_tokens) for row in rows]
+    batch = {name: np.stack([row[name] for row in filled]) for name in filled[0]}
+    run = _prefill_function(decoder, num_patches, static_size(capacity), mesh)
+    with mesh_context(mesh):
+        return run(params, jax.device_put(batch, batch_sharding(mesh)))
+
+
+@functools.lru_cache(maxsize=32)
+def _prefill_function(
+    decoder: Decoder, num_patches: int, capacity: int, mesh: jax.sharding.Mesh
+) -> Callable[[Any, Mapping[str, Array]], State]:
+    """The compiled (params, batch) -> state."""
+    return jax.jit(lambda params, batch: decoder.prefill(params, batch, num_patches, capacity))
+
+
+@functools.lru_cache(maxsize=32)
+def _generate_function(
+    decoder: Decoder, max_tokens: int, mesh: jax.sharding.Mesh
+) -> Callable[..., tuple[State, dict[str, Array]]]:
+    """The compiled (params, state, stop, sampling, limits) -> (state, what was made)."""
+
+    def run(
+        params: Any, state: State, stop: Array, sampling: SamplingArrays, limits: _Limits
+    ) -> tuple[State, dict[str, Array]]:
+        def choose(logits: Array, now: Progress) -> Array:
+            return sample(logits, now.state.length, sampling)
+
+        def stop_rule(tokens: Array, now: Progress) -> Array:
+            return _stop(decoder, limits, tokens, now)
+
+        made = decode_batch(decoder, params, state, stop, max_tokens, choose, stop_rule)
+        return _split(decoder, made)
+
+    return jax.jit(run, donate_argnums=1, out_shardings=(None, replicated(mesh)))
+
+
+@functools.lru_cache(maxsize=32)
+def _force_function(
+    decoder: Decoder, keep_logits: bool, mesh: jax.sharding.Mesh
+) -> Callable[..., tuple[State, dict[str, Array]]]:
+    """The compiled (params, state, tokens (B, M), lengths (B,)) -> (state, what was made)."""
+
+    def run(
+        params: Any, state: State, given: Array, lengths: Array
+    ) -> tuple[State, dict[str, Array]]:
+        def choose(logits: Array, now: Progress) -> Array:
+            return jnp.take_along_axis(given, now.made[:, None], axis=1, mode="clip")[:, 0]
+
+        def stop_rule(tokens: Array, now: Progress) -> Array:
+            return (now.made >= lengths).astype(jnp.int32)
+
+        stop = (lengths == 0).astype(jnp.int32)
+        made = decode_batch(
+            decoder, params, state, stop, given.shape[1], choose, stop_rule, keep_logits
+        )
+        return _split(decoder, made)
+
+    return jax.jit(run, donate_argnums=1, out_shardings=(None, replicated(mesh)))
+
+
+def _split(decoder: Decoder, made: Progress) -> tuple[State, dict[str, Array]]:
+    fields = made._asdict()
+    state = fields.pop("state")
+    return state, fields | {"patches": decoder.patches_begun(state)}
+
+
+class _Limits(NamedTuple):
+    """`GenerationLimits` as arrays."""
+
+    max_tokens: Array | np.ndarray
+    max_units: Array | np.ndarray
+    max_patches: Array | np.ndarray
+    stop_at_mode: Array | np.ndarray
+
+
+def _limit_arrays(limits: GenerationLimits) -> _Limits:
+    return _Limits(
+        np.int32(limits.max_tokens),
+        np.int32(limits.max_units or _UNLIMITED),
+        np.int32(limits.max_patches or _UNLIMITED),
+        np.bool_(limits.stop_at_mode),
+    )
+
+
+def _stop(decoder: Decoder, limits: _Limits, tokens: Array, now: Progress) -> Array:
+    """(B,) int32 into `STOP_REASONS`, the first that holds."""
+    vocabulary = decoder.vocabulary
+    is_mode = (tokens == vocabulary.text_mode_id) | (tokens == vocabulary.speech_mode_id)
+    is_made = jnp.arange(now.tokens.shape[1]) < now.made[:, None]
+    is_unit = (now.tokens >= vocabulary.first_unit_id) & (now.tokens < vocabulary.size)
+    units = jnp.sum(is_unit & is_made, axis=1)
+    holds = [
+        tokens == vocabulary.eos_id,
+        is_mode & limits.stop_at_mode,
+        units >= limits.max_units,
+        now.made >= limits.max_tokens,
+        decoder.patches_begun(now.state) > limits.max_patches,
+    ]
+    return jnp.select(holds, list(range(1, len(STOP_REASONS))), 0).astype(jnp.int32)
+
+
+def _generations(made: Mapping[str, Array], count: int) -> list[Generation]:
+    made = jax.tree.map(np.asarray, dict(made))
+    batch_steps = Steps(int(made["batch_token_steps"]), int(made["batch_global_steps"]))
+    generations = []
+    for row in range(count):
+        size = made["made"][row]
+        log_probs = made["log_probs"][row, :size]
+        if not np.isfinite(log_probs).all():
+            raise ValueError("params give log-probabilities that are not finite; expected finite")
+        generations.append(
+            Generation(
+                made["tokens"][row, :size],
+                log_probs,
+                STOP_REASONS[made["stop"][row]],
+                Steps(int(made["token_steps"][row]), int(made["global_steps"][row])),
+                batch_steps,
+            )
+        )
+    return generations
+
+
+def _documents(
+    decoder: Decoder, name: str, prompts: Sequence[np.ndarray], max_patches: int | None
+) -> list[Document]:
+    documents = []
+    for index, tokens in enumerate(prompts):
+        _check_tokens(f"{name}[{index}]", tokens, decoder.vocabulary)
+        require(len(tokens) > 0, f"{name}[{index}]", [], "at least one token, such as bos")
+        document = decoder.document(tokens)
+        if max_patches is not None and document.num_patches > max_patches:
+            raise ValueError(
+                f"{name}[{index}] has {document.num_patches} patches in {len(tokens)} tokens: "
+                f"expected at most {max_patches}, the context"
+            )
+        documents.append(document)
+    return documents
+
+
+def _check_tokens(name: str, tokens: np.ndarray, vocabulary: Vocabulary) -> None:
+    tokens = np.asarray(tokens)
+    is_ids = tokens.ndim == 1 and (np.issubdtype(tokens.dtype, np.integer) or not tokens.size)
+    shape = f"shape {tokens.shape} and type {tokens.dtype}"
+    require(is_ids, name, shape, "a sequence of token ids")
+    outside = tokens[(tokens < 0) | (tokens >= vocabulary.size)]
+    if outside.size:
+        raise ValueError(f"{name} holds {outside[0]}: expected ids in 0 … {vocabulary.size - 1}")
+
+
+def _check_seeds(seeds: Sequence[int], count: int) -> np.ndarray:
+    require(len(seeds) == count, "seeds", f"{len(seeds)} of them", f"{count}, one for each prompt")
+    for seed in seeds:
+        whole = isinstance(seed, int | np.integer) and 0 <= seed < 2**32
+        require(whole, "seeds", seed, "integers in 0 … 2³² − 1")
+    return np.array(seeds, np.uint32)

@@ -1,0 +1,144 @@
+"""From logits to the next token: which ids may be made, temperature, top-k, top-p, seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from lst_jax.config import require
+from lst_jax.vocabulary import Vocabulary
+
+Modality = Literal["speech", "text"]
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """How the next token is drawn.
+
+    Attributes:
+      temperature: divides the logits; 0 takes the most probable token, always.
+      top_k: draw from the k most probable tokens; None for all.
+      top_p: draw from the most probable tokens that together have at least this probability (at
+        this temperature, among the top k), and no more of them than needed.
+    """
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        finite = math.isfinite(self.temperature) and self.temperature >= 0
+        require(finite, "temperature", self.temperature, "a finite number, at least 0")
+        whole = self.top_k is None or (isinstance(self.top_k, int) and self.top_k >= 1)
+        require(whole, "top_k", self.top_k, "a positive integer, or None for all tokens")
+        require(0 < self.top_p <= 1, "top_p", self.top_p, "a number above 0, at most 1")
+
+
+class SamplingArrays(NamedTuple):
+    """A `SamplingConfig` and what it applies to, as arrays, so that none of it is compiled in.
+
+    Attributes:
+      temperature, top_p: () float32.
+      top_k: () int32.
+      allowed: (V,) bool, ids that may be made.
+      seeds: (B,) uint32, one for each row.
+    """
+
+    temperature: Array | np.ndarray
+    top_k: Array | np.ndarray
+    top_p: Array | np.ndarray
+    allowed: Array | np.ndarray
+    seeds: Array | np.ndarray
+
+
+def sampling_arrays(
+    config: SamplingConfig, allowed: np.ndarray, seeds: np.ndarray
+) -> SamplingArrays:
+    """The arrays of a configuration; `allowed` (V,) bool, `seeds` (B,) uint32."""
+    top_k = len(allowed) if config.top_k is None else min(config.top_k, len(allowed))
+    return SamplingArrays(
+        np.float32(config.temperature), np.int32(top_k), np.float32(config.top_p), allowed, seeds
+    )
+
+
+def allowed_ids(vocabulary: Vocabulary, modality: Modality | None) -> np.ndarray:
+    """Which ids a model may make: bool (vocabulary.size,).
+
+    Args:
+      vocabulary: the id space.
+      modality: "speech": units and eos; "text": text pieces and eos; None: both, and mode tokens.
+        bos and the reserved ids are never made.
+
+    Raises:
+      ValueError: unknown modality.
+    """
+    choices = get_args(Modality)
+    require(modality is None or modality in choices, "modality", modality, f"None or {choices}")
+    ids = np.arange(vocabulary.size)
+    allowed = ids == vocabulary.eos_id
+    if modality != "text":
+        allowed |= vocabulary.is_unit(ids)
+    if modality != "speech":
+        allowed |= vocabulary.is_text(ids)
+    if modality is None:
+        allowed |= (ids == vocabulary.text_mode_id) | (ids == vocabulary.speech_mode_id)
+    return allowed
+
+
+def sample(logits: Array, positions: Array, sampling: SamplingArrays) -> Array:
+    """Draws a token for every row, from (seed, position, logits) of the row alone.
+
+    Args:
+      logits: (B, V) float32.
+      positions: (B,) int32, of the tokens to be drawn.
+      sampling: how.
+
+    Returns:
+      (B,) int32.
+    """
+    logits = jnp.where(sampling.allowed, logits, -jnp.inf)
+
+    def draw() -> Array:
+        # The highest becomes 0, so that no temperature makes it overflow.
+        scaled = (logits - logits.max(-1, keepdims=True)) / sampling.temperature
+        scaled = jnp.where(sampling.allowed, scaled, -jnp.inf)
+        is_limited = (sampling.top_k < logits.shape[-1]) | (sampling.top_p < 1)
+        scaled = jax.lax.cond(
+            is_limited, lambda: truncate(scaled, sampling.top_k, sampling.top_p), lambda: scaled
+        )
+
+        def draw_row(seed: Array, position: Array, row: Array) -> Array:
+            return jax.random.categorical(jax.random.fold_in(jax.random.key(seed), position), row)
+
+        return jax.vmap(draw_row)(sampling.seeds, positions, scaled)
+
+    greedy = jnp.argmax(logits, axis=-1)
+    return jax.lax.cond(sampling.temperature > 0, draw, lambda: greedy).astype(jnp.int32)
+
+
+def truncate(logits: Array, top_k: Array | int, top_p: Array | float) -> Array:
+    """Sets all but the most probable tokens to −inf; at least one stays.
+
+    Args:
+      logits: (B, V) float32.
+      top_k: how many may stay, at least 1; of equal ones the lower ids.
+      top_p: of those the smallest number that has this share of their probability.
+
+    Returns:
+      (B, V) float32.
+    """
+    order = jnp.argsort(-logits, axis=-1, stable=True)
+    ranked = jnp.take_along_axis(logits, order, axis=-1)
+    ranks = jnp.arange(logits.shape[-1])
+    ranked = jnp.where(ranks < top_k, ranked, -jnp.inf)
+    probabilities = jax.nn.softmax(ranked, axis=-1)
+    before = jnp.cumsum(probabilities, axis=-1) - probabilities
+    stays = (ranks == 0) | ((ranks < top_k) & ((before < top_p) | (top_p >= 1)))
+    stays = jnp.take_along_axis(stays, jnp.argsort(order, axis=-1), axis=-1)
+    return jnp.where(stays, logits, -jnp.inf)
