@@ -70,7 +70,7 @@ class Chip(NamedTuple):
 # interconnect bandwidth per chip (v4: 2400 Gb/s one way), data center network bandwidth per chip
 # (v5e and v6e: of a pod, over its 256 chips). By `device_kind`.
 _CHIPS: dict[str, Chip] = {
-    "TPU v4": Chip("v4", 275e12, 32 * _GIB, 1228e9, 300e9, None),
+    "TPU v4": Chip("v4", 275e12, 32 * _GIB, 1200e9, 300e9, None),
     "TPU v5 lite": Chip("v5e", 197e12, 16 * _GIB, 819e9, 200e9, 6.4e12 / 8 / 256),
     "TPU v5": Chip("v5p", 459e12, 95 * _GIB, 2765e9, 600e9, 50e9 / 8),
     "TPU v6 lite": Chip("v6e", 918e12, 32 * _GIB, 1600e9, 400e9, 25.6e12 / 8 / 256),
