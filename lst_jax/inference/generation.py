@@ -60,12 +60,14 @@ class GenerationLimits:
       max_units: speech units of a continuation (25 are a second); None: no limit of their own.
       max_patches: the model's context in patches (tokens for the baseline), prompt included; a
         token that would begin one more stops the row. None: no limit.
+      min_tokens: tokens that are made before eos may be.
       stop_at_mode: whether a mode token stops it too.
     """
 
     max_tokens: int = 256
     max_units: int | None = None
     max_patches: int | None = None
+    min_tokens: int = 0
     stop_at_mode: bool = False
 
     def __post_init__(self) -> None:
@@ -74,6 +76,8 @@ class GenerationLimits:
             optional = value is None and name != "max_tokens"
             whole = isinstance(value, int) and 0 < value < _UNLIMITED
             require(optional or whole, name, value, "a positive integer")
+        whole = isinstance(self.min_tokens, int) and 0 <= self.min_tokens < _UNLIMITED
+        require(whole, "min_tokens", self.min_tokens, "an integer, at least 0")
 
 
 class Steps(NamedTuple):
@@ -339,6 +343,9 @@ def _generate_function(
         params: Any, state: State, stop: Array, sampling: SamplingArrays, limits: _Limits
     ) -> tuple[State, dict[str, Array]]:
         def choose(logits: Array, now: Progress) -> Array:
+            is_early = now.made < limits.min_tokens
+            eos = jnp.arange(logits.shape[1]) == decoder.vocabulary.eos_id
+            logits = jnp.where(is_early[:, None] & eos, -jnp.inf, logits)
             return sample(logits, now.state.length, sampling)
 
         def stop_rule(tokens: Array, now: Progress) -> Array:
@@ -386,6 +393,7 @@ class _Limits(NamedTuple):
     max_tokens: Array | np.ndarray
     max_units: Array | np.ndarray
     max_patches: Array | np.ndarray
+    min_tokens: Array | np.ndarray
     stop_at_mode: Array | np.ndarray
 
 
@@ -394,6 +402,7 @@ def _limit_arrays(limits: GenerationLimits) -> _Limits:
         np.int32(limits.max_tokens),
         np.int32(limits.max_units or _UNLIMITED),
         np.int32(limits.max_patches or _UNLIMITED),
+        np.int32(limits.min_tokens),
         np.bool_(limits.stop_at_mode),
     )
 

@@ -98,6 +98,12 @@ def test_a_row_comes_out_the_same_in_any_batch_and_at_any_place(case):
     assert other[0].tokens.tolist() != alone[0].tokens.tolist()
 
 
+def test_a_row_comes_out_the_same_in_a_batch_of_another_size():
+    prompts, sampling = prompts_of_any_kind(5), {"temperature": 1.0}
+    together = run("baseline", prompts, sampling=sampling)
+    assert_same(run("baseline", prompts, sampling=sampling, batch_rows=1), together)
+
+
 @both
 def test_seeds_count_from_zero_and_repeat(case):
     prompts, sampling = prompts_of_any_kind(2), {"temperature": 1.0}
@@ -172,6 +178,17 @@ def test_a_full_context_stops_a_row(case):
 
 
 @both
+def test_eos_does_not_come_too_early(case):
+    prompts, hot = [speech_prompt(3)] * ROWS * 10, {"temperature": 30.0}
+    sizes = {}
+    for min_tokens in (0, 9):
+        limits = {"min_tokens": min_tokens}
+        made = run(case, prompts, sampling=hot, limits=limits, modality="speech")
+        sizes[min_tokens] = [len(g.tokens) for g in made if g.stop_reason == "eos"]
+    assert min(sizes[0]) < 9 and min(sizes[9]) >= 10
+
+
+@both
 def test_a_mode_token_goes_on_unless_it_is_to_stop(case):
     params = parameters(case)
     kernel = np.array(params["output_kernel"])
@@ -232,6 +249,7 @@ def test_impossible_prompts_are_named(case, prompt, named):
         ({"limits": {"max_tokens": None}}, "max_tokens=None"),
         ({"limits": {"max_units": -5}}, "max_units=-5"),
         ({"limits": {"max_patches": 1.5}}, "max_patches=1.5"),
+        ({"limits": {"min_tokens": -1}}, "min_tokens=-1"),
     ],
 )
 def test_impossible_settings_are_named(settings, named):
