@@ -40,7 +40,7 @@ from experiments.report import (
     read_spoken_examples,
     write_report,
 )
-from lst_jax.trained_model import load_trained_model
+from lst_jax.evaluation.choices import format_rows
 from lst_jax.evaluation.story_completion import (
     DIRECTIONS,
     StoryCompletionResult,
@@ -50,6 +50,7 @@ from lst_jax.evaluation.story_completion import (
 from lst_jax.inference.scoring import ScoringShape
 from lst_jax.metrics import format_duration, read_records
 from lst_jax.models import count_parameters
+from lst_jax.trained_model import load_trained_model
 from lst_jax.trainer import NonFiniteLossError
 
 GIN_FILES = (
@@ -252,18 +253,7 @@ def format_results(reports: list[ModelReport]) -> str:
             ]
         )
     costs = [list(COST_HEADER), *(cost_row(model) for model in reports)]
-    return f"\n{_align(rows)}\n\n{_align(costs)}"
-
-
-def _align(rows: list[list[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    )
+    return f"\n{format_rows(rows, 1)}\n\n{format_rows(costs, 1)}"
 
 
 def _digest(path: pathlib.Path) -> str:

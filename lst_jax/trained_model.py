@@ -33,6 +33,8 @@ class TrainedModel:
       tokenizer: the text tokenizer.
       patching: how it was trained.
       visibility: its visibility rule.
+      context_patches: patch slots of the rows that it was trained on, the longest context that it
+        knows; None where its description does not say.
       checkpoint: directory that the parameters came from; its name is the step.
     """
 
@@ -43,6 +45,7 @@ class TrainedModel:
     tokenizer: TextTokenizer
     patching: PatchingConfig
     visibility: Visibility
+    context_patches: int | None
     checkpoint: pathlib.Path
 
     @property
@@ -83,5 +86,6 @@ def load_trained_model(
         tokenizer=tokenizer,
         patching=PatchingConfig(**description.data["patching"]),
         visibility=description.data["visibility"],
+        context_patches=description.data.get("patches_per_row"),
         checkpoint=checkpoint,
     )

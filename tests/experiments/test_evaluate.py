@@ -14,7 +14,6 @@ import optax
 import pytest
 import sentencepiece
 
-from lst_jax.trained_model import load_trained_model
 from lst_jax.checkpoints import Checkpointer, ModelDescription, find_checkpoint, write_description
 from lst_jax.config import LSTConfig, baseline_of
 from lst_jax.evaluation.story_completion import (
@@ -27,6 +26,7 @@ from lst_jax.models import build_model
 from lst_jax.patching import PatchingConfig
 from lst_jax.sharding import MeshConfig, make_mesh
 from lst_jax.train_state import init_state
+from lst_jax.trained_model import load_trained_model
 from lst_jax.vocabulary import TextTokenizer
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -71,6 +71,7 @@ def write_run(workdir, kind, tokenizer):
     data = {
         "tokenizer": str(tokenizer.model_path),
         "visibility": "causal",
+        "patches_per_row": 128,
         "patching": dataclasses.asdict(patching),
     }
     write_description(workdir, ModelDescription(config, vocabulary, tokenizer.fingerprint, data))

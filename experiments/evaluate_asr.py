@@ -1,0 +1,41 @@
+r"""Word and character error rates of models fine-tuned for recognition.
+
+    python -m experiments.evaluate_asr --checkpoint=runs/asr_lst --checkpoint=runs/asr_baseline \
+        --data=test.jsonl --output=asr.json
+
+prints a line per model and writes the same, with every utterance, as JSON. The data are spoken
+texts (`docs/formats.md`); texts are normalised before they are compared
+(`lst_jax/evaluation/error_rates.py`); costs are in units (`lst_jax/evaluation/speech_tasks.py`).
+"""
+
+from __future__ import annotations
+
+from absl import flags
+
+from experiments import cli, speech_evaluation
+from lst_jax.evaluation.speech_tasks import judge
+from lst_jax.inference.speech_tasks import recognise
+
+speech_evaluation.define_flags()
+_MAX_TOKENS = flags.DEFINE_integer("max_tokens", 256, "Text tokens of an answer.", lower_bound=1)
+
+
+def main(argv: list[str]) -> None:
+    """Evaluates as the flags say."""
+    cli.check_no_arguments(argv)
+    evaluation = speech_evaluation.SpeechEvaluation()
+    utterances = [item.units for item in evaluation.spoken]
+    for trained in evaluation.models():
+        answers = recognise(
+            trained,
+            utterances,
+            max_tokens=_MAX_TOKENS.value,
+            batch_rows=flags.FLAGS.batch_rows,
+        )
+        texts = [answer.text for answer in answers]
+        evaluation.add(trained, judge(evaluation.spoken, texts, answers))
+    evaluation.finish()
+
+
+if __name__ == "__main__":
+    cli.run_main(main)

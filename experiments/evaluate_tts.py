@@ -1,0 +1,92 @@
+r"""What a recogniser understands of speech made by models fine-tuned for synthesis.
+
+    python -m experiments.evaluate_tts --checkpoint=runs/tts_lst --checkpoint=runs/tts_baseline \
+        --recogniser_checkpoint=runs/asr_lst --data=test.jsonl --output=tts.json
+
+prints a line per model, and one for what the recogniser understands of the data's own speech, and
+writes the same, with every utterance, as JSON. In place of a model the recogniser may be a command,
+`--recogniser_command='transcribe {wav}'` (with `--encoder`, for the vocoder), or a Python function
+from the units of utterances to their texts, `--recogniser=package.module:function`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from absl import flags
+
+from data_pipelines.vocoder import MelVocoder
+from experiments import cli, speech_evaluation
+from experiments.recognisers import (
+    Recogniser,
+    command_recogniser,
+    function_recogniser,
+    model_recogniser,
+)
+from lst_jax.evaluation.speech_tasks import error_cells, error_rates, judge
+from lst_jax.inference.sampling import SamplingConfig
+from lst_jax.inference.speech_tasks import synthesise
+from lst_jax.trained_model import load_trained_model
+
+_FRAME_RATE = 25
+_RECOGNISERS = ("recogniser_checkpoint", "recogniser_command", "recogniser")
+
+speech_evaluation.define_flags()
+flags.DEFINE_string(_RECOGNISERS[0], None, "Run that is fine-tuned for recognition.")
+flags.DEFINE_string(_RECOGNISERS[1], None, "Command that prints what it hears in {wav}.")
+flags.DEFINE_string(_RECOGNISERS[2], None, "Python function, package.module:function.")
+_ENCODER = flags.DEFINE_string("encoder", None, "The units' encoder.npz, for the vocoder.")
+_MAX_SECONDS = flags.DEFINE_float("max_seconds", 30.0, "Of an answer, at 25 units a second.", 0.04)
+_TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 takes the most probable unit.")
+_TOP_K = flags.DEFINE_integer("top_k", None, "Draw from the k most probable units.")
+_TOP_P = flags.DEFINE_float("top_p", 1.0, "Draw from the most probable units of this share.")
+
+
+def main(argv: list[str]) -> None:
+    """Evaluates as the flags say."""
+    cli.check_no_arguments(argv)
+    sampling = SamplingConfig(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value)
+    given = _given_recogniser()
+    evaluation = speech_evaluation.SpeechEvaluation()
+    understand = _make_recogniser(given)
+    for trained in evaluation.models():
+        answers = synthesise(
+            trained,
+            [item.text for item in evaluation.spoken],
+            sampling=sampling,
+            max_units=round(_MAX_SECONDS.value * _FRAME_RATE),
+            batch_rows=flags.FLAGS.batch_rows,
+        )
+        heard = understand([answer.units for answer in answers])
+        evaluation.add(trained, judge(evaluation.spoken, heard, answers))
+    own = error_rates(evaluation.spoken, understand([item.units for item in evaluation.spoken]))
+    count = str(len(evaluation.spoken))
+    evaluation.add_row(["the data's own speech", count, *error_cells(own)])
+    recogniser = {given: flags.FLAGS[given].value, "sampling": dataclasses.asdict(sampling)}
+    evaluation.finish(**recogniser, own_speech=dataclasses.asdict(own))
+
+
+def _given_recogniser() -> str:
+    """The name of the flag that names the recogniser."""
+    given = [name for name in _RECOGNISERS if flags.FLAGS[name].value]
+    if len(given) != 1:
+        expected = ", ".join(f"--{name}" for name in _RECOGNISERS)
+        raise ValueError(f"recognisers given: {len(given)}, expected exactly one of {expected}")
+    return given[0]
+
+
+def _make_recogniser(flag: str) -> Recogniser:
+    value = flags.FLAGS[flag].value
+    if flag == "recogniser":
+        return function_recogniser(value)
+    if flag == "recogniser_command":
+        return command_recogniser(
+            value, MelVocoder.load(_ENCODER.value) if _ENCODER.value else None
+        )
+    return model_recogniser(
+        load_trained_model(value, flags.FLAGS.tokenizer), flags.FLAGS.batch_rows
+    )
+
+
+if __name__ == "__main__":
+    cli.run_main(main)

@@ -1,0 +1,85 @@
+"""What turns synthesised speech into text: a trained model, a command, or a Python function."""
+
+from __future__ import annotations
+
+import importlib
+import pathlib
+import shlex
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from data_pipelines.audio import write_wav
+from data_pipelines.vocoder import UnitVocoder
+from lst_jax.inference.speech_tasks import recognise
+from lst_jax.trained_model import TrainedModel
+
+# From the units of utterances, (U,) int32 each, to their texts.
+Recogniser = Callable[[Sequence[np.ndarray]], Sequence[str]]
+
+_WAV = "{wav}"
+
+
+def model_recogniser(trained: TrainedModel, batch_rows: int) -> Recogniser:
+    """A model that was fine-tuned for recognition."""
+
+    def run(utterances: Sequence[np.ndarray]) -> list[str]:
+        return [answer.text for answer in recognise(trained, utterances, batch_rows=batch_rows)]
+
+    return run
+
+
+def command_recogniser(command: str, vocoder: UnitVocoder | None) -> Recogniser:
+    """A command that prints what it understands of one utterance.
+
+    Args:
+      command: with `{wav}` where the name of a wav file goes; without it, the command reads units,
+        numbers apart by spaces, from its standard input.
+      vocoder: makes the wav files.
+
+    Raises:
+      ValueError: the command wants sound and there is no vocoder, or it cannot be parsed.
+    """
+    words = shlex.split(command)
+    if not words:
+        raise ValueError(f"recogniser_command is {command!r}, expected a command")
+    takes_sound = any(_WAV in word for word in words)
+    if takes_sound and vocoder is None:
+        raise ValueError(f"recogniser_command is {command!r}; {_WAV} needs --encoder for a vocoder")
+
+    def run_one(units: np.ndarray, folder: str) -> str:
+        wav, given = pathlib.Path(folder) / "utterance.wav", " ".join(map(str, units.tolist()))
+        if takes_sound:
+            write_wav(wav, vocoder.decode(units), vocoder.sample_rate)
+        filled = [word.replace(_WAV, str(wav)) for word in words]
+        done = subprocess.run(filled, input=given, capture_output=True, text=True, check=False)
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+            raise ValueError(f"recogniser_command failed with status {done.returncode}: {reason}")
+        return done.stdout.strip()
+
+    def run(utterances: Sequence[np.ndarray]) -> list[str]:
+        with tempfile.TemporaryDirectory() as folder:
+            return [run_one(units, folder) for units in utterances]
+
+    return run
+
+
+def function_recogniser(name: str) -> Recogniser:
+    """A Python function `package.module:function` from units of utterances to their texts.
+
+    Raises:
+      ValueError: there is no such function.
+    """
+    module, _, function = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"recogniser is {name!r}, expected package.module:function ({error})"
+        ) from error
+    if not callable(found):
+        raise ValueError(f"recogniser is {name!r}, expected a function")
+    return found

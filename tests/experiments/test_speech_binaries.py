@@ -1,0 +1,156 @@
+"""The binaries that make speech and text: recognition, synthesis, continuation."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from data_pipelines.audio import read_wav, write_wav
+from data_pipelines.units import MelFeatures, MelKMeansEncoder
+from tests.experiments.test_evaluate import ROOT, UNIT_COUNT, write_run, write_tokenizer
+
+TEXT = "ann lost her key she found it a bed"
+RECOGNISER = "def hear(utterances):\n    return ['ann lost her key' for _ in utterances]\n"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Untrained models, utterances, an encoder of noise, sound, and a recogniser."""
+    folder = tmp_path_factory.mktemp("speech")
+    tokenizer = write_tokenizer(folder / "words.model", TEXT)
+    for kind in ("lst", "baseline"):
+        write_run(folder / kind, kind, tokenizer)
+    rng = np.random.default_rng(0)
+    lines = [
+        {"id": f"u{i}", "text": "Ann lost her key.", "units": rng.integers(0, 9, n).tolist()}
+        for i, n in enumerate((9, 21, 12))
+    ]
+    (folder / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    features = MelFeatures()
+    noise = rng.normal(0, 0.1, features.sample_rate * 2).astype(np.float32)
+    frames = features.log_mels(noise, features.sample_rate)
+    labels = [f"sound {i % 9}" for i in range(len(frames))]
+    encoder = MelKMeansEncoder.fit(features, [frames], [labels], unit_count=UNIT_COUNT, width=4)
+    encoder.save(folder / "encoder.npz")
+    write_wav(folder / "noise.wav", noise, features.sample_rate)
+    (folder / "broken.wav").write_bytes(b"RIFF nothing")
+    (folder / "recognisers.py").write_text(RECOGNISER)
+    return folder
+
+
+def run(folder, binary, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", f"experiments.{binary}", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{folder}", "XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def results(folder, done, name):
+    assert done.returncode == 0, done.stderr
+    return json.loads((folder / name).read_text())["results"]
+
+
+def test_recognition_counts_errors_and_units_of_each_model(place):
+    arguments = ("--checkpoint=lst", "--checkpoint=baseline", "--data=data.jsonl")
+    done = run(place, "evaluate_asr", *arguments, "--max_tokens=12", "--output=asr.json")
+    lst, baseline = results(place, done, "asr.json")
+    # Patches of three: bos, `<s>`, ⌈U / 3⌉ patches, `<t>`.
+    assert lst["context_units"] == sum(3 + n // 3 for n in (9, 21, 12))
+    assert baseline["context_units"] == lst["context_tokens"] == baseline["context_tokens"]
+    for result in (lst, baseline):
+        utterances = result["errors"]["utterances"]
+        assert [u["words"] for u in utterances] == [4, 4, 4]
+        rate = result["errors"]["wer"]
+        assert rate["rate"] == sum(u["word_errors"] for u in utterances) / 12
+        assert rate["interval"][0] <= rate["rate"] <= rate["interval"][1]
+    table = done.stdout.splitlines()
+    assert len(table) == 3 and table[0].split()[:4] == ["model", "n", "WER", "CER"]
+
+
+@pytest.mark.parametrize(
+    "recogniser",
+    [
+        "--recogniser=recognisers:hear",
+        "--recogniser_command=sh -c 'test -s {wav} && echo ANN lost her key!'",
+        "--recogniser_checkpoint=lst",
+    ],
+    ids=["function", "command", "model"],
+)
+def test_synthesis_is_judged_by_any_recogniser(place, recogniser):
+    done = run(
+        place,
+        "evaluate_tts",
+        *("--checkpoint=lst", "--data=data.jsonl", "--limit=2", "--max_seconds=1"),
+        *("--encoder=encoder.npz", "--output=tts.json", recogniser),
+    )
+    (result,) = results(place, done, "tts.json")
+    assert len(result["errors"]["utterances"]) == 2
+    assert result["generation_units"] < result["generation_tokens"] <= 2 * 26
+    if "checkpoint" not in recogniser:
+        assert result["errors"]["wer"]["rate"] == 0
+    assert "the data's own speech" in done.stdout
+
+
+def test_continuations_are_printed_and_written(place):
+    (place / "prompts.jsonl").write_text('{"id": "mine", "units": [1, 2, 3]}\n')
+    done = run(
+        place,
+        "generate",
+        *("--checkpoint=lst", "--text=ann lost", "--wav=noise.wav", "--prompts=prompts.jsonl"),
+        *("--encoder=encoder.npz", "--output=out", "--max_seconds=1", "--max_tokens=20"),
+        *("--samples=2", "--temperature=1", "--top_p=1"),
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (place / "out/continuations.jsonl").open()]
+    assert [line["id"] for line in lines].count("mine") == 2
+    assert len(lines) == len(done.stdout.splitlines()) == 6
+    for line in lines:
+        kinds = {kind for segment in line["segments"] for kind in segment}
+        assert kinds <= ({"text"} if line["prompt"] == "ann lost" else {"units"})
+        if line["wav"]:
+            units = sum(len(segment["units"]) for segment in line["segments"])
+            rate = MelFeatures().sample_rate
+            assert len(read_wav(place / "out" / line["wav"], rate)) == units * rate // 25
+    first, second = (line for line in lines if line["id"] == "mine")
+    assert first["segments"] != second["segments"]
+
+
+LST = ("--checkpoint=lst",)
+MISTAKES = {
+    "no prompt": ("generate", LST, "no prompt, expected --text"),
+    "empty prompt": ("generate", (*LST, "--text= "), "text is ' ', expected words"),
+    "long prompt": ("generate", (*LST, "--units=" + "1," * 3000), "the context"),
+    "unit": ("generate", (*LST, "--units=3,9"), "expected 0 … 8"),
+    "no sound": ("generate", (*LST, "--wav=broken.wav", "--encoder=encoder.npz"), "broken.wav"),
+    "no encoder": ("generate", (*LST, "--wav=noise.wav"), "needs --encoder"),
+    "temperature": ("generate", (*LST, "--text=ann", "--temperature=-1"), "temperature"),
+    "no recogniser": ("evaluate_tts", (*LST, "--data=data.jsonl"), "expected exactly one of"),
+    "function": (
+        "evaluate_tts",
+        (*LST, "--data=data.jsonl", "--recogniser=recognisers:nothing"),
+        "expected package.module:function",
+    ),
+    "command": (
+        "evaluate_tts",
+        (*LST, "--data=data.jsonl", "--limit=1", "--max_seconds=1", "--recogniser_command=false"),
+        "failed with status 1",
+    ),
+    "no checkpoint": ("evaluate_asr", ("--checkpoint=no", "--data=data.jsonl"), "no run there"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_end_with_one_clear_line(place, mistake):
+    binary, arguments, message = MISTAKES[mistake]
+    done = run(place, binary, *arguments)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
