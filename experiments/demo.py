@@ -4,9 +4,10 @@ r"""The whole road in one command: corpus, training, evaluation, report.
 
 builds the built-in corpus (spoken short stories), trains the LST with the curriculum and the
 unpatched baseline under the same budget (steps, and units a step), measures story completion in
-all four directions and writes `report.html`. What was interrupted continues where it was when the
-same command is given again. Training is that of `experiments.train` with the files of `GIN_FILES`;
-`--gin.NAME=VALUE` changes a setting of both models.
+all four directions, fine-tunes the LST for a minute each to transcribe and to speak, and writes
+`report.html`. What was interrupted continues where it was when the same command is given again.
+Training is that of `experiments.train` with the files of `GIN_FILES`; `--gin.NAME=VALUE` changes a
+setting of all models.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ from data_pipelines.microworld.build import (
     MicroworldPaths,
     build_corpus,
 )
+from data_pipelines.vocoder import MelVocoder
 from experiments import cli, gin_config
+from experiments.demo_speech import SpeechExample, make_speech_examples
 from experiments.experiment import run_experiment
 from experiments.outputs import make_progress_printer, write_json
 from experiments.report import (
@@ -44,6 +47,7 @@ from lst_jax.evaluation.choices import format_rows
 from lst_jax.evaluation.story_completion import (
     DIRECTIONS,
     StoryCompletionResult,
+    StoryExample,
     evaluate_story_completion,
     read_story_examples,
 )
@@ -64,13 +68,22 @@ MODELS = (
     ("lst", "LST (curriculum)", ()),
     ("baseline", "Baseline (no patches)", (BASELINE_FILE,)),
 )
+# What the LST is fine-tuned for: directory under the workdir, and its run file.
+TASKS = {
+    "lst_asr": "experiments/configs/runs/asr.gin",
+    "lst_tts": "experiments/configs/runs/tts.gin",
+}
+FINETUNE_FILE = "experiments/configs/runs/demo_finetune.gin"
 # Share of the whole time that each stage takes on two cores, for the time that is left.
 _SHARES = {
-    "corpus": 0.1,
-    "train lst": 0.5,
-    "train baseline": 0.26,
-    "evaluate lst": 0.06,
-    "evaluate baseline": 0.07,
+    "corpus": 0.08,
+    "train lst": 0.41,
+    "train baseline": 0.21,
+    "train lst_asr": 0.08,
+    "train lst_tts": 0.08,
+    "evaluate lst": 0.05,
+    "evaluate baseline": 0.06,
+    "speak": 0.02,
     "report": 0.01,
 }
 _EVALUATION_ROWS = ScoringShape(batch_rows=8, patches_per_row=512)
@@ -135,34 +148,44 @@ def main(argv: list[str]) -> None:
         fit_stories=min(MicroworldConfig.fit_stories, _SPEECH_STORIES.value),
     )
     corpus = build_corpus(config, workdir / "corpus")
+    base = workdir / MODELS[0][0]
     try:
         for directory, _, files in MODELS:
             clock.begin(f"train {directory}")
-            train_model(workdir / directory, corpus, files)
+            train_model(workdir / directory, corpus, (*GIN_FILES, *files))
+        for directory, file in TASKS.items():
+            clock.begin(f"train {directory}")
+            files = (*GIN_FILES[:2], file, FINETUNE_FILE)
+            train_model(workdir / directory, corpus, files, INITIAL_CHECKPOINT=base)
     except NonFiniteLossError as error:
         sys.exit(f"error: {error}")
     reports = []
     for directory, name, _ in MODELS:
         clock.begin(f"evaluate {directory}")
         reports.append(evaluate_model(workdir / directory, name, corpus))
+    clock.begin("speak")
+    speech = speak(workdir, corpus)
     clock.begin("report")
-    path = report(workdir, corpus, reports)
+    path = report(workdir, corpus, reports, speech)
     print(format_results(reports), flush=True)
     print(f"\nreport: {path}", flush=True)
 
 
 def train_model(
-    workdir: pathlib.Path, corpus: MicroworldPaths, further_files: tuple[str, ...]
+    workdir: pathlib.Path,
+    corpus: MicroworldPaths,
+    files: tuple[str, ...],
+    **macros: pathlib.Path,
 ) -> None:
     """Trains a model to the end; exits where a signal stopped it on the way."""
-    bindings = [
-        *flags.FLAGS["gin_binding"].value,
-        f"TOKENIZER={corpus.tokenizer.absolute()}",
-        f"SPEECH_RECORDS={corpus.speech_records.absolute()}",
-        f"TEXT_RECORDS={corpus.text_records.absolute()}",
-    ]
-    files = [*GIN_FILES, *further_files, *flags.FLAGS["gin_file"].value]
-    gin_config.parse(files, bindings)
+    macros |= {
+        "TOKENIZER": corpus.tokenizer,
+        "SPEECH_RECORDS": corpus.speech_records,
+        "TEXT_RECORDS": corpus.text_records,
+    }
+    paths = [f"{name}={path.absolute()}" for name, path in macros.items()]
+    bindings = [*flags.FLAGS["gin_binding"].value, *paths]
+    gin_config.parse([*files, *flags.FLAGS["gin_file"].value], bindings)
     experiment = gin_config.build_experiment()
     result = run_experiment(experiment, workdir, gin.operative_config_str)
     if not result.finished:
@@ -202,21 +225,46 @@ def evaluate_model(workdir: pathlib.Path, name: str, corpus: MicroworldPaths) ->
     )
 
 
+def speak(workdir: pathlib.Path, corpus: MicroworldPaths) -> list[SpeechExample]:
+    """The examples of speech continued, transcribed and spoken."""
+    names = ("base", "asr", "tts")
+    directories = (MODELS[0][0], *TASKS)
+    models = {
+        name: load_trained_model(workdir / directory)
+        for name, directory in zip(names, directories, strict=True)
+    }
+    return make_speech_examples(
+        workdir / "speech",
+        models,
+        MelVocoder.load(corpus.encoder),
+        first_stories(corpus, models["base"].vocabulary.unit_count),
+    )
+
+
+def first_stories(corpus: MicroworldPaths, unit_count: int) -> list[StoryExample]:
+    """The first item of each test set."""
+    sets = [corpus.test_set(kind) for kind in TEST_SETS]
+    examples = read_story_examples(sets, unit_count)
+    return [next(group) for _, group in itertools.groupby(examples, lambda x: x.set_name)]
+
+
 def report(
-    workdir: pathlib.Path, corpus: MicroworldPaths, reports: list[ModelReport]
+    workdir: pathlib.Path,
+    corpus: MicroworldPaths,
+    reports: list[ModelReport],
+    speech: list[SpeechExample],
 ) -> pathlib.Path:
     """Writes `results.json` and `report.html`, whose path is returned."""
     trained = load_trained_model(workdir / MODELS[0][0])
-    sets = [corpus.test_set(kind) for kind in TEST_SETS]
-    examples = read_story_examples(sets, trained.vocabulary.unit_count)
-    first_of_sets = [next(group) for _, group in itertools.groupby(examples, lambda x: x.set_name)]
     path = workdir / "report.html"
     write_report(
         path,
         reports,
         json.loads(corpus.stats.read_text(encoding="utf-8")),
         read_spoken_examples(corpus.examples),
-        first_of_sets,
+        first_stories(corpus, trained.vocabulary.unit_count),
+        speech,
+        workdir / "speech",
         trained.tokenizer,
         trained.patching.patch_size,
     )

@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 
 from data_pipelines.interleaving import speech_example
 from data_pipelines.records import Utterance, make_utterance
+from experiments.demo_speech import SpeechExample
 from lst_jax.evaluation.story_completion import StoryCompletionResult, StoryExample
 from lst_jax.metrics import Record, format_duration
 from lst_jax.patching import PatchingConfig, patch_document
@@ -117,6 +118,8 @@ def write_report(
     corpus: Mapping[str, Any],
     spoken: Sequence[SpokenExample],
     stories: Sequence[StoryExample],
+    speech: Sequence[SpeechExample],
+    speech_directory: pathlib.Path,
     tokenizer: TextTokenizer,
     patch_size: int,
 ) -> None:
@@ -128,6 +131,8 @@ def write_report(
       corpus: its `stats.json`.
       spoken: utterances to play; the first is drawn.
       stories: one example item of each test set.
+      speech: what the models said and heard.
+      speech_directory: of its wav files.
       tokenizer: the text tokenizer.
       patch_size: of the static patches drawn.
     """
@@ -146,6 +151,12 @@ def write_report(
         " interval lies above chance. Prompt → ending, S speech, T text; the ending with the"
         " highest likelihood wins. Speech patches are static at test time.</p>",
         *(_story_html(story) for story in stories),
+        "<h2>Speech in and out</h2>",
+        *(_speech_html(example, speech_directory) for example in speech),
+        _figure_html(spectrogram_figure(speech, speech_directory)),
+        "<p class='note'>All sound is made of units, by the built-in vocoder, so what is said to a"
+        " model sounds as it hears it. The recogniser is the same small model after a minute of"
+        " fine-tuning; it guesses where it does not understand.</p>",
         "<h2>What was spent</h2>",
         _cost_table(models),
         "<h2>Training</h2>",
@@ -161,6 +172,24 @@ def write_report(
     ]
     page = _PAGE.format(title="lst-jax: story completion", body="\n".join(body))
     path.write_text(page, encoding="utf-8")
+
+
+def spectrogram_figure(speech: Sequence[SpeechExample], directory: pathlib.Path) -> Figure:
+    """A spectrogram of every clip, all on one scale of time."""
+    clips = [clip for example in speech for clip in example.clips]
+    figure, axes = plt.subplots(
+        len(clips), 1, figsize=(10, 1.5 * len(clips)), sharex=True, layout="constrained"
+    )
+    for axis, clip in zip(np.atleast_1d(axes), clips, strict=True):
+        samples, sample_rate = _read_wav((directory / clip.wav).read_bytes())
+        # A spectrogram wants a window at least; what is silent has no logarithm.
+        padded = np.pad(samples.astype(np.float32), (0, 512)) + 1e-3
+        axis.specgram(padded, NFFT=512, Fs=sample_rate, noverlap=256, vmin=-40, cmap="magma")
+        axis.set_ylim(0, 6000)
+        axis.set_ylabel("Hz")
+        axis.set_title(clip.label, loc="left", fontsize=9)
+    np.atleast_1d(axes)[-1].set_xlabel("seconds")
+    return figure
 
 
 def loss_figure(models: Sequence[ModelReport]) -> Figure:
@@ -361,9 +390,25 @@ def _story_html(story: StoryExample) -> str:
 
 
 def _sound_html(example: SpokenExample) -> str:
-    data = base64.b64encode(example.wav).decode()
-    source = f"data:audio/wav;base64,{data}"
-    return f"<audio controls src='{source}'></audio><span>{html.escape(example.text)}</span>"
+    return f"{_audio(example.wav)}<span>{html.escape(example.text)}</span>"
+
+
+def _speech_html(example: SpeechExample, directory: pathlib.Path) -> str:
+    lines = "".join(
+        f"<li><b>{html.escape(label)}:</b> {html.escape(text)}</li>"
+        for label, text in example.lines
+    )
+    clips = "".join(
+        f"{_audio((directory / clip.wav).read_bytes())}<span>{html.escape(clip.label)}</span>"
+        for clip in example.clips
+    )
+    title = html.escape(example.title)
+    return f"<h3>{title}</h3><ul>{lines}</ul><div class='sound'>{clips}</div>"
+
+
+def _audio(wav: bytes) -> str:
+    data = base64.b64encode(wav).decode()
+    return f"<audio controls src='data:audio/wav;base64,{data}'></audio>"
 
 
 def _figure_html(figure: Figure) -> str:

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 
+from data_pipelines.audio import read_wav
 from data_pipelines.records import make_utterance
 from experiments.report import SpokenExample, patch_rows, read_spoken_examples
 from lst_jax.vocabulary import TextTokenizer
@@ -60,8 +61,8 @@ def test_the_table_has_every_set_and_direction_and_both_costs(demo):
 
 def test_the_report_stands_alone(demo):
     page = (demo[0] / "report.html").read_text()
-    assert page.count("<svg") == 2
-    assert page.count("data:audio/wav;base64,") >= 3
+    assert page.count("<svg") == 3
+    assert page.count("data:audio/wav;base64,") == 4 + 4  # of the corpus, and of the model
     # Nothing is fetched: links are anchors inside the page or XML namespaces.
     assert not re.search(r"(src|href)=['\"](?!data:|#)", page.replace("xlink:href", "href"))
     assert "Traceback" not in page and "nan" not in re.sub(r"<svg.*?</svg>", "", page, flags=re.S)
@@ -75,6 +76,17 @@ def test_a_second_run_does_nothing_again(demo):
     assert again.stdout[again.stdout.index("set ") :] == first[first.index("set ") :]
     changed = {p.name for p, time in before.items() if p.stat().st_mtime_ns != time}
     assert changed <= {"results.json", "model.json"}
+
+
+def test_the_model_continues_transcribes_and_speaks(demo):
+    directory = demo[0] / "speech"
+    examples = json.loads((directory / "examples.json").read_text())["examples"]
+    assert [len(example["clips"]) for example in examples] == [2, 1, 1]
+    for example in examples:
+        assert all(text for _, text in example["lines"][:1])
+        for clip in example["clips"]:
+            assert len(read_wav(directory / clip["wav"], 22050)) > 0
+    assert len(read_wav(directory / "continuation.wav", 22050)) >= 2 * 22050
 
 
 def test_patches_of_every_strategy_hold_every_unit(demo):
