@@ -44,6 +44,7 @@ from experiments.report import (
     write_report,
 )
 from lst_jax.evaluation.choices import format_rows
+from lst_jax.evaluation.spoken_texts import read_spoken_texts
 from lst_jax.evaluation.story_completion import (
     DIRECTIONS,
     StoryCompletionResult,
@@ -233,11 +234,15 @@ def speak(workdir: pathlib.Path, corpus: MicroworldPaths) -> list[SpeechExample]
         name: load_trained_model(workdir / directory)
         for name, directory in zip(names, directories, strict=True)
     }
+    unit_count = models["base"].vocabulary.unit_count
+    spoken = read_spoken_texts([corpus.spoken_texts], unit_count)
     return make_speech_examples(
         workdir / "speech",
         models,
         MelVocoder.load(corpus.encoder),
-        first_stories(corpus, models["base"].vocabulary.unit_count),
+        first_stories(corpus, unit_count)[0],
+        # Of different sets, so that they are about different things.
+        [spoken[len(spoken) // 3], spoken[-1]],
     )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from data_pipelines.audio import write_wav
 from data_pipelines.vocoder import MelVocoder
 from experiments.outputs import write_json
+from lst_jax.evaluation.spoken_texts import SpokenText
 from lst_jax.evaluation.story_completion import StoryExample
 from lst_jax.inference.generation import GenerationLimits, generate
 from lst_jax.inference.sampling import SamplingConfig
@@ -56,7 +57,8 @@ def make_speech_examples(
     directory: pathlib.Path,
     models: Mapping[str, TrainedModel],
     vocoder: MelVocoder,
-    stories: Sequence[StoryExample],
+    story: StoryExample,
+    spoken: Sequence[SpokenText],
 ) -> list[SpeechExample]:
     """Makes the examples, or reads those that the same models made before.
 
@@ -64,7 +66,8 @@ def make_speech_examples(
       directory: gets `examples.json` and the wav files.
       models: "base" continues, "asr" transcribes, "tts" speaks.
       vocoder: of the units.
-      stories: held-out items with text and units; the prompts of the first three are used.
+      story: held-out; its prompt is continued.
+      spoken: two held-out stories, to transcribe and to speak.
     """
     made_by = {name: [str(model.checkpoint), model.step] for name, model in models.items()}
     path = directory / _FILE
@@ -73,11 +76,11 @@ def make_speech_examples(
         return [_read(fields) for fields in found["examples"]]
     directory.mkdir(parents=True, exist_ok=True)
     writer = _ClipWriter(directory, vocoder)
-    continued, transcribed, spoken = (stories[i % len(stories)].prompt for i in range(3))
+    prompt = story.prompt
     examples = [
-        _continue(models["base"], models["asr"], continued.units, continued.text, writer),
-        _transcribe(models["asr"], transcribed.units, transcribed.text, writer),
-        _speak(models["tts"], models["asr"], spoken.text, writer),
+        _continue(models["base"], models["asr"], prompt.units, prompt.text, writer),
+        _transcribe(models["asr"], spoken[0].units, spoken[0].text, writer),
+        _speak(models["tts"], models["asr"], spoken[1].text, writer),
     ]
     values = [dataclasses.asdict(example) for example in examples]
     write_json(path, {"made_by": made_by, "examples": values})

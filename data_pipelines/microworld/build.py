@@ -127,6 +127,11 @@ class MicroworldPaths:
         return self.root / "test_sets" / f"{kind}.jsonl"
 
     @property
+    def spoken_texts(self) -> pathlib.Path:
+        """The items' whole stories in the format of `lst_jax.evaluation.spoken_texts`."""
+        return self.root / "test_sets" / "spoken_texts.jsonl"
+
+    @property
     def examples(self) -> pathlib.Path:
         """Spoken examples with words, times and units: `examples.json` and the wav files."""
         return self.root / "examples"
@@ -331,6 +336,7 @@ def _write_speech_records(
 def _write_test_sets(
     config: MicroworldConfig, paths: MicroworldPaths, processes: int, out: pathlib.Path
 ) -> str:
+    stories_told: list[dict[str, Any]] = []
     with _pool(processes, paths.encoder) as run:
         for kind in TEST_SETS:
             items = [stories.generate_cloze(kind, config.seed, i) for i in range(config.test_items)]
@@ -340,8 +346,10 @@ def _write_test_sets(
                 for text in (item.prompt, *item.endings)
             ]
             spoken = run(_speak_units, tasks)
-            lines = (_test_line(item, spoken) for item in items)
+            lines = [_test_line(item, spoken) for item in items]
             _write_lines(out / f"{kind}.jsonl", lines)
+            stories_told += map(_spoken_text, lines)
+    _write_lines(out / paths.spoken_texts.name, stories_told)
     return f"{len(TEST_SETS)} sets of {config.test_items} items"
 
 
@@ -357,6 +365,16 @@ def _test_line(item: stories.Cloze, spoken: Iterator[_SpokenUnits]) -> dict[str,
         "prompt": passages[0],
         "endings": passages[1:],
         "label": item.label,
+    }
+
+
+def _spoken_text(line: dict[str, Any]) -> dict[str, Any]:
+    """Prompt and right ending of a test set's line as one utterance."""
+    parts = [line["prompt"], line["endings"][line["label"]]]
+    return {
+        "id": line["id"],
+        "text": " ".join(part["text"] for part in parts),
+        "units": [unit for part in parts for unit in part["units"]],
     }
 
 

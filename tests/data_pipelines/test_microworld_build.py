@@ -21,6 +21,7 @@ from data_pipelines.microworld.build import (
 from data_pipelines.microworld.speech import synthesise
 from data_pipelines.records import SILENCE, open_records
 from data_pipelines.units import MelKMeansEncoder
+from lst_jax.evaluation.spoken_texts import read_spoken_texts
 from lst_jax.vocabulary import TextTokenizer
 
 _CONFIG = MicroworldConfig(
@@ -66,6 +67,17 @@ def test_speech_records_hold_the_words_of_their_stories(corpus):
         assert tokenizer.decode(utterance.pieces).strip() == text
         assert utterance.unit_counts.sum() == len(utterance.units)
         assert utterance.words.count(SILENCE) >= len(speech_story(0, i).sentences) - 1
+
+
+def test_spoken_texts_are_the_test_sets_stories_with_their_right_endings(corpus):
+    spoken = {item.example_id: item for item in read_spoken_texts([corpus.spoken_texts], 502)}
+    assert len(spoken) == len(TEST_SETS) * _CONFIG.test_items
+    for kind in TEST_SETS:
+        for line in corpus.test_set(kind).read_text().splitlines():
+            item = json.loads(line)
+            right = item["endings"][item["label"]]
+            assert spoken[item["id"]].text == f"{item['prompt']['text']} {right['text']}"
+            assert spoken[item["id"]].units.tolist() == item["prompt"]["units"] + right["units"]
 
 
 def test_units_of_a_record_are_those_of_its_audio(corpus):
