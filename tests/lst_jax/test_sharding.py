@@ -108,9 +108,7 @@ def test_the_processes_of_a_pod_share_its_rows_evenly(topology, sizes, monkeypat
 
 def test_processes_that_share_rows_only_in_part_are_an_error():
     devices = np.roll(np.array(tpu_devices("v5e:4x4")), 1).reshape(1, 8, 2)
-    with pytest.raises(
-        ValueError, match=r"part the rows .* evenly among the \d+ processes"
-    ):
+    with pytest.raises(ValueError, match=r"part the rows .* evenly among the \d+ processes"):
         row_share(jax.sharding.Mesh(devices, ("data", "fsdp", "tensor")))
 
 
