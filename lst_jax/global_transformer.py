@@ -6,7 +6,7 @@ import flax.linen as nn
 from jax import Array
 
 from lst_jax.config import LSTConfig
-from lst_jax.key_ranges import KeyRange
+from lst_jax.key_ranges import AnyKeyRange
 from lst_jax.layers import Linear, TransformerLayers
 
 
@@ -16,7 +16,7 @@ class GlobalTransformer(nn.Module):
     config: LSTConfig
 
     @nn.compact
-    def __call__(self, latents: Array, key_range: KeyRange) -> Array:
+    def __call__(self, latents: Array, key_range: AnyKeyRange) -> Array:
         """Runs the patches.
 
         Args:

@@ -7,6 +7,7 @@ become those pairs of int32 vectors, one pair for each attention.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -24,6 +25,31 @@ class KeyRange(NamedTuple):
     end: Array
 
 
+class SharedKeyRange(NamedTuple):
+    """A key range of a row whose items, tokens or patches, may each stand in several places.
+
+    Documents that begin alike share the items of their beginnings. Those are computed once, and
+    their keys and values then stand in every document, so that what a query reads is an interval.
+
+    Attributes:
+      start, end: (B, Q) int32, query i reads what stands in the places start … end - 1.
+      items: (B, K) int32, the item in each place.
+      positions: (B, Q) int32 of self-attention, the queries' (and items') own within documents.
+    """
+
+    start: Array
+    end: Array
+    items: Array
+    positions: Array | None = None
+
+    def spread(self, x: Array) -> Array:
+        """Puts the items (B, L, H, D) in their places: (B, K, H, D)."""
+        return jnp.take_along_axis(x, self.items[..., None, None], axis=1)
+
+
+AnyKeyRange = KeyRange | SharedKeyRange
+
+
 class LSTKeyRanges(NamedTuple):
     """The four attentions of the LST and the token spans of its patches.
 
@@ -36,10 +62,10 @@ class LSTKeyRanges(NamedTuple):
         an unused slot is empty.
     """
 
-    token_self: KeyRange
-    encoder_cross: KeyRange
-    global_self: KeyRange
-    decoder_cross: KeyRange
+    token_self: AnyKeyRange
+    encoder_cross: AnyKeyRange
+    global_self: AnyKeyRange
+    decoder_cross: AnyKeyRange
     patch_start: Array
     patch_end: Array
 
@@ -94,9 +120,7 @@ def lst_key_ranges(batch: Mapping[str, Array], num_patches: int, config: LSTConf
     real = document_ids > 0
     slots = jnp.arange(num_patches, dtype=jnp.int32)
 
-    search = jax.vmap(lambda ids, side: jnp.searchsorted(ids, slots, side=side), (0, None))
-    patch_start = search(patch_ids, "left").astype(jnp.int32)
-    patch_end = search(patch_ids, "right").astype(jnp.int32)
+    patch_start, patch_end = _patch_spans(patch_ids, num_patches)
     used = patch_end > patch_start
 
     # The document's first patch, seen from tokens and from patches. A patch belongs to the document
@@ -129,3 +153,85 @@ def lst_key_ranges(batch: Mapping[str, Array], num_patches: int, config: LSTConf
         patch_start=patch_start,
         patch_end=patch_end,
     )
+
+
+def shared_token_key_range(batch: Mapping[str, Array], window: int | None) -> SharedKeyRange:
+    """`token_key_range` for rows with shared items.
+
+    Args:
+      batch: see `inference.shared_rows.fill_shared_row`; (B, …) int32.
+      window: as in `token_key_range`.
+
+    Returns:
+      Of M token items over N places.
+    """
+    document_ids, places = batch["document_ids"], batch["token_places"]
+    positions = _positions(token_key_range(document_ids, None), places)
+    key_range = token_key_range(document_ids, window)
+    return _share(key_range, places, batch["token_items"], document_ids.shape[1], positions)
+
+
+def shared_lst_key_ranges(
+    batch: Mapping[str, Array], num_patches: int, config: LSTConfig
+) -> LSTKeyRanges:
+    """`lst_key_ranges` for rows with shared items; documents never read each other.
+
+    Args:
+      batch: see `inference.shared_rows.fill_shared_row`; (B, …) int32.
+      num_patches: P, patch places of a row.
+      config: windows and k.
+
+    Returns:
+      Of M token items over N places, of Q patch items over P places; patch spans are in items.
+    """
+    ranges = lst_key_ranges(
+        batch, num_patches, dataclasses.replace(config, document_cross_masking=True)
+    )
+    k, num_tokens = config.latent_vectors_per_patch, batch["document_ids"].shape[1]
+    tokens, patches = batch["token_places"], batch["patch_places"]
+    token_items, patch_items = batch["token_items"], batch["patch_items"]
+    patch_start, patch_end = _patch_spans(batch["item_patch_ids"], patches.shape[1])
+    positions = _positions(ranges.global_self, patches)
+    return LSTKeyRanges(
+        token_self=shared_token_key_range(batch, config.local_window),
+        encoder_cross=_share(ranges.encoder_cross, _vectors(patches, k), token_items, num_tokens),
+        global_self=_share(ranges.global_self, patches, patch_items, num_patches, positions),
+        decoder_cross=_share(
+            ranges.decoder_cross, tokens, _vectors(patch_items, k), k * num_patches
+        ),
+        patch_start=patch_start,
+        patch_end=patch_end,
+    )
+
+
+def _patch_spans(patch_ids: Array, num_patches: int) -> tuple[Array, Array]:
+    """First token of each patch and the token after its last, (B, P) int32 each."""
+    slots = jnp.arange(num_patches, dtype=jnp.int32)
+    search = jax.vmap(lambda ids, side: jnp.searchsorted(ids, slots, side=side), (0, None))
+    return search(patch_ids, "left").astype(jnp.int32), search(patch_ids, "right").astype(jnp.int32)
+
+
+def _positions(document_range: KeyRange, places: Array) -> Array:
+    """Where in their documents the `places` (B, L) are, by causal ranges without a window."""
+    start, end = document_range
+    return jnp.take_along_axis(end - 1 - start, places, axis=1, mode="clip")
+
+
+def _share(
+    key_range: KeyRange,
+    places: Array,
+    items: Array,
+    num_keys: int,
+    positions: Array | None = None,
+) -> SharedKeyRange:
+    """The ranges of the queries at `places`; a place past the last is padding and reads nothing."""
+    start, end = (
+        jnp.take_along_axis(x, places, axis=1, mode="fill", fill_value=num_keys) for x in key_range
+    )
+    return SharedKeyRange(start, end, items, positions)
+
+
+def _vectors(patches: Array, k: int) -> Array:
+    """Indices of patches (B, L) to those of their vectors (B, L * k)."""
+    vectors = k * patches[..., None] + jnp.arange(k, dtype=jnp.int32)
+    return vectors.reshape(len(patches), -1)

@@ -17,7 +17,7 @@ from jax import Array
 from lst_jax.attention import attend
 from lst_jax.attention.ring import ring_attention
 from lst_jax.config import LSTConfig, ModelConfig, hidden_width, padded_size
-from lst_jax.key_ranges import KeyRange
+from lst_jax.key_ranges import AnyKeyRange, KeyRange, SharedKeyRange
 
 # What each layer keeps of its forward pass for the backward pass; the rest is computed again.
 REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
@@ -154,22 +154,29 @@ class Attention(nn.Module):
         self.value = Linear(self.width, ("embed", "heads"), stddev)
         self.out = Linear(self.width, ("heads", "embed"), stddev)
 
-    def __call__(self, queries: Array, memory: Array | None, key_range: KeyRange) -> Array:
+    def __call__(self, queries: Array, memory: Array | None, key_range: AnyKeyRange) -> Array:
         """queries (B, Q, d), memory (B, K, d), ranges (B, Q) to (B, Q, d).
 
         With a cache, the memory is what is at the queries' own positions (self-attention, which
         is causal), or None where all is in the cache.
         """
         cached = self.has_variable(CACHE, "keys")
-        length = queries.shape[1]
-        # A causal query reads up to its own position.
-        positions = key_range.end - 1 if cached else jnp.arange(length, dtype=jnp.int32)
+        shared = isinstance(key_range, SharedKeyRange)
+        if shared:
+            positions = key_range.positions
+        elif cached:
+            positions = key_range.end - 1  # a causal query reads up to its own position
+        else:
+            positions = jnp.arange(queries.shape[1], dtype=jnp.int32)
         q = self._heads(self.query(queries), positions)
         new = None if memory is None else self.keys_values(memory, positions)
         if cached:
             past = self.get_variable(CACHE, "keys"), self.get_variable(CACHE, "values")
             out = ring_attention(q, past, new, key_range)
         else:
+            if shared:
+                new = tuple(map(key_range.spread, new))
+                key_range = KeyRange(key_range.start, key_range.end)
             out = attend(q, *new, key_range, self.config.attention)
         return self.out(out.reshape(queries.shape))
 
@@ -216,7 +223,7 @@ class Block(nn.Module):
     depth: int | Array
 
     @nn.compact
-    def __call__(self, h: Array, key_range: KeyRange) -> Array:
+    def __call__(self, h: Array, key_range: AnyKeyRange) -> Array:
         """(B, L, d) to (B, L, d)."""
         epsilon = self.config.norm_eps
         x = RMSNorm(epsilon, name="attention_norm")(h)
@@ -246,7 +253,7 @@ class CrossAttention(nn.Module):
             config.dim_local, config.cross_attention_heads, config, self.depth, False
         )
 
-    def __call__(self, h: Array, memory: Array | None, key_range: KeyRange) -> Array:
+    def __call__(self, h: Array, memory: Array | None, key_range: AnyKeyRange) -> Array:
         """h (B, Q, d), memory (B, K, d) to (B, Q, d); without a memory, all is in the cache."""
         residual = 2 * h if self.config.cross_residual == "double" else h
         memory = None if memory is None else self.memory_norm(memory)
@@ -275,9 +282,9 @@ class TransformerLayers(nn.Module):
     def __call__(
         self,
         h: Array,
-        key_range: KeyRange,
+        key_range: AnyKeyRange,
         memory: Array | None = None,
-        memory_range: KeyRange | None = None,
+        memory_range: AnyKeyRange | None = None,
     ) -> Array:
         """h (B, L, d), memory (B, K, d) to (B, L, d); without a memory, all is in the cache."""
         layer = remat_layer(_ScannedLayer, self.config.remat)
@@ -303,9 +310,9 @@ class _ScannedLayer(nn.Module):
         self,
         h: Array,
         depth: Array,
-        key_range: KeyRange,
+        key_range: AnyKeyRange,
         memory: Array | None,
-        memory_range: KeyRange | None,
+        memory_range: AnyKeyRange | None,
     ) -> tuple[Array, None]:
         if self.cross:
             cross = CrossAttention(self.config, depth, name="cross_attention")

@@ -16,7 +16,7 @@ from jax import Array
 
 from lst_jax.config import LSTConfig, ModelConfig, TokenTransformerConfig, padded_size
 from lst_jax.global_transformer import GlobalTransformer
-from lst_jax.key_ranges import KeyRange, lst_key_ranges, token_key_range
+from lst_jax.key_ranges import AnyKeyRange, LSTKeyRanges, lst_key_ranges, token_key_range
 from lst_jax.layers import Embedding, RMSNorm, TransformerLayers, padded_vocabulary_init
 from lst_jax.patch_decoder import PatchDecoder
 from lst_jax.patch_encoder import PatchEncoder
@@ -48,7 +48,11 @@ class LatentSpeechTextTransformer(nn.Module):
           compute dtype.
         """
         ranges = lst_key_ranges(batch, num_patches, self.config)
-        states, latents = self.encoder(batch["tokens"], batch["patch_ids"], ranges)
+        return self.run_tokens(batch["tokens"], batch["patch_ids"], ranges)
+
+    def run_tokens(self, tokens: Array, patch_ids: Array, ranges: LSTKeyRanges) -> dict[str, Array]:
+        """Tokens and their patches, each (B, N) int32, to what `__call__` returns."""
+        states, latents = self.encoder(tokens, patch_ids, ranges)
         patches = self.global_transformer(latents, ranges.global_self)
         hidden = self.decoder(states, patches, ranges)
         return {
@@ -96,7 +100,7 @@ class TokenTransformer(nn.Module):
         key_range = token_key_range(batch["document_ids"], None)
         return {"hidden": self.run_tokens(tokens, key_range)}
 
-    def run_tokens(self, tokens: Array, key_range: KeyRange) -> Array:
+    def run_tokens(self, tokens: Array, key_range: AnyKeyRange) -> Array:
         """Tokens (B, N) to normalised states (B, N, D)."""
         return self.norm(self.transformer(self.embedding(tokens), key_range))
 

@@ -6,7 +6,7 @@ import flax.linen as nn
 from jax import Array
 
 from lst_jax.config import LSTConfig
-from lst_jax.key_ranges import KeyRange, LSTKeyRanges
+from lst_jax.key_ranges import AnyKeyRange, LSTKeyRanges
 from lst_jax.layers import Linear, RMSNorm, TransformerLayers
 
 
@@ -50,7 +50,7 @@ class PatchDecoder(nn.Module):
         return patches.reshape(patches.shape[0], -1, config.dim_local)
 
     def decode_tokens(
-        self, h: Array, memory: Array | None, token_self: KeyRange, decoder_cross: KeyRange
+        self, h: Array, memory: Array | None, token_self: AnyKeyRange, decoder_cross: AnyKeyRange
     ) -> Array:
         """Token states (B, N, d) to normalised ones; without a memory, all is in the cache."""
         return self.norm(self.transformer(h, token_self, memory, decoder_cross))

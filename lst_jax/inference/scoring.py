@@ -1,7 +1,9 @@
 """Log-probabilities of continuations, many to a row.
 
 Scoring sees exactly what training saw: the same rows, the same visibility rule, the same chunked
-cross-entropy. A continuation is a document of its row, so it reads nothing of the others.
+cross-entropy. A continuation is a document of its row, so it reads nothing of the others. Endings
+of one prompt stand side by side and share it: it runs once for all of them, in the same pass
+(`shared_rows`).
 """
 
 from __future__ import annotations
@@ -14,18 +16,26 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from lst_jax.config import LSTConfig
+from lst_jax.inference.shared_rows import RowSize, fill_shared_row, measure_row
+from lst_jax.key_ranges import shared_lst_key_ranges, shared_token_key_range
 from lst_jax.losses import token_nll
 from lst_jax.models import output_kernel
-from lst_jax.patching import Document, PatchingConfig, Visibility, fill_row, patch_document
+from lst_jax.patching import Document, PatchingConfig, Visibility, patch_document
 from lst_jax.sharding import batch_sharding, check_rows, mesh_context, replicated
 from lst_jax.vocabulary import Vocabulary
 
 # Rows that are open at a time while packing; more fill better and cost more time.
 _OPEN_ROWS = 64
-# Token budgets that follow from the data are rounded up to whole blocks of the attention.
-_TOKEN_MULTIPLE = 128
+# Budgets that follow from the data are rounded up to whole blocks of the attention.
+_MULTIPLE = 128
+# Places of a row (`shared_rows`) cost no run, only memory for a key and a value: there are more of
+# them than the mean row needs, so that what runs fills it, and at most so many times what runs.
+_SPARE_PLACES = 1.25
+_MOST_PLACES = 4
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,7 +98,8 @@ def score_continuations(
 ) -> np.ndarray:
     """Log-probability of every ending given its prompt, Σ_t log p(ending_t | what precedes it).
 
-    Equal continuations are scored once, so that they get the same number.
+    Equal continuations are scored once, so that they get the same number. A prompt of several
+    endings runs once for as many of them as a row holds.
 
     Args:
       model: `LatentSpeechTextTransformer` or `TokenTransformer`.
@@ -114,9 +125,20 @@ def score_continuations(
     keys = [(c.prompt.tobytes(), c.ending.tobytes()) for c in continuations]
     distinct = dict(zip(keys, continuations, strict=True))
     documents = [make_document(c, vocabulary, patching) for c in distinct.values()]
-    scores = _score_documents(
-        model, params, documents, vocabulary, patching, mesh, shape, visibility, progress
-    )
+    scores = np.zeros(len(documents))
+    size, rows = _plan_rows(documents, [prompt for prompt, _ in distinct], patching, shape)
+    item_losses = _item_losses_function(model, size.place_patches, vocabulary.size, mesh)
+    batches = [rows[i : i + shape.batch_rows] for i in range(0, len(rows), shape.batch_rows)]
+    for done, batch_rows in enumerate(batches, start=1):
+        padded = batch_rows + [[]] * (shape.batch_rows - len(batch_rows))
+        filled = [fill_shared_row([documents[i] for i in row], size, visibility) for row in padded]
+        batch = {name: np.stack([row[name] for row in filled]) for name in filled[0]}
+        with mesh_context(mesh):
+            losses = np.asarray(item_losses(params, _place(batch, mesh)), np.float64)
+        for row, arrays, row_losses in zip(padded, filled, losses, strict=True):
+            scores[row] = _sum_scores(arrays, row_losses, len(row))
+        if progress:
+            progress(done, len(batches))
     if not np.isfinite(scores).all():
         raise ValueError("params give log-probabilities that are not finite; expected finite ones")
     score_of = dict(zip(distinct, scores, strict=True))
@@ -134,80 +156,95 @@ def make_document(
     return dataclasses.replace(document, loss_weights=loss_weights)
 
 
-def pack_documents(
-    documents: Sequence[Document], num_patches: int, num_tokens: int
+def group_by_prompt(
+    documents: Sequence[Document], prompts: Sequence[bytes], limit: RowSize
 ) -> list[list[int]]:
-    """First-fit packing under both budgets, among the `_OPEN_ROWS` latest rows.
+    """Documents of one prompt together, similar ones side by side, as many as the limit allows.
 
     Args:
-      documents: what to pack, each within the budgets.
-      num_patches: patch slots P of a row.
-      num_tokens: token slots N of a row.
+      documents: what to group, each within the limit.
+      prompts: what the prompt of each is.
+      limit: of a group.
 
     Returns:
-      Per row the indices of its documents; every document is in one row.
+      Per group the indices of its documents; every document is in one.
+    """
+    by_prompt: dict[bytes, list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        by_prompt.setdefault(prompt, []).append(index)
+    groups = []
+    for indices in by_prompt.values():
+        need = np.full(len(limit), np.inf)
+        previous: list[Document] = []
+        for index in sorted(indices, key=lambda i: documents[i].tokens.tolist()):
+            document = documents[index]
+            need += np.subtract(measure_row([*previous, document]), measure_row(previous))
+            if (need > limit).any():
+                groups.append([])
+                need = np.array(measure_row([document]), float)
+            groups[-1].append(index)
+            previous = [document]
+    return groups
+
+
+def pack(needs: Sequence[Sequence[int]], budget: Sequence[int]) -> list[list[int]]:
+    """First-fit packing under several budgets at once, among the `_OPEN_ROWS` latest rows.
+
+    Args:
+      needs: what each thing takes of every budget, all within them.
+      budget: of a row.
+
+    Returns:
+      Per row the indices of what it holds; everything is in one row.
     """
     rows: list[list[int]] = []
-    free: list[tuple[int, int]] = []  # patch and token slots left of the latest rows
-    for index, document in enumerate(documents):
-        patches, tokens = document.num_patches, document.num_tokens
-        fits = (i for i, (p, n) in enumerate(free) if patches <= p and tokens <= n)
-        slot = next(fits, None)
-        if slot is None:
-            free = [*free[1 - _OPEN_ROWS :], (num_patches, num_tokens)]
+    free = np.zeros((0, len(budget)), np.int64)  # what is left of the latest rows
+    for index, need in enumerate(np.asarray(needs)):
+        fits = np.flatnonzero((need <= free).all(axis=1))
+        if not fits.size:
+            free = np.concatenate([free[1 - _OPEN_ROWS :], [budget]])
             rows.append([])
-            slot = len(free) - 1
-        rows[len(rows) - len(free) + slot].append(index)
-        free[slot] = (free[slot][0] - patches, free[slot][1] - tokens)
+            fits = [len(free) - 1]
+        rows[len(rows) - len(free) + fits[0]].append(index)
+        free[fits[0]] -= need
     return rows
 
 
-def _score_documents(
-    model: nn.Module,
-    params: Any,
+def _plan_rows(
     documents: Sequence[Document],
-    vocabulary: Vocabulary,
+    prompts: Sequence[bytes],
     patching: PatchingConfig,
-    mesh: jax.sharding.Mesh,
     shape: ScoringShape,
-    visibility: Visibility,
-    progress: Callable[[int, int], None] | None,
-) -> np.ndarray:
-    """Σ weight · log p per document, (len(documents),) float64."""
-    scores = np.zeros(len(documents))
+) -> tuple[RowSize, list[list[int]]]:
+    """The slots of a row, and the indices of the documents that each row holds, in order."""
     if not documents:
-        return scores
-    num_patches, num_tokens = _row_budgets(documents, patching, shape)
-    rows = pack_documents(documents, num_patches, num_tokens)
-    batches = [rows[i : i + shape.batch_rows] for i in range(0, len(rows), shape.batch_rows)]
-    token_losses = _token_losses_function(model, num_patches, vocabulary.size, mesh)
-    for done, batch_rows in enumerate(batches, start=1):
-        padded = batch_rows + [[]] * (shape.batch_rows - len(batch_rows))
-        filled = [
-            fill_row([documents[i] for i in row], num_patches, num_tokens, visibility)
-            for row in padded
-        ]
-        batch = {name: np.stack([row[name] for row in filled]) for name in filled[0]}
-        with mesh_context(mesh):
-            losses = np.asarray(token_losses(params, _place(batch, mesh)), np.float64)
-        for row, ids, row_losses in zip(padded, batch["document_ids"], losses, strict=True):
-            # Document i of a row has id i + 1, padding 0.
-            scores[row] = -np.bincount(ids, row_losses, minlength=len(row) + 1)[1:]
-        if progress:
-            progress(done, len(batches))
-    return scores
+        return RowSize(0, 0, 0, 0), []
+    slots = _row_slots([measure_row([document])[2:] for document in documents], patching, shape)
+    limit = RowSize(*(_MOST_PLACES * count for count in slots), *slots)
+    groups = group_by_prompt(documents, prompts, limit)
+    needs = np.array([measure_row([documents[i] for i in group]) for group in groups])
+    slots = _row_slots(needs[:, 2:], patching, shape)
+    sums = needs.sum(axis=0)
+    places = np.maximum(_SPARE_PLACES * np.array(slots) * sums[:2] / sums[2:], needs[:, :2].max(0))
+    size = RowSize(*(_round_up(count) for count in places.tolist()), *slots)
+    return size, [[i for group in row for i in groups[group]] for row in pack(needs, size)]
 
 
-def _row_budgets(
-    documents: Sequence[Document], patching: PatchingConfig, shape: ScoringShape
+def _row_slots(
+    needs: Sequence[Sequence[int]], patching: PatchingConfig, shape: ScoringShape
 ) -> tuple[int, int]:
-    """Patch and token slots of a row (P, N), checked against the longest documents."""
-    patches = [document.num_patches for document in documents]
-    tokens = [document.num_tokens for document in documents]
+    """Patch and token slots of a row (P, N), checked against what the continuations need.
+
+    Args:
+      needs: patches and tokens of every continuation or group of them.
+      patching: how the model was trained.
+      shape: what is asked for.
+    """
     num_patches, num_tokens = shape.patches_per_row, shape.tokens_per_row
-    if max(patches) > num_patches:
+    most_patches, most_tokens = np.max(needs, axis=0).tolist()
+    if most_patches > num_patches:
         raise ValueError(
-            f"patches_per_row is {num_patches}; expected at least {max(patches)}, what the "
+            f"patches_per_row is {num_patches}; expected at least {most_patches}, what the "
             "longest continuation needs"
         )
     if patching.strategy == "none":
@@ -218,28 +255,52 @@ def _row_budgets(
             )
         return num_patches, num_patches
     if num_tokens is None:
-        mean_fill = max(num_patches * sum(tokens) / sum(patches), max(tokens))
-        return num_patches, _TOKEN_MULTIPLE * math.ceil(mean_fill / _TOKEN_MULTIPLE)
-    if max(tokens) > num_tokens:
+        all_patches, all_tokens = np.sum(needs, axis=0).tolist()
+        return num_patches, _round_up(max(num_patches * all_tokens / all_patches, most_tokens))
+    if most_tokens > num_tokens:
         raise ValueError(
-            f"tokens_per_row is {num_tokens}; expected at least {max(tokens)}, what the longest "
+            f"tokens_per_row is {num_tokens}; expected at least {most_tokens}, what the longest "
             "continuation needs"
         )
     return num_patches, num_tokens
 
 
+def _round_up(size: float) -> int:
+    return _MULTIPLE * math.ceil(size / _MULTIPLE)
+
+
+def _sum_scores(row: Mapping[str, np.ndarray], losses: np.ndarray, count: int) -> np.ndarray:
+    """Log-probabilities (count,) of a row's documents from the losses (M,) of its items."""
+    # A token's weight is that of predicting the next one, 0 for the last of a document. Document i
+    # of a row has id i + 1, padding 0.
+    weighted = np.roll(row["loss_weights"], 1) * losses[row["token_items"]]
+    return -np.bincount(row["document_ids"], weighted, minlength=count + 1)[1:]
+
+
 @functools.lru_cache(maxsize=8)
-def _token_losses_function(
+def _item_losses_function(
     model: nn.Module, num_patches: int, vocab_size: int, mesh: jax.sharding.Mesh
 ) -> Callable[[Any, Mapping[str, jax.Array]], jax.Array]:
-    """The compiled (params, batch) -> weighted losses −weight · log p, (B, N) float32, whole."""
+    """The compiled (params, batch) -> losses −log p of each token item, (B, M) float32, whole."""
 
-    def token_losses(params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
-        hidden = model.apply({"params": params}, batch, num_patches=num_patches)["hidden"]
-        nll = token_nll(hidden, output_kernel(params), batch["targets"], vocab_size)
-        return nll * batch["loss_weights"]
+    def item_losses(params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
+        hidden = _run_items(model, params, batch, num_patches)
+        before = jnp.take_along_axis(hidden, batch["previous_items"][..., None], axis=1)
+        return token_nll(before, output_kernel(params), batch["item_tokens"], vocab_size)
 
-    return jax.jit(token_losses, out_shardings=replicated(mesh))
+    return jax.jit(item_losses, out_shardings=replicated(mesh))
+
+
+def _run_items(
+    model: nn.Module, params: Any, batch: Mapping[str, jax.Array], num_patches: int
+) -> jax.Array:
+    """Hidden states (B, M, width) of the token items of a batch of shared rows."""
+    if isinstance(model.config, LSTConfig):
+        ranges = shared_lst_key_ranges(batch, num_patches, model.config)
+        inputs = batch["item_tokens"], batch["item_patch_ids"], ranges
+        return model.apply({"params": params}, *inputs, method="run_tokens")["hidden"]
+    key_range = shared_token_key_range(batch, None)
+    return model.apply({"params": params}, batch["item_tokens"], key_range, method="run_tokens")
 
 
 def _place(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:

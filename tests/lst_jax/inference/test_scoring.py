@@ -1,5 +1,7 @@
 """Properties of packed scoring, with the LST and with the unpatched baseline."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,10 +14,12 @@ from lst_jax.config import LSTConfig, baseline_of
 from lst_jax.inference.scoring import (
     Continuation,
     ScoringShape,
+    group_by_prompt,
     make_document,
-    pack_documents,
+    pack,
     score_continuations,
 )
+from lst_jax.inference.shared_rows import RowSize, measure_row
 from lst_jax.models import abstract_params, build_model, logits, output_kernel
 from lst_jax.patching import PatchingConfig, fill_row
 from lst_jax.sharding import MeshConfig, make_mesh, tree_shardings
@@ -77,7 +81,24 @@ def make_continuations(count, seed=0, longest=12):
     return made
 
 
-def score(case, continuations, mesh=None, progress=None, **shape):
+def make_endings(seed, prompts=4, most=5):
+    """Continuations that share prompts, in any order, and some of which begin alike.
+
+    Prompts stop at a full patch, inside one, after a mode token and after a text token; the
+    shortest endings are a single token.
+    """
+    rng = np.random.default_rng(seed)
+    made = []
+    for continuation in make_continuations(prompts, seed):
+        for index in range(rng.integers(1, most + 1)):
+            ending = rng.permutation(continuation.ending)[: rng.integers(1, 13)]
+            kept = rng.integers(len(ending)) if index else len(ending)
+            ending = np.concatenate([continuation.ending[:kept], ending[kept:]])
+            made.append(Continuation(continuation.prompt, ending))
+    return [made[i] for i in rng.permutation(len(made))]
+
+
+def score(case, continuations, mesh=None, progress=None, visibility="causal", **shape):
     model, params, patching = case
     shape = {"batch_rows": 2, "patches_per_row": 64, **shape}
     return score_continuations(
@@ -88,8 +109,28 @@ def score(case, continuations, mesh=None, progress=None, **shape):
         patching=patching,
         mesh=mesh or make_mesh(devices=jax.devices()[:1]),
         shape=ScoringShape(**shape),
+        visibility=visibility,
         progress=progress,
     )
+
+
+def score_by_full_passes(case, continuations, visibility="causal", slots=40):
+    """Each continuation in a row of its own through the whole forward pass and softmax."""
+    model, params, patching = case
+
+    @jax.jit
+    def log_softmax(params, batch):
+        hidden = model.apply({"params": params}, batch, num_patches=slots)["hidden"]
+        return jax.nn.log_softmax(logits(hidden, output_kernel(params), VOCABULARY.size))
+
+    scores = []
+    for continuation in continuations:
+        document = make_document(continuation, VOCABULARY, patching)
+        row = fill_row([document], slots, slots, visibility)
+        log_probabilities = log_softmax(params, {name: v[None] for name, v in row.items()})[0]
+        first, last = len(continuation.prompt), document.num_tokens
+        scores.append(sum(log_probabilities[t - 1, row["tokens"][t]] for t in range(first, last)))
+    return np.array(scores)
 
 
 def test_packed_scores_equal_the_scores_of_each_continuation_alone(case):
@@ -100,21 +141,64 @@ def test_packed_scores_equal_the_scores_of_each_continuation_alone(case):
 
 
 def test_scores_are_sums_of_the_full_softmax(case):
-    model, params, patching = case
-    slots = 24
+    continuations = make_continuations(4, seed=1, longest=10)
+    alone = [score(case, [continuation])[0] for continuation in continuations]
+    np.testing.assert_allclose(alone, score_by_full_passes(case, continuations), atol=1e-4)
 
-    @jax.jit
-    def log_softmax(params, batch):
-        hidden = model.apply({"params": params}, batch, num_patches=slots)["hidden"]
-        return jax.nn.log_softmax(logits(hidden, output_kernel(params), VOCABULARY.size))
 
-    for continuation in make_continuations(4, seed=1, longest=10):
-        document = make_document(continuation, VOCABULARY, patching)
-        row = fill_row([document], slots, slots)
-        log_probabilities = log_softmax(params, {name: v[None] for name, v in row.items()})[0]
-        first, last = len(continuation.prompt), document.num_tokens
-        expected = sum(log_probabilities[t - 1, row["tokens"][t]] for t in range(first, last))
-        assert score(case, [continuation])[0] == pytest.approx(float(expected), abs=1e-4)
+SHARING_CASES = {
+    "lst": (LST, PatchingConfig("static", patch_size=3), "causal"),
+    "one vector a patch, narrow windows, blocked attention": (
+        dataclasses.replace(
+            LST,
+            latent_vectors_per_patch=1,
+            local_window=3,
+            encoder_cross_window=2,
+            decoder_cross_window=2,
+            attention="blocked",
+        ),
+        PatchingConfig("static", patch_size=4),
+        "causal",
+    ),
+    "published": (
+        dataclasses.replace(LST, cross_residual="double", document_cross_masking=False),
+        PatchingConfig("static", patch_size=3, join_speech_mode=True),
+        "reference",
+    ),
+    "baseline": (baseline_of(LST), PatchingConfig("none"), "causal"),
+}
+
+
+@pytest.mark.parametrize("name", SHARING_CASES)
+def test_endings_that_share_a_prompt_score_as_in_rows_of_their_own(name):
+    config, patching, visibility = SHARING_CASES[name]
+    case = build_model(config), init(config), patching
+    continuations = [c for seed in range(6) for c in make_endings(seed)]
+    together = score(case, continuations, visibility=visibility, patches_per_row=128)
+    expected = score_by_full_passes(case, continuations, visibility)
+    np.testing.assert_allclose(together, expected, atol=1e-4)
+
+
+def test_a_prompt_is_run_once_for_its_endings(case):
+    """A row that has room for the prompt once, and for what follows it, holds all endings."""
+    rng = np.random.default_rng(0)
+    prompt = np.concatenate([[VOCABULARY.bos_id, VOCABULARY.text_mode_id], rng.integers(3, 11, 60)])
+    endings = np.column_stack([[3, 4, 5], rng.integers(3, 11, (3, 7))])
+    continuations = [Continuation(prompt.astype(np.int32), e.astype(np.int32)) for e in endings]
+    batches = []
+
+    def batches_at(patches):
+        score(
+            case,
+            continuations,
+            batch_rows=1,
+            patches_per_row=patches,
+            progress=lambda done, total: batches.append(total),
+        )
+        return batches[-1]
+
+    assert batches_at(62 + 3 * 8) == 1
+    assert batches_at(62 + 3 * 8 - 1) == 2
 
 
 def test_scores_of_all_endings_of_a_length_sum_to_one(case):
@@ -170,30 +254,38 @@ def test_progress_counts_the_batches(case):
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.integers(0, 40), st.integers(0, 2**32), st.integers(24, 60), st.integers(26, 80))
-def test_packing_places_every_document_once_within_both_budgets(count, seed, patches, tokens):
-    patching = PatchingConfig("static", patch_size=3)
-    documents = [
-        make_document(continuation, VOCABULARY, patching)
-        for continuation in make_continuations(count, seed, longest=11)
-    ]
-    rows = pack_documents(documents, patches, tokens)
-    assert sorted(index for row in rows for index in row) == list(range(count))
+@given(st.data(), st.lists(st.integers(1, 30), min_size=1, max_size=4))
+def test_packing_places_everything_once_within_every_budget(data, budget):
+    need = st.tuples(*(st.integers(0, size) for size in budget))
+    needs = data.draw(st.lists(need, max_size=150))
+    rows = pack(needs, budget)
+    assert sorted(index for row in rows for index in row) == list(range(len(needs)))
     for row in rows:
         assert row
-        assert sum(documents[i].num_patches for i in row) <= patches
-        assert sum(documents[i].num_tokens for i in row) <= tokens
+        assert (np.sum([needs[i] for i in row], axis=0) <= budget).all()
 
 
 def test_packing_many_documents_fills_the_rows():
+    needs = np.random.default_rng(0).integers(1, (60, 180), (1000, 2))
+    rows = pack(needs, (512, 4096))
+    assert needs[:, 0].sum() / (512 * len(rows)) > 0.95
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32), st.integers(0, 20))
+def test_groups_hold_documents_of_one_prompt_within_the_limit(seed, spare):
     patching = PatchingConfig("static", patch_size=3)
-    continuations = make_continuations(1000, longest=40)
-    documents = [
-        make_document(continuation, VOCABULARY, patching) for continuation in continuations
-    ]
-    rows = pack_documents(documents, 512, 4096)
-    filled = sum(document.num_patches for document in documents) / (512 * len(rows))
-    assert filled > 0.95
+    continuations = make_endings(seed)
+    documents = [make_document(c, VOCABULARY, patching) for c in continuations]
+    prompts = [c.prompt.tobytes() for c in continuations]
+    largest = np.max([measure_row([document]) for document in documents], axis=0)
+    limit = RowSize(*(largest + spare))
+    groups = group_by_prompt(documents, prompts, limit)
+    assert sorted(index for group in groups for index in group) == list(range(len(documents)))
+    for group in groups:
+        assert len({prompts[i] for i in group}) == 1
+        size = measure_row([documents[i] for i in group])
+        assert all(need <= most for need, most in zip(size, limit, strict=True))
 
 
 def test_only_the_ending_is_scored_and_speech_patches_run_across_the_boundary():
