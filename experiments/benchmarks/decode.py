@@ -157,13 +157,6 @@ def _measure(subject: _Subject, rows: int, prompt_s: float, seconds: float) -> d
     timed_generate(subject, prompts, count, 1)  # compiles
     first_s, _ = timed_generate(subject, prompts, count, 1)
     all_s, generations = timed_generate(subject, prompts, count, count)
-    state = prefill(
-        make_decoder(subject.model, subject.vocabulary, subject.patching),
-        subject.params,
-        prompts,
-        mesh=subject.mesh,
-        max_patches=len(prompts[0]) + count,
-    )
     made = sum(len(generation.tokens) for generation in generations)
     steps = generations[0].batch_steps
     return {
@@ -175,9 +168,24 @@ def _measure(subject: _Subject, rows: int, prompt_s: float, seconds: float) -> d
         "seconds": all_s,
         "units_per_second": (made - rows) / (all_s - first_s),
         "global_steps_per_unit": steps.global_steps * rows / made,
-        "cache_bytes": sum(x.nbytes for x in jax.tree.leaves(state)),
+        "cache_bytes": cache_bytes(subject, prompts, count),
         "parameter_bytes": sum(x.nbytes for x in jax.tree.leaves(subject.params)),
     }
+
+
+def cache_bytes(subject: _Subject, prompts: Sequence[np.ndarray], units: int) -> int:
+    """Bytes of the state that `generate` keeps for continuations of so many units."""
+    decoder = make_decoder(subject.model, subject.vocabulary, subject.patching)
+    patches = max(decoder.document(prompt).num_patches for prompt in prompts)
+    # The room decides, not what is read.
+    state = prefill(
+        decoder,
+        subject.params,
+        [prompt[:1] for prompt in prompts],
+        mesh=subject.mesh,
+        max_patches=patches + decoder.most_patches(units, speech=True),
+    )
+    return sum(x.nbytes for x in jax.tree.leaves(state))
 
 
 def timed_generate(
