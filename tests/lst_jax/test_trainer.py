@@ -9,7 +9,6 @@ import grain
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from lst_jax.checkpoints import restore_initial_params
 from lst_jax.metrics import read_records
@@ -35,23 +34,6 @@ MESH = MeshConfig(data=2, fsdp=2, tensor=2)
 TIMES = {"units_per_second", "tokens_per_second", "mfu", "step_seconds", "eta_seconds"} | {
     "total_seconds"
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def shared_programmes(tmp_path_factory):
-    """Runs of this file compile the same few programmes; keep them."""
-    names = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programmes")),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in names}
-    for name, value in names.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 def one_step(mesh_config: MeshConfig, accumulation_steps: int):
