@@ -61,6 +61,23 @@ class UnitVocoder(Protocol):
         ...
 
 
+def decode_known(vocoder: UnitVocoder, units: np.ndarray) -> np.ndarray:
+    """Audio of those units of an utterance that a vocoder has.
+
+    A model's vocabulary may have more units than the encoder: no speech has taught it those, and it
+    hardly ever makes one.
+
+    Args:
+      vocoder: of the encoder's units.
+      units: (U,) integers, at least 0.
+
+    Returns:
+      float32 (S,), see `UnitVocoder.decode`; (0,) where no unit is left.
+    """
+    known = units[units < vocoder.unit_count]
+    return vocoder.decode(known) if known.size else np.zeros(0, np.float32)
+
+
 class MelVocoder:
     """The built-in vocoder: a source under the envelopes of the units' mean log-mel frames."""
 

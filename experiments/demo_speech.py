@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.audio import write_wav
-from data_pipelines.vocoder import MelVocoder
+from data_pipelines.vocoder import MelVocoder, decode_known
 from experiments.outputs import write_json
+from experiments.recognisers import hear, model_recogniser
 from lst_jax.evaluation.spoken_texts import SpokenText
 from lst_jax.evaluation.story_completion import StoryExample
 from lst_jax.inference.generation import GenerationLimits, generate
 from lst_jax.inference.sampling import SamplingConfig
-from lst_jax.inference.speech_tasks import recognise, synthesise
+from lst_jax.inference.speech_tasks import synthesise
 from lst_jax.trained_model import TrainedModel
 
 _SECONDS = 6.0
@@ -73,7 +74,9 @@ def make_speech_examples(
     path = directory / _FILE
     found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if found.get("made_by") == made_by:
-        return [_read(fields) for fields in found["examples"]]
+        examples = [_read(fields) for fields in found["examples"]]
+        if all((directory / clip.wav).exists() for example in examples for clip in example.clips):
+            return examples
     directory.mkdir(parents=True, exist_ok=True)
     writer = _ClipWriter(directory, vocoder)
     prompt = story.prompt
@@ -93,9 +96,8 @@ class _ClipWriter:
         self._vocoder = vocoder
 
     def write(self, name: str, label: str, units: np.ndarray) -> Clip:
-        """A wav file; units that the vocoder does not have are left out."""
-        units = units[units < self._vocoder.unit_count]
-        samples = self._vocoder.decode(units) if len(units) else np.zeros(1, np.float32)
+        samples = decode_known(self._vocoder, units)
+        samples = samples if samples.size else np.zeros(1, np.float32)  # a file wants one
         write_wav(self._directory / f"{name}.wav", samples, self._vocoder.sample_rate)
         return Clip(label, f"{name}.wav")
 
@@ -155,9 +157,8 @@ def _speak(tts: TrainedModel, asr: TrainedModel, text: str, writer: _ClipWriter)
 
 
 def _hear(asr: TrainedModel, units: np.ndarray) -> str:
-    if not len(units):
-        return ""
-    return recognise(asr, [units], batch_rows=asr.mesh.size)[0].text
+    (text,) = hear(model_recogniser(asr, asr.mesh.size), [units])
+    return text
 
 
 def _read(fields: Mapping[str, Any]) -> SpeechExample:

@@ -31,6 +31,7 @@ def main(argv: list[str]) -> None:
             utterances,
             max_tokens=_MAX_TOKENS.value,
             batch_rows=flags.FLAGS.batch_rows,
+            names=[item.origin for item in evaluation.spoken],
         )
         texts = [answer.text for answer in answers]
         evaluation.add(trained, judge(evaluation.spoken, texts, answers))

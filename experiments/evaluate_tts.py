@@ -16,19 +16,18 @@ import dataclasses
 from absl import flags
 
 from data_pipelines.vocoder import MelVocoder
-from experiments import cli, speech_evaluation
+from experiments import cli, sampling_flags, speech_evaluation
 from experiments.recognisers import (
     Recogniser,
     command_recogniser,
     function_recogniser,
+    hear,
     model_recogniser,
 )
 from lst_jax.evaluation.speech_tasks import error_cells, error_rates, judge
-from lst_jax.inference.sampling import SamplingConfig
 from lst_jax.inference.speech_tasks import synthesise
 from lst_jax.trained_model import load_trained_model
 
-_FRAME_RATE = 25
 _RECOGNISERS = ("recogniser_checkpoint", "recogniser_command", "recogniser")
 
 speech_evaluation.define_flags()
@@ -36,34 +35,35 @@ flags.DEFINE_string(_RECOGNISERS[0], None, "Run that is fine-tuned for recogniti
 flags.DEFINE_string(_RECOGNISERS[1], None, "Command that prints what it hears in {wav}.")
 flags.DEFINE_string(_RECOGNISERS[2], None, "Python function, package.module:function.")
 _ENCODER = flags.DEFINE_string("encoder", None, "The units' encoder.npz, for the vocoder.")
-_MAX_SECONDS = flags.DEFINE_float("max_seconds", 30.0, "Of an answer, at 25 units a second.", 0.04)
-_TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 takes the most probable unit.")
-_TOP_K = flags.DEFINE_integer("top_k", None, "Draw from the k most probable units.")
-_TOP_P = flags.DEFINE_float("top_p", 1.0, "Draw from the most probable units of this share.")
+sampling_flags.define_flags(temperature=0.0, top_p=1.0, max_seconds=30.0)
 
 
 def main(argv: list[str]) -> None:
     """Evaluates as the flags say."""
     cli.check_no_arguments(argv)
-    sampling = SamplingConfig(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value)
+    sampling, max_units = sampling_flags.sampling(), sampling_flags.max_units()
     given = _given_recogniser()
     evaluation = speech_evaluation.SpeechEvaluation()
-    understand = _make_recogniser(given)
+    recogniser = _make_recogniser(given)
     for trained in evaluation.models():
         answers = synthesise(
             trained,
             [item.text for item in evaluation.spoken],
             sampling=sampling,
-            max_units=round(_MAX_SECONDS.value * _FRAME_RATE),
+            max_units=max_units,
             batch_rows=flags.FLAGS.batch_rows,
+            names=[item.origin for item in evaluation.spoken],
         )
-        heard = understand([answer.units for answer in answers])
+        heard = hear(recogniser, [answer.units for answer in answers])
         evaluation.add(trained, judge(evaluation.spoken, heard, answers))
-    own = error_rates(evaluation.spoken, understand([item.units for item in evaluation.spoken]))
+    own_heard = hear(recogniser, [item.units for item in evaluation.spoken])
+    own = error_rates(evaluation.spoken, own_heard)
     count = str(len(evaluation.spoken))
     evaluation.add_row(["the data's own speech", count, *error_cells(own)])
-    recogniser = {given: flags.FLAGS[given].value, "sampling": dataclasses.asdict(sampling)}
-    evaluation.finish(**recogniser, own_speech=dataclasses.asdict(own))
+    heard_by = {given: flags.FLAGS[given].value}
+    evaluation.finish(
+        **heard_by, sampling=dataclasses.asdict(sampling), own_speech=dataclasses.asdict(own)
+    )
 
 
 def _given_recogniser() -> str:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,17 +25,26 @@ from absl import flags, logging
 
 from data_pipelines.audio import read_wav, write_wav
 from data_pipelines.units import MelKMeansEncoder
-from data_pipelines.vocoder import MelVocoder
-from experiments import cli
-from lst_jax.inference.generation import Generation, GenerationLimits, generate
-from lst_jax.inference.sampling import Modality, SamplingConfig
+from data_pipelines.vocoder import MelVocoder, decode_known
+from experiments import cli, sampling_flags
+from lst_jax.evaluation import jsonl
+from lst_jax.inference.generation import (
+    Generation,
+    GenerationLimits,
+    generate,
+    make_decoder,
+    prompt_documents,
+)
+from lst_jax.inference.sampling import Modality
 from lst_jax.inference.segments import Segment, split_segments
 from lst_jax.trained_model import TrainedModel, load_trained_model
 from lst_jax.vocabulary import Vocabulary
 
-_FRAME_RATE = 25
 _KINDS = ("text", "wav", "units")
 _SHOWN_UNITS = 12
+_SHOWN_CHARACTERS = 40
+_RESULTS = "continuations.jsonl"
+_TEXT_TOKENS = 512  # of a continuation, by default
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Workdir of a run (its last checkpoint) or WORKDIR/STEP.", required=True
@@ -51,15 +60,36 @@ _CONTINUE_AS = flags.DEFINE_enum(
     "continue_as", "same", ["same", "text", "speech", "any"], "Modality of the continuation."
 )
 _ENCODER = flags.DEFINE_string("encoder", None, "The units' encoder.npz: for wav in and wav out.")
-_OUTPUT = flags.DEFINE_string("output", None, "Directory for JSON lines and wav files.")
+_OUTPUT = flags.DEFINE_string("output", None, "New directory for JSON lines and wav files.")
 _SAMPLES = flags.DEFINE_integer("samples", 1, "Continuations of each prompt.", lower_bound=1)
-_MAX_TOKENS = flags.DEFINE_integer("max_tokens", 512, "Tokens of a continuation.", lower_bound=1)
-_MAX_SECONDS = flags.DEFINE_float("max_seconds", 10.0, "Speech of a continuation.", 0.04)
-_TEMPERATURE = flags.DEFINE_float("temperature", 0.7, "0 takes the most probable token.")
-_TOP_K = flags.DEFINE_integer("top_k", None, "Draw from the k most probable tokens.")
-_TOP_P = flags.DEFINE_float("top_p", 0.95, "Draw from the most probable tokens of this share.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the draws; continuation i has seed + i.", 0)
-_BATCH_ROWS = flags.DEFINE_integer("batch_rows", 8, "Rows of a batch.", lower_bound=1)
+_MAX_TOKENS = flags.DEFINE_integer(
+    "max_tokens",
+    None,
+    f"Tokens of a continuation; by default {_TEXT_TOKENS} of text, and what --max_seconds hold.",
+    lower_bound=1,
+)
+sampling_flags.define_flags(temperature=0.7, top_p=0.95, max_seconds=10.0)
+_SEED = flags.DEFINE_integer(
+    "seed", 0, "Of the draws; continuation i has seed + i.", lower_bound=0, upper_bound=2**31
+)
+_BATCH_ROWS = flags.DEFINE_integer("batch_rows", 8, "Rows of a batch, at most.", lower_bound=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Given:
+    """A prompt as it was given.
+
+    Attributes:
+      kind: one of `_KINDS`.
+      value: text, the name of a wav file, or units, not yet checked.
+      name: for files and lines; None where it has none of its own.
+      origin: the flag, or the file and line.
+    """
+
+    kind: str
+    value: Any
+    name: str | None
+    origin: str
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,13 +98,17 @@ class Prompt:
 
     Attributes:
       name: for files and lines.
-      shown: as it was given.
+      origin: where it was given, for error messages.
+      kind: one of `_KINDS`.
+      given: text, the name of a wav file, or units.
       tokens: (T,) int32: bos, mode token, text or units, and a mode token where it changes.
       modality: of the continuation; None for both.
     """
 
     name: str
-    shown: str
+    origin: str
+    kind: str
+    given: str | list[int]
     tokens: np.ndarray
     modality: Modality | None
 
@@ -84,115 +118,158 @@ def main(argv: list[str]) -> None:
     cli.check_no_arguments(argv)
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.ERROR)  # Orbax warns of every checkpoint it only reads
-    sampling = SamplingConfig(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value)
+    sampling, max_units = sampling_flags.sampling(), sampling_flags.max_units()
+    _check_output(_OUTPUT.value)
     given = _given_prompts()
     encoder = MelKMeansEncoder.load(_ENCODER.value) if _ENCODER.value else None
     trained = load_trained_model(_CHECKPOINT.value, _TOKENIZER.value)
-    prompts = [_make_prompt(fields, trained, encoder) for fields in given]
-    prompts = [prompt for prompt in prompts for _ in range(_SAMPLES.value)]
-    vocoder = MelVocoder.from_encoder(encoder) if encoder else None
-    writer = _Writer(_OUTPUT.value, vocoder)
-    for first in range(0, len(prompts), _BATCH_ROWS.value):
-        batch = prompts[first : first + _BATCH_ROWS.value]
-        for modality in dict.fromkeys(prompt.modality for prompt in batch):
-            numbers = [i for i, prompt in enumerate(batch, first) if prompt.modality == modality]
-            generations = _generate(trained, [prompts[i] for i in numbers], numbers, sampling)
-            for i, generation in zip(numbers, generations, strict=True):
-                segments = split_segments(generation.tokens, trained.vocabulary, trained.tokenizer)
-                writer.write(i % _SAMPLES.value, prompts[i], segments, generation)
+    prompts = [_make_prompt(name, prompt, trained, encoder) for name, prompt in given.items()]
+    decoder = make_decoder(trained.model, trained.vocabulary, trained.patching)
+    # All are checked before the first is continued.
+    prompt_documents(
+        decoder,
+        [prompt.tokens for prompt in prompts],
+        trained.context_patches,
+        [prompt.origin for prompt in prompts],
+    )
+    writer = _Writer(_OUTPUT.value, MelVocoder.from_encoder(encoder) if encoder else None)
+    for batch, rows in _batches([prompt for prompt in prompts for _ in range(_SAMPLES.value)]):
+        generations = generate(
+            trained.model,
+            trained.params,
+            [prompt.tokens for _, prompt in batch],
+            vocabulary=trained.vocabulary,
+            patching=trained.patching,
+            mesh=trained.mesh,
+            sampling=sampling,
+            limits=_limits(batch[0][1].modality, max_units, trained.context_patches),
+            modality=batch[0][1].modality,
+            seeds=[_SEED.value + number for number, _ in batch],
+            batch_rows=trained.mesh.size * -(-rows // trained.mesh.size),
+        )
+        for (number, prompt), generation in zip(batch, generations, strict=True):
+            segments = split_segments(generation.tokens, trained.vocabulary, trained.tokenizer)
+            writer.write(number % _SAMPLES.value, prompt, segments, generation)
 
 
-def _given_prompts() -> list[dict[str, Any]]:
-    """The prompts of flags and files, `{kind: value, "id": …}` each."""
-    given = [{kind: value} for kind in _KINDS for value in flags.FLAGS[kind].value]
+def _limits(
+    modality: Modality | None, max_units: int, context_patches: int | None
+) -> GenerationLimits:
+    text = 0 if modality == "speech" else _TEXT_TOKENS
+    speech = 0 if modality == "text" else max_units + 1  # for eos
+    return GenerationLimits(
+        max_tokens=_MAX_TOKENS.value or text + speech,
+        max_units=max_units,
+        max_patches=context_patches,
+    )
+
+
+def _batches(prompts: Sequence[Prompt]) -> Iterator[tuple[list[tuple[int, Prompt]], int]]:
+    """Batches of numbered prompts of one modality, and the rows that all of them have.
+
+    One number of rows for all, as each is compiled for; the last rows of a batch may stay empty.
+    """
+    groups: dict[Modality | None, list[tuple[int, Prompt]]] = {}
+    for number, prompt in enumerate(prompts):
+        groups.setdefault(prompt.modality, []).append((number, prompt))
+    rows = min(_BATCH_ROWS.value, max(map(len, groups.values())))
+    for group in groups.values():
+        for first in range(0, len(group), rows):
+            yield group[first : first + rows], rows
+
+
+def _check_output(output: str | None) -> None:
+    results = pathlib.Path(output or "") / _RESULTS
+    if output and results.exists():
+        raise ValueError(f"output is {output!r}, which has {_RESULTS}, expected a new directory")
+
+
+def _given_prompts() -> dict[str, _Given]:
+    """The prompts of flags and files by their names; those without one are named by number."""
+    given = [
+        _Given(
+            kind,
+            _parse_units(value) if kind == "units" else value,
+            None,
+            f"--{kind}={_cut(value)}",
+        )
+        for kind in _KINDS
+        for value in flags.FLAGS[kind].value
+    ]
     for path in map(pathlib.Path, _PROMPTS.value):
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-            given.append(_parse_line(line, f"{path}:{number}"))
+        given += jsonl.read_lines(path, _parse_fields)
     if not given:
         raise ValueError("no prompt, expected --text, --wav, --units or --prompts")
-    return [{"id": f"{number}", **fields} for number, fields in enumerate(given)]
+    named: dict[str, _Given] = {}
+    for number, prompt in enumerate(given):
+        name = prompt.name or f"{number}"
+        known = named.setdefault(name, prompt)
+        if known is not prompt:
+            raise ValueError(f"{prompt.origin}: its id {name!r} is already that of {known.origin}")
+    return named
 
 
-def _parse_line(line: str, origin: str) -> dict[str, Any]:
-    try:
-        fields = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{origin}: not a JSON value: {error}") from error
-    kinds = [kind for kind in _KINDS if isinstance(fields, dict) and kind in fields]
+def _cut(value: str) -> str:
+    return value if len(value) <= _SHOWN_CHARACTERS else value[:_SHOWN_CHARACTERS] + "…"
+
+
+def _parse_fields(fields: Mapping[str, Any], origin: str) -> _Given:
+    kinds = [kind for kind in _KINDS if kind in fields]
     if len(kinds) != 1:
-        raise ValueError(f"{origin}: expected an object with one of {', '.join(_KINDS)}")
-    kind = kinds[0]
-    value = fields[kind]
-    if kind == "units" and isinstance(value, list):
-        value = ",".join(map(str, value))
-    if not isinstance(value, str):
-        raise ValueError(f"{origin}: {kind} is {value!r}, expected a string")
-    return {kind: value} | ({"id": str(fields["id"])} if "id" in fields else {})
+        raise ValueError(f"expected an object with one of {', '.join(_KINDS)}")
+    (kind,) = kinds
+    value = jsonl.field(fields, kind, list if kind == "units" else str)
+    name = fields.get("id")
+    if name is not None:
+        name = str(name) if type(name) is int else jsonl.field(fields, "id", str)
+        if pathlib.PurePath(name).name != name or "\0" in name:
+            raise ValueError(f"id is {name!r}, expected one that can begin a file's name")
+    return _Given(kind, value, name, origin)
+
+
+def _parse_units(text: str) -> list[int]:
+    words = text.replace(",", " ").split()
+    if not words or not all(word.isdecimal() for word in words):
+        raise ValueError(f"units is {text!r}, expected numbers such as 3,17,17")
+    return [int(word) for word in words]
 
 
 def _make_prompt(
-    fields: Mapping[str, str], trained: TrainedModel, encoder: MelKMeansEncoder | None
+    name: str, given: _Given, trained: TrainedModel, encoder: MelKMeansEncoder | None
 ) -> Prompt:
     vocabulary = trained.vocabulary
-    (kind,) = fields.keys() & set(_KINDS)
-    value = fields[kind]
-    if kind == "text":
-        ids = trained.tokenizer.encode(value.strip())
-        if not len(ids):
-            raise ValueError(f"text is {value!r}, expected words")
-    elif kind == "units":
-        ids = vocabulary.units_to_ids(_parse_units(value))
-    else:
-        if encoder is None:
-            raise ValueError(f"wav {value} needs --encoder, the units' encoder.npz")
-        ids = vocabulary.units_to_ids(
-            encoder.encode(read_wav(value, encoder.sample_rate), encoder.sample_rate)
-        )
-    own: Modality = "text" if kind == "text" else "speech"
+    try:
+        ids = _encode(given, trained, encoder)
+    except ValueError as error:
+        raise ValueError(f"{given.origin}: {error}") from error
+    own: Modality = "text" if given.kind == "text" else "speech"
     modality: Modality | None = {"same": own, "any": None}.get(
         _CONTINUE_AS.value, _CONTINUE_AS.value
     )
     switch = [] if modality in (own, None) else [_mode(modality, vocabulary)]
     tokens = np.array([vocabulary.bos_id, _mode(own, vocabulary), *ids, *switch], np.int32)
-    shown = value if kind != "units" else _show_units(vocabulary.ids_to_units(ids))
-    return Prompt(fields["id"], shown, tokens, modality)
+    return Prompt(name, given.origin, given.kind, given.value, tokens, modality)
+
+
+def _encode(given: _Given, trained: TrainedModel, encoder: MelKMeansEncoder | None) -> np.ndarray:
+    """The ids of a prompt's text or speech, (T,) integers with T ≥ 1."""
+    if given.kind == "text":
+        ids = trained.tokenizer.encode(given.value.strip())
+        if not len(ids):
+            raise ValueError(f"text is {given.value!r}, expected words")
+        return ids
+    vocabulary = trained.vocabulary
+    if given.kind == "units":
+        units = jsonl.parse_units(given.value, "units", vocabulary.unit_count)
+    elif encoder is None:
+        raise ValueError("a wav file needs --encoder, the units' encoder.npz")
+    else:
+        units = encoder.encode(read_wav(given.value, encoder.sample_rate), encoder.sample_rate)
+    return vocabulary.units_to_ids(units)
 
 
 def _mode(modality: Modality, vocabulary: Vocabulary) -> int:
     return vocabulary.text_mode_id if modality == "text" else vocabulary.speech_mode_id
-
-
-def _parse_units(text: str) -> np.ndarray:
-    words = text.replace(",", " ").split()
-    if not words or not all(word.isdigit() for word in words):
-        raise ValueError(f"units is {text!r}, expected numbers such as 3,17,17")
-    return np.array([int(word) for word in words], np.int64)
-
-
-def _generate(
-    trained: TrainedModel,
-    prompts: Sequence[Prompt],
-    numbers: Sequence[int],
-    sampling: SamplingConfig,
-) -> list[Generation]:
-    limits = GenerationLimits(
-        max_tokens=_MAX_TOKENS.value,
-        max_units=max(1, round(_MAX_SECONDS.value * _FRAME_RATE)),
-        max_patches=trained.context_patches,
-    )
-    return generate(
-        trained.model,
-        trained.params,
-        [prompt.tokens for prompt in prompts],
-        vocabulary=trained.vocabulary,
-        patching=trained.patching,
-        mesh=trained.mesh,
-        sampling=sampling,
-        limits=limits,
-        modality=prompts[0].modality,
-        seeds=[_SEED.value + number for number in numbers],
-        batch_rows=trained.mesh.size * -(-len(prompts) // trained.mesh.size),
-    )
 
 
 class _Writer:
@@ -203,7 +280,7 @@ class _Writer:
         self._vocoder = vocoder
         if self._directory:
             self._directory.mkdir(parents=True, exist_ok=True)
-            (self._directory / "continuations.jsonl").write_text("")
+            (self._directory / _RESULTS).write_text("")
 
     def write(
         self, sample: int, prompt: Prompt, segments: Sequence[Segment], generation: Generation
@@ -215,46 +292,48 @@ class _Writer:
             for segment in segments
         )
         sound = f"  {wav}" if wav else ""
+        given = _show_units(prompt.given) if prompt.kind == "units" else prompt.given
         print(
-            f"{prompt.shown!r} → {shown or 'nothing'}  ({generation.stop_reason}){sound}",
+            f"{given!r} → {shown or 'nothing'}  ({generation.stop_reason}){sound}",
             flush=True,
         )
         if self._directory:
             fields = {
                 "id": prompt.name,
                 "sample": sample,
-                "prompt": prompt.shown,
+                "prompt": {prompt.kind: prompt.given},
                 "segments": [
                     {"text": segment.text}
                     if segment.units is None
                     else {"units": segment.units.tolist()}
                     for segment in segments
                 ],
+                "tokens": generation.tokens.tolist(),
                 "wav": wav and wav.name,
                 "log_prob": float(generation.log_probs.sum()),
                 "stop_reason": generation.stop_reason,
                 "token_steps": generation.steps.token_steps,
                 "global_steps": generation.steps.global_steps,
             }
-            with (self._directory / "continuations.jsonl").open("a", encoding="utf-8") as file:
+            with (self._directory / _RESULTS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(fields, ensure_ascii=False) + "\n")
 
     def _write_wav(self, name: str, segments: Sequence[Segment]) -> pathlib.Path | None:
         units = [segment.units for segment in segments if segment.units is not None]
         if not (self._directory and self._vocoder and units):
             return None
+        samples = decode_known(self._vocoder, np.concatenate(units))
+        if not samples.size:
+            return None
         path = self._directory / f"{name}.wav"
-        joined = np.concatenate(units)
-        # A vocabulary may have a unit more than the encoder, which no speech has taught.
-        samples = self._vocoder.decode(joined[joined < self._vocoder.unit_count])
         write_wav(path, samples, self._vocoder.sample_rate)
         return path
 
 
-def _show_units(units: np.ndarray) -> str:
-    first = " ".join(map(str, units[:_SHOWN_UNITS].tolist()))
+def _show_units(units: Sequence[int] | np.ndarray) -> str:
+    first = " ".join(map(str, units[:_SHOWN_UNITS]))
     dots = " …" if len(units) > _SHOWN_UNITS else ""
-    return f"[{first}{dots}] {len(units) / _FRAME_RATE:.1f} s"
+    return f"[{first}{dots}] {len(units) / sampling_flags.FRAME_RATE:.1f} s"
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pathlib
+import reprlib
 import shlex
 import subprocess
 import tempfile
@@ -12,14 +13,36 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from data_pipelines.audio import write_wav
-from data_pipelines.vocoder import UnitVocoder
+from data_pipelines.vocoder import UnitVocoder, decode_known
 from lst_jax.inference.speech_tasks import recognise
 from lst_jax.trained_model import TrainedModel
 
-# From the units of utterances, (U,) int32 each, to their texts.
+# From the units of utterances, (U,) int32 each with U ≥ 1, to their texts.
 Recogniser = Callable[[Sequence[np.ndarray]], Sequence[str]]
 
 _WAV = "{wav}"
+
+
+def hear(recogniser: Recogniser, utterances: Sequence[np.ndarray]) -> list[str]:
+    """What a recogniser understands of utterances; nothing of those without units.
+
+    Args:
+      recogniser: of this module.
+      utterances: units, (U,) each with U ≥ 0.
+
+    Raises:
+      ValueError: the recogniser does not return a text for each, or raises it.
+    """
+    spoken = [units for units in utterances if len(units)]
+    texts = recogniser(spoken) if spoken else []
+    is_texts = isinstance(texts, Sequence) and all(isinstance(text, str) for text in texts)
+    if not is_texts or len(texts) != len(spoken):
+        raise ValueError(
+            f"recogniser returned {reprlib.repr(texts)}, expected a list of {len(spoken)} texts, "
+            "one for each utterance"
+        )
+    heard = iter(texts)
+    return [next(heard) if len(units) else "" for units in utterances]
 
 
 def model_recogniser(trained: TrainedModel, batch_rows: int) -> Recogniser:
@@ -42,7 +65,10 @@ def command_recogniser(command: str, vocoder: UnitVocoder | None) -> Recogniser:
     Raises:
       ValueError: the command wants sound and there is no vocoder, or it cannot be parsed.
     """
-    words = shlex.split(command)
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise ValueError(f"recogniser_command is {command!r}: {error}") from error
     if not words:
         raise ValueError(f"recogniser_command is {command!r}, expected a command")
     takes_sound = any(_WAV in word for word in words)
@@ -52,9 +78,13 @@ def command_recogniser(command: str, vocoder: UnitVocoder | None) -> Recogniser:
     def run_one(units: np.ndarray, folder: str) -> str:
         wav, given = pathlib.Path(folder) / "utterance.wav", " ".join(map(str, units.tolist()))
         if takes_sound:
-            write_wav(wav, vocoder.decode(units), vocoder.sample_rate)
+            samples = decode_known(vocoder, units)
+            if not samples.size:
+                return ""
+            write_wav(wav, samples, vocoder.sample_rate)
         filled = [word.replace(_WAV, str(wav)) for word in words]
-        done = subprocess.run(filled, input=given, capture_output=True, text=True, check=False)
+        text = {"encoding": "utf-8", "errors": "replace"}
+        done = subprocess.run(filled, input=given, capture_output=True, check=False, **text)
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
             raise ValueError(f"recogniser_command failed with status {done.returncode}: {reason}")

@@ -14,11 +14,12 @@ is never read. Saving copies the state off the devices and writes it in the back
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import pathlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -45,8 +46,9 @@ _CHUNK_BYTES = 2**26  # of a stored chunk of parameters, at most
 _STATE_FILE = re.compile(r"process_\d+-of-(\d+)\.json")  # as Grain names them
 _MODEL_KINDS = {kind.__name__: kind for kind in (LSTConfig, TokenTransformerConfig)}
 
-# What reading a damaged step raises: missing or unreadable files, arrays cut short, JSON cut short.
-_READ_ERRORS = (OSError, ValueError, KeyError, TypeError)
+# What reading a damaged step raises: missing or unreadable files, metadata and arrays cut short.
+# Others, such as too little memory, say nothing of the step.
+_READ_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 IteratorState = dict[str, Any]
 MergeStates = Callable[[Sequence[IteratorState]], IteratorState]
@@ -220,7 +222,7 @@ class Checkpointer:
                 state, progress, states = restored
                 iterator.set_state((merge_states or _own_state)(states))
                 return state, progress
-            reason = " ".join(str(failure or "another process cannot read it").split())[:300]
+            reason = _reason(failure or "another process cannot read it")
             logging.warning("checkpoint %s cannot be read: %s", self.step_directory(step), reason)
             if step == steps[-1]:
                 raise ValueError(
@@ -254,7 +256,9 @@ class Checkpointer:
         """What `_read` returns, or the error that it raises."""
         try:
             return self._read(step, shapes), None
-        except _READ_ERRORS as error:
+        except Exception as error:
+            if not _is_damage(error):
+                raise
             return None, error
 
     def _read(self, step: int, shapes: TrainState) -> _Restored:
@@ -285,6 +289,16 @@ class Checkpointer:
             self.step_directory(step).rename(target / f"{step}.{number}")
         _any_process(False)  # wait until it is gone
         self._manager.reload()
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether the error is one that reading a damaged step raises."""
+    wrapped = error.__cause__ if type(error) is Exception else None  # Orbax, of parts of an array
+    return isinstance(error, _READ_ERRORS) or isinstance(wrapped, _READ_ERRORS)
+
+
+def _reason(error: object) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def _read_iterator_states(directory: pathlib.Path) -> list[IteratorState]:
@@ -330,15 +344,30 @@ def restore_params(
     Raises:
       FileNotFoundError: there is no run or no checkpoint.
       ValueError: the mesh does not divide the model's axes, or the parameters are not of the
-        description's shape.
+        description's shape, or damaged.
     """
     checkpoint = find_checkpoint(path)
     shapes = param_shapes(read_description(checkpoint).model, mesh, rules)
     directory = params_directory(checkpoint)
+    if not directory.is_dir():
+        raise FileNotFoundError(f"{directory}: no such directory; expected a run's parameters")
     with ocp.StandardCheckpointer() as reader:
-        if directory.is_dir():  # else the error of the reader is clear
-            _check_shapes(reader.metadata(directory).item_metadata.tree, shapes, directory)
-        return reader.restore(directory, shapes)
+        with _reading(directory):
+            stored = reader.metadata(directory).item_metadata.tree
+        _check_shapes(stored, shapes, directory)
+        with _reading(directory):
+            return reader.restore(directory, shapes)
+
+
+@contextlib.contextmanager
+def _reading(directory: pathlib.Path) -> Iterator[None]:
+    """Turns what a damaged checkpoint raises into a ValueError that names it."""
+    try:
+        yield
+    except Exception as error:
+        if not _is_damage(error):
+            raise
+        raise ValueError(f"{directory} cannot be read: {_reason(error)}") from error
 
 
 def _check_shapes(stored: Any, expected: Any, directory: pathlib.Path) -> None:

@@ -72,6 +72,10 @@ def load_trained_model(
     missing = {"patching", "visibility", "tokenizer"} - description.data.keys()
     if missing:
         raise ValueError(f"{path}: model.json has no {', '.join(sorted(missing))} under data")
+    try:
+        patching = PatchingConfig(**description.data["patching"])
+    except TypeError as error:
+        raise ValueError(f"{path}: model.json describes no patching: {error}") from error
     tokenizer_path = tokenizer_path or description.data["tokenizer"]
     if tokenizer_path is None:
         raise ValueError(f"{path} does not say which tokenizer it was trained with; give one")
@@ -84,7 +88,7 @@ def load_trained_model(
         mesh=mesh,
         vocabulary=description.vocabulary,
         tokenizer=tokenizer,
-        patching=PatchingConfig(**description.data["patching"]),
+        patching=patching,
         visibility=description.data["visibility"],
         context_patches=description.data.get("patches_per_row"),
         checkpoint=checkpoint,

@@ -32,6 +32,7 @@ class Example(Protocol):
 
 
 T = TypeVar("T", bound=Example)
+Value = TypeVar("Value")
 
 
 def read_examples(
@@ -54,7 +55,7 @@ def read_examples(
     examples: dict[tuple[str, str], T] = {}
     for path in map(pathlib.Path, paths):
         before = len(examples)
-        for example in _read_file(path, parse):
+        for example in read_lines(path, parse):
             known = examples.setdefault((example.set_name, example.example_id), example)
             if known is not example:
                 raise ValueError(
@@ -66,19 +67,35 @@ def read_examples(
     return tuple(examples.values())
 
 
-def _read_file(path: pathlib.Path, parse: Callable[[Mapping[str, Any], str], T]) -> Iterator[T]:
+def read_lines(
+    path: pathlib.Path, parse: Callable[[Mapping[str, Any], str], Value]
+) -> Iterator[Value]:
+    """Reads and checks a file line by line.
+
+    Args:
+      path: JSONL file.
+      parse: makes a value of a line's fields and its origin, `path:number`; raises ValueError.
+
+    Yields:
+      The values in file order.
+
+    Raises:
+      ValueError: naming file and line, for a line that is not UTF-8 or not a JSON object, or that
+        `parse` refuses.
+      OSError: the file cannot be read.
+    """
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             origin = f"{path}:{number}"
             try:
-                example = parse(_load_object(line), origin)
+                value = parse(_load_object(line), origin)
             except UnicodeDecodeError as error:
                 raise ValueError(f"{origin}: not UTF-8: {error.reason}") from error
             except (json.JSONDecodeError, RecursionError) as error:
                 raise ValueError(f"{origin}: not a JSON value: {error}") from error
             except ValueError as error:
                 raise ValueError(f"{origin}: {error}") from error
-            yield example
+            yield value
 
 
 def _load_object(line: bytes) -> dict[str, Any]:

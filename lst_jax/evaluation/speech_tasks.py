@@ -3,9 +3,9 @@
 Recognition (ASR) is judged by the errors of its texts. Synthesis (TTS) is judged by what a
 recogniser understands of it, against the text that it should say.
 
-Costs are counted in units, steps of the global transformer, as in the paper's Table 5: the context
-(of the question) and the generation (of the answer). The unpatched baseline takes one for every
-token, so units per token are the ratio of a model's cost to the baseline's on the same tokens.
+Costs are counted in units, patches, as in the paper's Table 5: the context (of the question) and
+the generation (of the answer). The unpatched baseline's units are its tokens, so units per token
+are the ratio of a model's cost to the baseline's on the same tokens.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class TaskResult:
     """Errors and costs of a model on a set of utterances.
 
     Attributes:
-      context_units, context_tokens: of the questions: steps of the global transformer, and tokens.
+      context_units, context_tokens: of the questions: patches, and tokens.
       generation_units, generation_tokens: the same of the answers.
       errors: of what was recognised.
     """
@@ -87,12 +87,11 @@ def judge(
     Raises:
       ValueError: a reference has no words.
     """
-    generations = [answer.generation for answer in answers]
     return TaskResult(
         context_units=sum(answer.question_units for answer in answers),
         context_tokens=sum(answer.question_tokens for answer in answers),
-        generation_units=sum(generation.steps.global_steps for generation in generations),
-        generation_tokens=sum(len(generation.tokens) for generation in generations),
+        generation_units=sum(answer.answer_units for answer in answers),
+        generation_tokens=sum(len(answer.generation.tokens) for answer in answers),
         errors=error_rates(spoken, hypotheses),
     )
 

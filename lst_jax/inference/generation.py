@@ -154,7 +154,9 @@ def generate(
 ) -> list[Generation]:
     """Continues prompts.
 
-    A continuation depends on its prompt, its seed and the settings, not on the other rows.
+    A continuation depends on its prompt, its seed and the settings, not on the other rows, but for
+    rounding: another `batch_rows`, or prompts that need larger buffers, may round differently, and
+    in bfloat16 that can tip a token.
 
     Args:
       model: `LatentSpeechTextTransformer` or `TokenTransformer`.
@@ -184,10 +186,13 @@ def generate(
     check_heads(model.config, mesh)
     allowed = allowed_ids(vocabulary, modality)
     seeds = _check_seeds(range(len(prompts)) if seeds is None else seeds, len(prompts))
-    documents = _documents(decoder, "prompts", prompts, limits.max_patches)
-    growth = decoder.most_patches(limits.max_tokens, modality == "speech")
+    documents = prompt_documents(decoder, prompts, limits.max_patches)
+    max_tokens = limits.max_tokens
+    if limits.max_patches:  # no room for tokens that the context cannot hold; the last one stops
+        max_tokens = min(max_tokens, decoder.most_tokens(limits.max_patches) + 1)
+    growth = decoder.most_patches(max_tokens, modality == "speech")
     arrays = _limit_arrays(limits)
-    max_tokens = static_size(limits.max_tokens)
+    max_tokens = static_size(max_tokens)
     run = _generate_function(decoder, max_tokens, mesh)
     generations: list[Generation] = []
     for first in range(0, len(documents), batch_rows):
@@ -236,7 +241,7 @@ def prefill(
     batch_rows = len(prompts) if batch_rows is None else batch_rows
     require(len(prompts) <= batch_rows, "batch_rows", batch_rows, f"at least {len(prompts)}")
     check_rows(batch_rows, mesh)
-    documents = _documents(decoder, "prompts", prompts, max_patches)
+    documents = prompt_documents(decoder, prompts, max_patches)
     return _prefill(decoder, params, documents, mesh, batch_rows, max_patches)
 
 
@@ -297,6 +302,38 @@ def repeat_rows(state: State, rows: Sequence[int]) -> State:
     rows = jnp.asarray(rows, jnp.int32)
     fields = {name: x.take(rows, axis=0) for name, x in state._asdict().items() if name != "cache"}
     return state._replace(cache=caches.take_rows(state.cache, rows), **fields)
+
+
+def prompt_documents(
+    decoder: Decoder,
+    prompts: Sequence[np.ndarray],
+    max_patches: int | None,
+    names: Sequence[str] | None = None,
+) -> list[Document]:
+    """Prompts in the patches that a decoder would make of them.
+
+    Args:
+      decoder: of `make_decoder`.
+      prompts: token ids, (T,) each with T ≥ 1.
+      max_patches: that one may have; None is any number.
+      names: what errors call them; None is `prompts[0]` and so on.
+
+    Raises:
+      ValueError: a prompt is empty, too long or holds an id out of range.
+    """
+    documents = []
+    names = names or [f"prompts[{index}]" for index in range(len(prompts))]
+    for name, tokens in zip(names, prompts, strict=True):
+        _check_tokens(name, tokens, decoder.vocabulary)
+        require(len(tokens) > 0, name, [], "at least one token, such as bos")
+        document = decoder.document(tokens)
+        if max_patches is not None and document.num_patches > max_patches:
+            raise ValueError(
+                f"{name} has {document.num_patches} patches in {len(tokens)} tokens: "
+                f"expected at most {max_patches}, the context"
+            )
+        documents.append(document)
+    return documents
 
 
 def static_size(size: int) -> int:
@@ -443,23 +480,6 @@ def _generations(made: Mapping[str, Array], count: int) -> list[Generation]:
             )
         )
     return generations
-
-
-def _documents(
-    decoder: Decoder, name: str, prompts: Sequence[np.ndarray], max_patches: int | None
-) -> list[Document]:
-    documents = []
-    for index, tokens in enumerate(prompts):
-        _check_tokens(f"{name}[{index}]", tokens, decoder.vocabulary)
-        require(len(tokens) > 0, f"{name}[{index}]", [], "at least one token, such as bos")
-        document = decoder.document(tokens)
-        if max_patches is not None and document.num_patches > max_patches:
-            raise ValueError(
-                f"{name}[{index}] has {document.num_patches} patches in {len(tokens)} tokens: "
-                f"expected at most {max_patches}, the context"
-            )
-        documents.append(document)
-    return documents
 
 
 def _check_tokens(name: str, tokens: np.ndarray, vocabulary: Vocabulary) -> None:

@@ -93,6 +93,10 @@ class LSTDecoder:
         """Patches that a number of tokens may begin, all of them speech but for the last or not."""
         return num_tokens if not speech else -(-num_tokens // self.patch_size) + 1
 
+    def most_tokens(self, num_patches: int) -> int:
+        """Tokens that a number of patches may hold."""
+        return num_patches * self.patch_size
+
     def prefill(
         self, params: Any, batch: Mapping[str, Array], num_patches: int, capacity: int
     ) -> LSTState:

@@ -48,6 +48,10 @@ class TokenDecoder:
         """Patches that a number of tokens begins: every token is one."""
         return num_tokens
 
+    def most_tokens(self, num_patches: int) -> int:
+        """Tokens that a number of patches holds: every token is one."""
+        return num_patches
+
     def prefill(
         self, params: Any, batch: Mapping[str, Array], num_patches: int, capacity: int
     ) -> TokenState:

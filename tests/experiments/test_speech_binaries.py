@@ -38,6 +38,16 @@ def place(tmp_path_factory):
     write_wav(folder / "noise.wav", noise, features.sample_rate)
     (folder / "broken.wav").write_bytes(b"RIFF nothing")
     (folder / "recognisers.py").write_text(RECOGNISER)
+    lines[1] |= {"units": [1] * 3000}
+    (folder / "long.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    prompts = [{"text": "ann"}, {"units": [1] * 3000}]
+    (folder / "long_prompts.jsonl").write_text("\n".join(map(json.dumps, prompts)))
+    for name, ids in {"same": ("a", "b", "a"), "folder": ("a", "../b")}.items():
+        prompts = [json.dumps({"id": value, "text": "ann"}) for value in ids]
+        (folder / f"{name}_ids.jsonl").write_text("\n".join(prompts))
+    (folder / "latin.jsonl").write_bytes('{"text": "anné"}'.encode("latin-1"))
+    (folder / "done").mkdir()
+    (folder / "done" / "continuations.jsonl").write_text("")
     return folder
 
 
@@ -66,6 +76,7 @@ def test_recognition_counts_errors_and_units_of_each_model(place):
     assert lst["context_units"] == sum(3 + n // 3 for n in (9, 21, 12))
     assert baseline["context_units"] == lst["context_tokens"] == baseline["context_tokens"]
     for result in (lst, baseline):
+        assert result["generation_units"] == result["generation_tokens"]  # all of it text
         utterances = result["errors"]["utterances"]
         assert [u["words"] for u in utterances] == [4, 4, 4]
         rate = result["errors"]["wer"]
@@ -114,12 +125,13 @@ def test_continuations_are_printed_and_written(place):
     assert len(lines) == len(done.stdout.splitlines()) == 6
     for line in lines:
         kinds = {kind for segment in line["segments"] for kind in segment}
-        assert kinds <= ({"text"} if line["prompt"] == "ann lost" else {"units"})
+        assert kinds <= ({"text"} if line["prompt"] == {"text": "ann lost"} else {"units"})
         if line["wav"]:
             units = sum(len(segment["units"]) for segment in line["segments"])
             rate = MelFeatures().sample_rate
             assert len(read_wav(place / "out" / line["wav"], rate)) == units * rate // 25
     first, second = (line for line in lines if line["id"] == "mine")
+    assert first["prompt"] == second["prompt"] == {"units": [1, 2, 3]}
     assert first["segments"] != second["segments"]
 
 
@@ -127,8 +139,28 @@ LST = ("--checkpoint=lst",)
 MISTAKES = {
     "no prompt": ("generate", LST, "no prompt, expected --text"),
     "empty prompt": ("generate", (*LST, "--text= "), "text is ' ', expected words"),
-    "long prompt": ("generate", (*LST, "--units=" + "1," * 3000), "the context"),
-    "unit": ("generate", (*LST, "--units=3,9"), "expected 0 … 8"),
+    "long prompt": (
+        "generate",
+        (*LST, "--units=" + "1," * 3000),
+        "… has 1002 patches in 3002 tokens: expected",
+    ),
+    "long line": (
+        "generate",
+        (*LST, "--text=ann", "--prompts=long_prompts.jsonl", "--output=long"),
+        "long_prompts.jsonl:2 has 1002 patches",
+    ),
+    "long utterance": (
+        "evaluate_asr",
+        (*LST, "--data=long.jsonl"),
+        "long.jsonl:2 has 1003 patches",
+    ),
+    "unit": ("generate", (*LST, "--units=3,9"), "expected an integer 0 … 8"),
+    "huge unit": ("generate", (*LST, "--units=99999999999999999999"), "expected an integer 0 … 8"),
+    "same id": ("generate", (*LST, "--prompts=same_ids.jsonl"), "same_ids.jsonl:3: its id 'a' is"),
+    "id": ("generate", (*LST, "--prompts=folder_ids.jsonl"), "folder_ids.jsonl:2: id is '../b'"),
+    "encoding": ("generate", (*LST, "--prompts=latin.jsonl"), "latin.jsonl:1: not UTF-8"),
+    "seconds": ("generate", (*LST, "--text=ann", "--max_seconds=inf"), "max_seconds is inf"),
+    "output": ("generate", (*LST, "--text=ann", "--output=done"), "expected a new directory"),
     "no sound": ("generate", (*LST, "--wav=broken.wav", "--encoder=encoder.npz"), "broken.wav"),
     "no encoder": ("generate", (*LST, "--wav=noise.wav"), "needs --encoder"),
     "temperature": ("generate", (*LST, "--text=ann", "--temperature=-1"), "temperature"),
@@ -154,3 +186,4 @@ def test_mistakes_end_with_one_clear_line(place, mistake):
     assert done.returncode == 1
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert not (place / "long").exists()

@@ -106,13 +106,23 @@ def cut_file(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-@pytest.mark.parametrize("item", ["params", "optimizer", "data", "progress", "all"])
-@pytest.mark.parametrize("damage", [cut_file, lambda path: path.unlink()])
+def remove_file(path):
+    path.unlink()
+
+
+DAMAGES = [
+    (item, damage)
+    for item in ("params", "params/d", "optimizer", "data", "progress", "")
+    for damage in (cut_file, remove_file)
+]
+
+
+# Parameters of known shapes can be read without their `_METADATA`, but not with half of it.
+@pytest.mark.parametrize(("item", "damage"), [*DAMAGES, ("params/_METADATA", cut_file)])
 def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path, item, damage):
     save_steps(tmp_path, 2, 4)
-    latest = tmp_path / "checkpoints" / "4"
-    root = latest if item == "all" else latest / item
-    for path in [path for path in root.rglob("*") if path.is_file()]:
+    root = tmp_path / "checkpoints" / "4" / item
+    for path in [path for path in (root, *root.rglob("*")) if path.is_file()]:
         damage(path)
     check_restored(tmp_path, 2)
     # Its name is free for when training comes to that step again.
@@ -242,6 +252,20 @@ def test_parameters_are_restored_on_any_mesh(tmp_path):
         jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, 2 * y), last, params)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, param_shapes(TINY, mesh))
         assert jax.tree.map(lambda leaf: leaf.sharding, last) == shardings
+
+
+@pytest.mark.parametrize("damaged", ["_METADATA", "manifest.ocdbt", "d/*"])
+@pytest.mark.parametrize("damage", [cut_file, remove_file])
+def test_damaged_parameters_are_named(tmp_path, damaged, damage):
+    write_description(tmp_path, DESCRIPTION)
+    checkpointer = Checkpointer(tmp_path)
+    checkpointer.save(TrainState(jnp.int32(1), model_params(), ()), counter(), {})
+    checkpointer.close()
+    params = tmp_path / "checkpoints" / "1" / "params"
+    for path in [*params.glob(damaged), *params.glob(f"ocdbt.process_0/{damaged}")]:
+        damage(path)
+    with pytest.raises(ValueError, match="checkpoints/1/params cannot be read: "):
+        restore_params(tmp_path, make_mesh())
 
 
 @pytest.mark.parametrize(

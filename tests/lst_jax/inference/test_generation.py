@@ -178,6 +178,16 @@ def test_a_full_context_stops_a_row(case):
 
 
 @both
+def test_tokens_beyond_the_context_cost_nothing(case):
+    prompts = prompts_of_any_kind(3)
+    few, many = (
+        run(case, prompts, limits={"max_patches": 40, "max_tokens": tokens})
+        for tokens in (200, 2**31 - 2)
+    )
+    assert_same(many, few)
+
+
+@both
 def test_eos_does_not_come_too_early(case):
     prompts, hot = [speech_prompt(3)] * ROWS * 10, {"temperature": 30.0}
     sizes = {}
