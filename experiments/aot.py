@@ -41,7 +41,11 @@ from lst_jax.vocabulary import Vocabulary
 _POLICIES = ("none", "dots", "full")
 _WARNING = "Involuntary full rematerialization"
 _TOKEN_ARRAYS = ("tokens", "targets", "document_ids", "patch_ids", "visible_patch")
-_OUT_OF_MEMORY = re.compile(r"Used ([\d.]+)([KMG]?) of ([\d.]+)([KMG]?) hbm")
+# "Used 20.5G of 15.75G hbm" of buffers placed one by one; "temporaries (20.5G) exceeds available
+# HBM (15.75G)" where these alone are too large.
+_OUT_OF_MEMORY = re.compile(
+    r"(?:Used |temporaries \()([\d.]+)([KMG]?)\)? (?:of|exceeds available HBM) \(?([\d.]+)([KMG]?)"
+)
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
 
@@ -134,7 +138,7 @@ def _compile(
             "patches_per_row": config.num_patches,
             "tokens_per_row": config.num_tokens,
             "accumulation_steps": config.training.accumulation_steps,
-            "versions": {name: importlib.metadata.version(name) for name in ("jax", "libtpu")},
+            "versions": library_versions(),
         }
     }
     with _captured_stderr() as log:
@@ -151,6 +155,11 @@ def _compile(
     report |= _memory(compiled.memory_analysis(), chip)
     report |= _work(config, compiled.as_text(), mesh, rows, chip)
     return report
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what makes the figures."""
+    return {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
 
 
 def _lower(config: StepConfig, mesh: jax.sharding.Mesh, rows: int) -> jax.stages.Lowered:

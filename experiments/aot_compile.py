@@ -16,6 +16,7 @@ is taken to be a typical one (`experiments/attention_estimates.py`).
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -34,6 +35,7 @@ from lst_jax.vocabulary import Vocabulary
 
 _PRETRAIN = "experiments/configs/runs/pretrain.gin"
 _ATTENTION = "auto"
+_SIZE = re.compile(r"-?[0-9]+")  # -1 for what is left
 
 
 def define_flags() -> None:
@@ -108,7 +110,7 @@ def parse_mesh(text: str) -> MeshConfig:
     sizes: dict[str, int] = {}
     for item in filter(None, text.split(",")):
         name, _, size = item.partition("=")
-        if name not in MESH_AXES or name in sizes or not size.lstrip("-").isdigit():
+        if name not in MESH_AXES or name in sizes or not _SIZE.fullmatch(size):
             axes = ",".join(f"{axis}=SIZE" for axis in MESH_AXES)
             raise ValueError(f"mesh is {text!r}, expected {axes}")
         sizes[name] = int(size)
@@ -140,6 +142,9 @@ def _header(report: dict[str, Any]) -> _Line:
 def _memory_lines(report: dict[str, Any]) -> list[_Line]:
     memory = report["memory"]
     peak = ("peak", _gib(memory["peak"]), f"of {_gib(memory['hbm'])} of HBM")
+    if "limit" in memory:  # the compiler gave up at the first figure that is too large
+        how = f"at least; the compiler has {_gib(memory['limit'])} of {_gib(memory['hbm'])} of HBM"
+        peak = (*peak[:2], how)
     if "exceeded_by" in memory:
         remedy = report.get("remedy")
         advice = f"it fits with remat {remedy}" if remedy else "no remat policy makes it fit"

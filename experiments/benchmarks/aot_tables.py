@@ -6,8 +6,8 @@
 The paper's 420m, 1b and 7b on 256 chips of v5e, v6e and v5p; 1b on 16, 64 and 256 chips at the
 same rows a chip (weak scaling), under each remat policy, and on every kind of mesh. Each
 configuration is compiled once (`experiments/aot_compile.py` says what the figures are), some
-minutes on two cores; results are added to the file one by one, and those that are there already
-are not made again.
+minutes on two cores; results are added to the file one by one, and those that are there already,
+of the same model by the same versions, are not made again.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ import jax
 from absl import flags
 
 from experiments import cli
-from experiments.aot import compile_step
+from experiments.aot import StepConfig, compile_step, library_versions
 from experiments.aot_compile import parse_mesh, read_config
 from experiments.outputs import write_json
 
 _MODELS = "experiments/configs/models"
+_ROWS_PER_DEVICE = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,24 +82,32 @@ CONFIGURATIONS = tuple(dict.fromkeys((*WEAK_SCALING, *REMAT, *PODS, *MESHES)))
 def define_flags() -> None:
     """Defines the flags of the binary, so that importing this module defines none."""
     flags.DEFINE_string("output", None, "JSON file of the results.", required=True)
-    flags.DEFINE_integer("rows_per_device", 1, "Rows of each device.", lower_bound=1)
 
 
 def main(argv: Sequence[str]) -> None:
     """Compiles what the file does not hold yet, and prints the tables."""
     cli.check_no_arguments(list(argv))
     jax.config.update("jax_platforms", "cpu")
-    path, rows = pathlib.Path(flags.FLAGS.output), flags.FLAGS.rows_per_device
-    reports = json.loads(path.read_text())["reports"] if path.exists() else {}
+    path = pathlib.Path(flags.FLAGS.output)
+    reports = json.loads(path.read_text()).get("reports", {}) if path.exists() else {}
     for pod in CONFIGURATIONS:
-        if pod.name not in reports:
+        config = read_config([f"{_MODELS}/{pod.model}.gin"], [f"REMAT={pod.remat}"])
+        if not _is_current(reports.get(pod.name, {}), config):
             print(f"compiling {pod.name}", file=sys.stderr, flush=True)
-            config = read_config([f"{_MODELS}/{pod.model}.gin"], [f"REMAT={pod.remat}"])
             mesh = parse_mesh(pod.mesh)
-            reports[pod.name] = compile_step(config, pod.topology, mesh, pod.slices, rows)
+            reports[pod.name] = compile_step(
+                config, pod.topology, mesh, pod.slices, _ROWS_PER_DEVICE
+            )
             command = " ".join(["python -m experiments.benchmarks.aot_tables", *sys.argv[1:]])
             write_json(path, {"command": command, "reports": reports})
     print(format_tables(reports))
+
+
+def _is_current(report: dict[str, Any], config: StepConfig) -> bool:
+    """Whether a report of earlier is of this model, by these versions."""
+    setup = report.get("setup", {})
+    same_model = setup.get("model") == dataclasses.asdict(config.model)
+    return same_model and setup["versions"] == library_versions()
 
 
 def format_tables(reports: dict[str, Any]) -> str:
