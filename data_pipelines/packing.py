@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
+from absl import logging
 
 from lst_jax.patching import (
     Document,
@@ -264,6 +265,15 @@ class RowPacker(Iterator[Row]):
             )
             if not too_large and row is not self._rows[0]:
                 return False
+            if too_large and self._draft.answer_begin:
+                logging.log_first_n(
+                    logging.WARNING,
+                    "a question with its answer has %d patches and %d tokens, a row has %d and %d: "
+                    "it is split, and of its answer only what stands in the first row is learnt",
+                    1,
+                    *(document.num_patches, document.num_tokens),
+                    *(config.num_patches, config.num_tokens),
+                )
             gap = min(row.free_patches / config.num_patches, row.free_tokens / config.num_tokens)
             if gap <= config.largest_gap and row.pieces:
                 continue

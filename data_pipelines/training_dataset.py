@@ -230,12 +230,17 @@ class _PackerFactory:
         )
 
     @functools.cached_property
-    def digest(self) -> str:
-        """Tells configurations apart whose batches differ; where records lie does not matter."""
+    def settings(self) -> list[Any]:
+        """All that batches depend on, as JSON values; where records lie does not matter."""
         fields = dataclasses.asdict(self.config)
         for source, records in zip(fields["sources"], self._records, strict=True):
             source["path"] = dataclasses.asdict(records.metadata)
-        text = json.dumps([fields, dataclasses.asdict(self._vocabulary)], sort_keys=True)
+        return json.loads(json.dumps([fields, dataclasses.asdict(self._vocabulary)]))
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Tells settings apart."""
+        text = json.dumps(self.settings, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def __call__(self, stream: int) -> RowPacker:
@@ -323,13 +328,16 @@ class _TrainingIterator(grain.DatasetIterator[Batch]):
         }
 
     def get_state(self) -> dict[str, Any]:
-        """`step`: the next batch's; `config`: a digest; `streams`: each stream's state, as JSON."""
+        """`step`: the next batch's; `config`: a digest of `settings`, all that batches depend on;
+        `streams`: each stream's state, as JSON.
+        """
         if self._states is None:
             start = self._make_packer(self._streams[0]).get_state()
             self._states = dict.fromkeys(self._streams, start)
         return {
             "step": self._step,
             "config": self._make_packer.digest,
+            "settings": self._make_packer.settings,
             "streams": {str(stream): state for stream, state in self._states.items()},
         }
 
@@ -340,10 +348,8 @@ class _TrainingIterator(grain.DatasetIterator[Batch]):
           ValueError: the state is of another configuration or lacks a stream.
         """
         if state["config"] != self._make_packer.digest:
-            raise ValueError(
-                f"state is of data configuration {state['config']}, expected "
-                f"{self._make_packer.digest}: the configuration or the records have changed"
-            )
+            difference = _difference(state.get("settings"), self._make_packer.settings)
+            raise ValueError(f"the run's data are others: {difference}")
         missing = [stream for stream in self._streams if str(stream) not in state["streams"]]
         if missing:
             raise ValueError(
@@ -384,6 +390,27 @@ class _TrainingIterator(grain.DatasetIterator[Batch]):
         for block in self._blocks:
             block.close()
         self._blocks = []
+
+
+def _difference(there: list[Any] | None, here: list[Any]) -> str:
+    """Says in what settings differ."""
+    if there is None:  # not kept by earlier versions
+        return "the configuration or the records have changed"
+    there, here = map(_flatten, (there, here))
+    names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+    name = names[0]
+    return f"{name} is {there.get(name)!r} in the checkpoint and {here.get(name)!r} here"
+
+
+def _flatten(value: Any, name: str = "") -> dict[str, Any]:
+    """Scalars in nested lists and objects, by the names that lead to them."""
+    if isinstance(value, dict):
+        items = [(f"{name}.{key}".lstrip("."), item) for key, item in value.items()]
+    elif isinstance(value, list):
+        items = [(f"{name}[{i}]" if name else "", item) for i, item in enumerate(value)]
+    else:
+        return {name: value}
+    return {key: leaf for part in items for key, leaf in _flatten(part[1], part[0]).items()}
 
 
 def _end_with_parent(_index: int, _count: int) -> None:

@@ -7,6 +7,8 @@ import os
 import jax
 from absl import flags
 
+flags.disclaim_key_flags()  # they are those of the binary that asks for them
+
 _ADDRESS = "coordinator_address"
 _COUNT = "num_processes"
 _INDEX = "process_id"

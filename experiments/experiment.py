@@ -6,10 +6,8 @@ import dataclasses
 import pathlib
 from collections.abc import Callable
 
-import jax
-
 from data_pipelines.training_dataset import DataConfig, make_training_dataset, merge_states
-from lst_jax.checkpoints import ModelDescription, write_description
+from lst_jax.checkpoints import ModelDescription
 from lst_jax.config import ModelConfig
 from lst_jax.optimizers import OptimizerConfig
 from lst_jax.sharding import MeshConfig, check_rows, make_mesh, row_share
@@ -100,9 +98,6 @@ def run_experiment(
         host_index=share.index,
         host_count=share.count,
     )
-    write_description(workdir, description)
-    if config_text is not None and jax.process_index() == 0:
-        (pathlib.Path(workdir) / "config.gin").write_text(config_text())
     iterator = iter(dataset)
     try:
         return train(
@@ -114,6 +109,7 @@ def run_experiment(
             workdir,
             experiment.mesh,
             merge_states=merge_states,
+            config_text=config_text,
         )
     finally:
         iterator.close()

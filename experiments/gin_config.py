@@ -25,6 +25,8 @@ from lst_jax.patching import PatchingConfig
 from lst_jax.sharding import MeshConfig
 from lst_jax.trainer import TrainingConfig
 
+flags.disclaim_key_flags()  # they are those of the binary that asks for them
+
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _FLAG_PREFIX = "--gin."
 _BINDING_FLAG = "gin_binding"

@@ -14,6 +14,8 @@ from lst_jax.inference.scoring import ScoringShape
 from lst_jax.sharding import batch_mesh_size
 from lst_jax.trained_model import TrainedModel, load_trained_model
 
+flags.disclaim_key_flags()  # they are those of the binary that asks for them
+
 
 class Results(Protocol):
     """What an evaluation found out."""

@@ -6,6 +6,8 @@ from absl import flags
 
 from lst_jax.inference.sampling import SamplingConfig
 
+flags.disclaim_key_flags()  # they are those of the binary that asks for them
+
 FRAME_RATE = 25  # units of a second
 _LONGEST_S = 86_400.0
 

@@ -16,6 +16,8 @@ from lst_jax.evaluation.speech_tasks import HEADER, TaskResult, table_row
 from lst_jax.evaluation.spoken_texts import SpokenText, read_spoken_texts
 from lst_jax.trained_model import TrainedModel, load_trained_model
 
+flags.disclaim_key_flags()  # they are those of the binary that asks for them
+
 
 def define_flags() -> None:
     """Defines the flags that both binaries have."""

@@ -81,8 +81,8 @@ class ModelDescription:
             )
 
 
-def write_description(workdir: str | pathlib.Path, description: ModelDescription) -> None:
-    """Writes `model.json`.
+def check_description(workdir: str | pathlib.Path, description: ModelDescription) -> None:
+    """Checks that a run of this description may be, or go on, in a workdir.
 
     Raises:
       ValueError: the workdir has checkpoints of another model, vocabulary or tokenizer.
@@ -91,6 +91,16 @@ def write_description(workdir: str | pathlib.Path, description: ModelDescription
     steps = pathlib.Path(workdir) / _CHECKPOINTS
     if path.exists() and any(step.name.isdigit() for step in steps.glob("*")):
         _check_same(path, read_description(workdir), description)
+
+
+def write_description(workdir: str | pathlib.Path, description: ModelDescription) -> None:
+    """Writes `model.json`.
+
+    Raises:
+      ValueError: see `check_description`.
+    """
+    check_description(workdir, description)
+    path = pathlib.Path(workdir) / _DESCRIPTION
     if jax.process_index() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".json.partial")
@@ -396,7 +406,8 @@ def restore_initial_params(
 
     Args:
       path: WORKDIR, WORKDIR/STEP or WORKDIR/checkpoints/STEP of a run with the same model; it may
-        have been computed in another way (type, remat, attention).
+        have been computed in another way (type, remat, attention). Another visibility, patch size
+        or place of `<s>` is warned of.
       description: of the run that starts.
       mesh: whose devices they are placed on.
       rules: logical axis to mesh axes.
@@ -413,7 +424,24 @@ def restore_initial_params(
         raise ValueError(
             f"checkpoint {path} to start from is of another model than this run: {difference}"
         )
+    for name, old, new in _changed_conventions(there.data, description.data):
+        logging.warning(
+            "checkpoint %s was trained with %s %r, this run has %r", path, name, old, new
+        )
     return restore_params(path, mesh, rules)
+
+
+def _changed_conventions(
+    there: Mapping[str, Any], here: Mapping[str, Any]
+) -> Iterator[tuple[str, Any, Any]]:
+    """Name and both values of what a model has learnt to rely on, where they differ."""
+    for name in ("visibility", "patching.patch_size", "patching.join_speech_mode"):
+        first, _, second = name.partition(".")
+        old, new = there.get(first), here.get(first)
+        if second:
+            old, new = ((value or {}).get(second) for value in (old, new))
+        if None not in (old, new) and old != new:
+            yield name, old, new
 
 
 def find_checkpoint(path: str | pathlib.Path) -> pathlib.Path:

@@ -23,6 +23,7 @@ from lst_jax.checkpoints import (
     Checkpointer,
     MergeStates,
     ModelDescription,
+    check_description,
     restore_initial_params,
     write_description,
 )
@@ -233,6 +234,7 @@ def train(
     mesh_config: MeshConfig | None = None,
     rules: LogicalRules = DEFAULT_RULES,
     merge_states: MergeStates | None = None,
+    config_text: Callable[[], str] | None = None,
 ) -> TrainResult:
     """Trains a model to `training.num_steps`, from the workdir's last checkpoint if it has one.
 
@@ -245,11 +247,13 @@ def train(
       iterator: of this process's rows of every batch (`sharding.row_share`), one batch a step, from
         step 0; restored with the checkpoint.
       num_patches: P, patch slots of a row.
-      workdir: gets `model.json`, `checkpoints/`, `metrics.jsonl` and TensorBoard's `events/`.
+      workdir: gets `model.json`, `config.gin`, `checkpoints/`, `metrics.jsonl` and TensorBoard's
+        `events/`. What describes an earlier run there stays as it is if this one cannot go on.
       mesh_config: the device mesh; all devices on fsdp by default.
       rules: logical axis to mesh axes.
       merge_states: see `Checkpointer.restore`; with it a run may continue on another number of
         processes.
+      config_text: gives the settings in use, for `config.gin`; called when everything is built.
 
     Returns:
       The last state and the run's totals.
@@ -263,10 +267,10 @@ def train(
     check_heads(description.model, mesh)
     # Before the workdir is touched: a warm-up that is longer than the run is an error.
     learning_rate_schedule(optimizer_config, training.num_steps)
-    write_description(workdir, description)
+    check_description(workdir, description)
     checkpointer = Checkpointer(workdir, training.keep_checkpoints)
-    try:
-        with StopSignal() as stop:
+    with StopSignal() as stop:  # until the last checkpoint is written
+        try:
             run = _Run(
                 description,
                 optimizer_config,
@@ -278,10 +282,14 @@ def train(
                 checkpointer,
                 merge_states,
             )
+            # Only now is it known that the run goes on.
+            write_description(workdir, description)
+            if config_text is not None and jax.process_index() == 0:
+                (checkpointer.workdir / "config.gin").write_text(config_text())
             with mesh_context(mesh, rules):
                 return run.run(stop)
-    finally:
-        checkpointer.close()
+        finally:
+            checkpointer.close()
 
 
 class StopSignal:
@@ -349,6 +357,7 @@ class _Run:
             start = f"resumed at step {int(self._state.step)}"
         self._step = int(self._state.step)
         self._saved_step = self._step if restored else None
+        self._learnt = False  # whether any token of this start's batches has a loss
         self._train_step = make_train_step(
             model,
             optimizer_config,
@@ -442,7 +451,14 @@ class _Run:
         self._check_finite(host, step)
         self._progress.add(host, seconds)
         training = self._training
-        if step == 1 or step % training.log_every == 0 or step == training.num_steps:
+        self._learnt = self._learnt or host["text_weight"] + host["speech_weight"] > 0
+        whole_window = step % training.log_every == 0 or step == training.num_steps
+        if whole_window and not self._learnt:
+            raise ValueError(
+                f"no token of the batches up to step {step} is learnt, expected some: is a row of "
+                f"{self._num_patches} patches shorter than a question with its answer?"
+            )
+        if step == 1 or whole_window:
             record = self._progress.take_record(step, context)
             for writer in writers:
                 writer.write(record)

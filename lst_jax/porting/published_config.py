@@ -161,6 +161,11 @@ def published_differences(description: ModelDescription) -> list[str]:
     visibility = description.data.get("visibility", PUBLISHED_VISIBILITY)
     if visibility != PUBLISHED_VISIBILITY:
         differences.append(f"visibility is {visibility!r} here, {PUBLISHED_VISIBILITY!r} there")
+    patching = description.data.get("patching", {})
+    if patching.get("strategy", "none") != "none" and not patching.get("join_speech_mode"):
+        differences.append(
+            "join_speech_mode is False here, True there: `<s>` is a patch of its own"
+        )
     if description.vocabulary.unit_count != PUBLISHED_UNIT_COUNT:
         differences.append(
             f"{description.vocabulary.unit_count} units here, {PUBLISHED_UNIT_COUNT} there"

@@ -277,9 +277,19 @@ def test_another_configuration_refuses_the_state_but_moved_records_do_not(
     iterator = iter(make_training_dataset(config, VOCABULARY, prefetch=0))
     next(iterator)
     state = iterator.get_state()
-    changed = dataclasses.replace(config, seed=4)
-    with pytest.raises(ValueError, match="configuration"):
-        iter(make_training_dataset(changed, VOCABULARY)).set_state(state)
+    state = json.loads(json.dumps(state))
+    patching = dataclasses.replace(config.patching, patch_size=3)
+    for change, named in (
+        ({"seed": 4}, f"seed is {config.seed} in the checkpoint and 4 here"),
+        ({"patching": patching}, r"patching\.patch_size is \d in the checkpoint and 3 here"),
+        ({"sources": config.sources[:1]}, r"sources\[1\]\.path\..* and None here"),
+    ):
+        changed = dataclasses.replace(config, **change)
+        with pytest.raises(ValueError, match=f"the run's data are others: {named}"):
+            iter(make_training_dataset(changed, VOCABULARY)).set_state(state)
+        with pytest.raises(ValueError, match="the configuration or the records have changed"):
+            earlier = {name: value for name, value in state.items() if name != "settings"}
+            iter(make_training_dataset(changed, VOCABULARY)).set_state(earlier)
     sources = []
     for source in config.sources:
         link = tmp_path / source.kind

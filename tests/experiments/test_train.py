@@ -119,6 +119,14 @@ def mistakes(corpus, uninterrupted):
             training_flags(corpus, uninterrupted, DIM_LOCAL=24),
             f"workdir {uninterrupted} holds a run of another model: dim_local is 16 there and 24",
         ),
+        "longer": (  # its curriculum would end later, and NUM_STEPS says so of both
+            training_flags(corpus, uninterrupted, NUM_STEPS=NUM_STEPS + 6),
+            "the run's data are others: patching.curriculum_start is 8 in the checkpoint and 10",
+        ),
+        "warm-up": (
+            training_flags(corpus, uninterrupted, WARMUP_STEPS=NUM_STEPS),
+            "warmup_steps is 24, expected fewer than num_steps = 24",
+        ),
         "rows": (
             [*training_flags(corpus, "unused"), "--gin.ACCUMULATION_STEPS=3"],
             "the batch has 4 rows, expected a multiple of 3",
@@ -130,6 +138,7 @@ def mistakes(corpus, uninterrupted):
 @pytest.mark.parametrize("mistake", [*mistakes(["", ""], pathlib.Path())])
 def test_mistakes_end_with_one_clear_line(corpus, uninterrupted, mistake):
     arguments, message = mistakes(corpus, uninterrupted)[mistake]
+    described = [(uninterrupted / name).read_text() for name in ("model.json", "config.gin")]
     result = subprocess.run(
         command(*arguments), cwd=ROOT, env=environment(), capture_output=True, text=True
     )
@@ -137,3 +146,5 @@ def test_mistakes_end_with_one_clear_line(corpus, uninterrupted, mistake):
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert not (ROOT / "unused").exists()
+    after = [(uninterrupted / name).read_text() for name in ("model.json", "config.gin")]
+    assert after == described

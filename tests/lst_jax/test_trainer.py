@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from lst_jax.checkpoints import restore_initial_params
+from lst_jax.checkpoints import Checkpointer, restore_initial_params
 from lst_jax.metrics import read_records
 from lst_jax.optimizers import OptimizerConfig, make_optimizer
 from lst_jax.sharding import MeshConfig, make_mesh, mesh_context, shard_batch
@@ -225,6 +225,34 @@ def test_data_that_ends_early_is_an_error(tmp_path):
     dataset = grain.MapDataset.source([random_batch(0)]).to_iter_dataset()
     with pytest.raises(ValueError, match="the data ended after 1 steps, expected 6"):
         train_in(tmp_path, iter(dataset))
+
+
+def test_batches_without_anything_to_learn_are_an_error(tmp_path):
+    batch = random_batch(0)
+    batch["loss_weights"] = np.zeros_like(batch["loss_weights"])
+    dataset = grain.MapDataset.source([batch]).repeat().to_iter_dataset()
+    with pytest.raises(ValueError, match="no token of the batches up to step 2 is learnt"):
+        train_in(tmp_path, iter(dataset))
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_sigterm_lets_the_last_checkpoint_be_written(tmp_path, monkeypatch):
+    """Saving goes on behind the last step; until it is done the process must live."""
+    close = Checkpointer.close
+
+    def close_interrupted(checkpointer):
+        os.kill(os.getpid(), signal.SIGTERM)
+        close(checkpointer)
+
+    monkeypatch.setattr(Checkpointer, "close", close_interrupted)
+    fatal = []
+    before = signal.signal(signal.SIGTERM, lambda *_: fatal.append("would have died"))
+    try:
+        assert train_in(tmp_path, batches(3), num_steps=2).finished
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not fatal
+    assert (tmp_path / "checkpoints" / "2").is_dir()
 
 
 def test_rows_that_accumulation_does_not_divide_are_an_error(tmp_path):
