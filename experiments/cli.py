@@ -8,7 +8,7 @@ import tokenize
 import traceback
 from collections.abc import Callable
 
-from absl import app, flags
+from absl import app, flags, logging
 
 # What bad input raises: values out of place, files that are not there, modules and syntax of gin
 # files. Gin's two other errors are told apart by their text.
@@ -28,6 +28,8 @@ def run_main(main: Callable[[list[str]], object]) -> None:
     """
 
     def guarded(argv: list[str]) -> None:
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # Orbax tells much
         try:
             main(argv)
         except (*_USER_ERRORS, RuntimeError, TypeError) as error:

@@ -23,7 +23,7 @@ from typing import Any
 
 import gin
 import jax
-from absl import flags, logging
+from absl import flags
 
 from data_pipelines.microworld.build import (
     TEST_SETS,
@@ -137,8 +137,6 @@ class Clock:
 def main(argv: list[str]) -> None:
     """Runs the stages that are not done yet."""
     cli.check_no_arguments(argv)
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)
     workdir = pathlib.Path(_WORKDIR.value)
     clock = Clock()
     clock.begin("corpus")

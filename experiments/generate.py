@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from absl import flags, logging
+from absl import flags
 
 from data_pipelines.audio import read_wav, write_wav
 from data_pipelines.units import MelKMeansEncoder
@@ -116,8 +116,6 @@ class Prompt:
 def main(argv: list[str]) -> None:
     """Generates as the flags say."""
     cli.check_no_arguments(argv)
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.ERROR)  # Orbax warns of every checkpoint it only reads
     sampling, max_units = sampling_flags.sampling(), sampling_flags.max_units()
     _check_output(_OUTPUT.value)
     given = _given_prompts()

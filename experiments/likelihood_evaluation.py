@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import jax
-from absl import flags, logging
+from absl import flags
 
 from experiments import cli, distributed
 from experiments.outputs import make_progress_printer, write_json
@@ -56,8 +56,6 @@ def define_flags() -> None:
 def start(argv: list[str]) -> None:
     """Checks the arguments and joins the other processes, as the flags say."""
     cli.check_no_arguments(argv)
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.ERROR)  # Orbax warns of every checkpoint it only reads
     distributed.join_processes()
 
 

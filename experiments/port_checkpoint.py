@@ -14,7 +14,7 @@ import signal
 import sys
 
 import jax
-from absl import flags, logging
+from absl import flags
 from tqdm import tqdm
 
 from experiments import cli
@@ -49,8 +49,6 @@ _BAR_DELAY_S = 2.0
 def main(argv: list[str]) -> None:
     """Ports as the flags say."""
     cli.check_no_arguments(argv)
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.ERROR)  # Orbax warns of every checkpoint it only reads
     jax.config.update("jax_platforms", "cpu")  # an accelerator may be in use, and is not needed
     checkpoint = open_checkpoint(_INPUT.value)
     if _TOKENIZER.value:

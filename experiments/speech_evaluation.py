@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-from absl import flags, logging
+from absl import flags
 
 from experiments import distributed
 from experiments.outputs import write_json
@@ -44,8 +44,6 @@ class SpeechEvaluation:
 
     def __init__(self) -> None:
         """Joins the other processes and reads the data, as the flags say."""
-        if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.ERROR)  # Orbax warns of every checkpoint it only reads
         distributed.join_processes()
         self._paths = flags.FLAGS.checkpoint
         descriptions = [read_description(find_checkpoint(path)) for path in self._paths]

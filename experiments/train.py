@@ -23,7 +23,7 @@ import sys
 
 import gin
 import jax
-from absl import flags, logging
+from absl import flags
 
 from experiments import cli, distributed, gin_config
 from experiments.experiment import run_experiment
@@ -41,8 +41,6 @@ def main(argv: list[str]) -> None:
     """Trains as the flags say."""
     cli.check_no_arguments(argv)
     gin_config.parse_flags()
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # Orbax tells much
     if _COMPILATION_CACHE_DIR.value:
         enable_compilation_cache(_COMPILATION_CACHE_DIR.value)
     distributed.join_processes()

@@ -232,7 +232,7 @@ class Checkpointer:
                 state, progress, states = restored
                 iterator.set_state((merge_states or _own_state)(states))
                 return state, progress
-            reason = _reason(failure or "another process cannot read it")
+            reason = _reason(failure or OSError("another process cannot read it"))
             logging.warning("checkpoint %s cannot be read: %s", self.step_directory(step), reason)
             if step == steps[-1]:
                 raise ValueError(
@@ -303,12 +303,16 @@ class Checkpointer:
 
 def _is_damage(error: Exception) -> bool:
     """Whether the error is one that reading a damaged step raises."""
-    wrapped = error.__cause__ if type(error) is Exception else None  # Orbax, of parts of an array
-    return isinstance(error, _READ_ERRORS) or isinstance(wrapped, _READ_ERRORS)
+    return isinstance(_unwrapped(error), _READ_ERRORS)
 
 
-def _reason(error: object) -> str:
-    return " ".join(str(error).split())[:300]
+def _unwrapped(error: Exception) -> BaseException:
+    """The error itself; Orbax puts one of reading a part of an array into a bare Exception."""
+    return error.__cause__ if type(error) is Exception and error.__cause__ else error
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(_unwrapped(error)).split())[:300]
 
 
 def _read_iterator_states(directory: pathlib.Path) -> list[IteratorState]:
@@ -362,22 +366,37 @@ def restore_params(
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory}: no such directory; expected a run's parameters")
     with ocp.StandardCheckpointer() as reader:
-        with _reading(directory):
-            stored = reader.metadata(directory).item_metadata.tree
+        with reading_checkpoint(directory):
+            stored = stored_tree(reader, directory)
         _check_shapes(stored, shapes, directory)
-        with _reading(directory):
+        with reading_checkpoint(directory):
             return reader.restore(directory, shapes)
 
 
+def stored_tree(reader: ocp.StandardCheckpointer, directory: pathlib.Path) -> Any:
+    """The tree of what is stored, of metadata in place of arrays."""
+    metadata = reader.metadata(directory).item_metadata
+    if metadata is None:
+        raise ValueError("its _METADATA are missing or damaged")
+    return metadata.tree
+
+
 @contextlib.contextmanager
-def _reading(directory: pathlib.Path) -> Iterator[None]:
-    """Turns what a damaged checkpoint raises into a ValueError that names it."""
+def reading_checkpoint(directory: pathlib.Path) -> Iterator[None]:
+    """Turns what a damaged checkpoint raises into a ValueError that names it.
+
+    Orbax warns that the part of a step lacks what only the whole of it has; it is not heard.
+    """
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(min(verbosity, logging.ERROR))
     try:
         yield
     except Exception as error:
         if not _is_damage(error):
             raise
         raise ValueError(f"{directory} cannot be read: {_reason(error)}") from error
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _check_shapes(stored: Any, expected: Any, directory: pathlib.Path) -> None:

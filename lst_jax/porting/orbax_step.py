@@ -22,6 +22,8 @@ from lst_jax.checkpoints import (
     params_directory,
     params_save_args,
     read_description,
+    reading_checkpoint,
+    stored_tree,
 )
 from lst_jax.config import ModelConfig
 from lst_jax.porting.parameter_names import (
@@ -109,9 +111,9 @@ class OrbaxStep:
 
     def _open(self) -> dict[tuple[str, ...], ts.TensorStore]:
         """The stored arrays, by leaf."""
-        try:
+        with reading_checkpoint(self._directory):
             with ocp.StandardCheckpointer() as reader:
-                tree = reader.metadata(self._directory).item_metadata.tree
+                tree = stored_tree(reader, self._directory)
             use_ocdbt = ocp.type_handlers.is_ocdbt_checkpoint(self._directory)
             leaves = flax.traverse_util.flatten_dict(tree)
             opened = {
@@ -119,8 +121,6 @@ class OrbaxStep:
                 for leaf in leaves
             }
             return {leaf: array.result() for leaf, array in opened.items()}
-        except (ValueError, KeyError, AttributeError, OSError) as error:
-            raise ValueError(f"{self._directory} is damaged: {error}") from error
 
 
 def is_orbax_run(path: pathlib.Path) -> bool:
