@@ -40,6 +40,7 @@ from experiments.report import (
     COST_HEADER,
     ModelReport,
     cost_row,
+    mean_patch_length,
     read_spoken_examples,
     write_report,
 )
@@ -276,6 +277,7 @@ def report(
             "model": model.name,
             "parameters": model.num_parameters,
             "training": model.records[-1],
+            "mean_patch_length": mean_patch_length(model.records),
             "results": [dataclasses.asdict(result) for result in model.results],
         }
         for model in reports

@@ -62,12 +62,13 @@ _Case = tuple[str, KeyRange, tuple[int, ...], tuple[int, ...]]
 def main(argv: list[str]) -> None:
     """Measures every case on the default device and reports."""
     check_no_arguments(argv)
+    lengths = _parse_lengths(_LENGTHS.value)
     load = os.getloadavg()[0]
     results = []
     print(f"{'row':>8}{'attention':>15}{'N':>8}{'backend':>12}", end="")
     print(f"{'forward':>13}{'and backward':>14}{'memory':>12}{'and backward':>14}")
     for documents in _DOCUMENTS.value:
-        for length in map(int, _LENGTHS.value):
+        for length in lengths:
             for case in _cases(documents, length):
                 results += _measure_case(documents, length, case)
     report = {
@@ -92,6 +93,12 @@ def main(argv: list[str]) -> None:
         write_json(_OUTPUT.value, report)
     else:
         print(json.dumps(report, indent=1))
+
+
+def _parse_lengths(texts: Sequence[str]) -> list[int]:
+    if not texts or not all(text.isdecimal() and int(text) for text in texts):
+        raise ValueError(f"lengths is {','.join(texts)!r}, expected positive integers")
+    return [int(text) for text in texts]
 
 
 def _device_backends() -> list[str]:

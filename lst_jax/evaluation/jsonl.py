@@ -92,7 +92,8 @@ def read_lines(
             except UnicodeDecodeError as error:
                 raise ValueError(f"{origin}: not UTF-8: {error.reason}") from error
             except (json.JSONDecodeError, RecursionError) as error:
-                raise ValueError(f"{origin}: not a JSON value: {error}") from error
+                reason = getattr(error, "msg", error)  # without a line number of its own
+                raise ValueError(f"{origin}: not a JSON value: {reason}") from error
             except ValueError as error:
                 raise ValueError(f"{origin}: {error}") from error
             yield value

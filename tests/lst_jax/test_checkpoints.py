@@ -12,6 +12,7 @@ from lst_jax.checkpoints import (
     Checkpointer,
     ModelDescription,
     read_description,
+    restore_initial_params,
     restore_params,
     write_description,
 )
@@ -252,6 +253,22 @@ def test_parameters_are_restored_on_any_mesh(tmp_path):
         jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, 2 * y), last, params)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, param_shapes(TINY, mesh))
         assert jax.tree.map(lambda leaf: leaf.sharding, last) == shardings
+
+
+def test_other_conventions_of_a_start_are_warned_of(tmp_path, caplog):
+    patching = {"patch_size": 4, "strategy": "curriculum", "join_speech_mode": False}
+    data = {"visibility": "causal", "patching": patching}
+    write_description(tmp_path, dataclasses.replace(DESCRIPTION, data=data))
+    checkpointer = Checkpointer(tmp_path)
+    checkpointer.save(TrainState(jnp.int32(1), model_params(), ()), counter(), {})
+    checkpointer.close()
+    changed = patching | {"strategy": "static", "join_speech_mode": True}
+    here = dataclasses.replace(DESCRIPTION, data={"visibility": "reference", "patching": changed})
+    restore_initial_params(tmp_path, here, make_mesh())
+    said = [message for message in caplog.messages if "was trained with" in message]
+    assert len(said) == 2
+    assert "trained with visibility 'causal', this run has 'reference'" in said[0]
+    assert "trained with patching.join_speech_mode False, this run has True" in said[1]
 
 
 @pytest.mark.parametrize("damaged", ["_METADATA", "manifest.ocdbt", "d/*"])
