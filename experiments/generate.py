@@ -82,7 +82,7 @@ class _Given:
     Attributes:
       kind: one of `_KINDS`.
       value: text, the name of a wav file, or units, not yet checked.
-      name: for files and lines; None where it has none of its own.
+      name: for files and lines; None where it has none yet.
       origin: the flag, or the file and line.
     """
 
@@ -97,18 +97,12 @@ class Prompt:
     """What is to be continued.
 
     Attributes:
-      name: for files and lines.
-      origin: where it was given, for error messages.
-      kind: one of `_KINDS`.
-      given: text, the name of a wav file, or units.
+      given: what was asked for.
       tokens: (T,) int32: bos, mode token, text or units, and a mode token where it changes.
       modality: of the continuation; None for both.
     """
 
-    name: str
-    origin: str
-    kind: str
-    given: str | list[int]
+    given: _Given
     tokens: np.ndarray
     modality: Modality | None
 
@@ -121,14 +115,14 @@ def main(argv: list[str]) -> None:
     given = _given_prompts()
     encoder = MelKMeansEncoder.load(_ENCODER.value) if _ENCODER.value else None
     trained = load_trained_model(_CHECKPOINT.value, _TOKENIZER.value)
-    prompts = [_make_prompt(name, prompt, trained, encoder) for name, prompt in given.items()]
+    prompts = [_make_prompt(prompt, trained, encoder) for prompt in given]
     decoder = make_decoder(trained.model, trained.vocabulary, trained.patching)
     # All are checked before the first is continued.
     prompt_documents(
         decoder,
         [prompt.tokens for prompt in prompts],
         trained.context_patches,
-        [prompt.origin for prompt in prompts],
+        [prompt.given.origin for prompt in prompts],
     )
     writer = _Writer(_OUTPUT.value, MelVocoder.from_encoder(encoder) if encoder else None)
     for batch, rows in _batches([prompt for prompt in prompts for _ in range(_SAMPLES.value)]):
@@ -182,8 +176,8 @@ def _check_output(output: str | None) -> None:
         raise ValueError(f"output is {output!r}, which has {_RESULTS}, expected a new directory")
 
 
-def _given_prompts() -> dict[str, _Given]:
-    """The prompts of flags and files by their names; those without one are named by number."""
+def _given_prompts() -> list[_Given]:
+    """The prompts of flags and files; those without a name are named by number."""
     given = [
         _Given(
             kind,
@@ -201,10 +195,11 @@ def _given_prompts() -> dict[str, _Given]:
     named: dict[str, _Given] = {}
     for number, prompt in enumerate(given):
         name = prompt.name or f"{number}"
-        known = named.setdefault(name, prompt)
-        if known is not prompt:
-            raise ValueError(f"{prompt.origin}: its id {name!r} is already that of {known.origin}")
-    return named
+        if name in named:
+            known = named[name].origin
+            raise ValueError(f"{prompt.origin}: its id {name!r} is already that of {known}")
+        named[name] = dataclasses.replace(prompt, name=name)
+    return list(named.values())
 
 
 def _cut(value: str) -> str:
@@ -232,9 +227,7 @@ def _parse_units(text: str) -> list[int]:
     return [int(word) for word in words]
 
 
-def _make_prompt(
-    name: str, given: _Given, trained: TrainedModel, encoder: MelKMeansEncoder | None
-) -> Prompt:
+def _make_prompt(given: _Given, trained: TrainedModel, encoder: MelKMeansEncoder | None) -> Prompt:
     vocabulary = trained.vocabulary
     try:
         ids = _encode(given, trained, encoder)
@@ -246,7 +239,7 @@ def _make_prompt(
     )
     switch = [] if modality in (own, None) else [_mode(modality, vocabulary)]
     tokens = np.array([vocabulary.bos_id, _mode(own, vocabulary), *ids, *switch], np.int32)
-    return Prompt(name, given.origin, given.kind, given.value, tokens, modality)
+    return Prompt(given, tokens, modality)
 
 
 def _encode(given: _Given, trained: TrainedModel, encoder: MelKMeansEncoder | None) -> np.ndarray:
@@ -283,23 +276,24 @@ class _Writer:
     def write(
         self, sample: int, prompt: Prompt, segments: Sequence[Segment], generation: Generation
     ) -> None:
-        name = f"{prompt.name}-{sample}"
+        asked = prompt.given
+        name = f"{asked.name}-{sample}"
         wav = self._write_wav(name, segments)
         shown = " | ".join(
             repr(segment.text) if segment.units is None else _show_units(segment.units)
             for segment in segments
         )
         sound = f"  {wav}" if wav else ""
-        given = _show_units(prompt.given) if prompt.kind == "units" else prompt.given
+        given = _show_units(asked.value) if asked.kind == "units" else asked.value
         print(
             f"{given!r} → {shown or 'nothing'}  ({generation.stop_reason}){sound}",
             flush=True,
         )
         if self._directory:
             fields = {
-                "id": prompt.name,
+                "id": asked.name,
                 "sample": sample,
-                "prompt": {prompt.kind: prompt.given},
+                "prompt": {asked.kind: asked.value},
                 "segments": [
                     {"text": segment.text}
                     if segment.units is None
