@@ -393,13 +393,13 @@ class _TrainingIterator(grain.DatasetIterator[Batch]):
 
 
 def _difference(there: list[Any] | None, here: list[Any]) -> str:
-    """Says in what settings differ."""
-    if there is None:  # not kept by earlier versions
-        return "the configuration or the records have changed"
-    there, here = map(_flatten, (there, here))
-    names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
-    name = names[0]
-    return f"{name} is {there.get(name)!r} in the checkpoint and {here.get(name)!r} here"
+    """Says in what settings differ; earlier versions did not keep them."""
+    old, new = _flatten(there or []), _flatten(here)
+    for name in {**old, **new} if old else ():
+        before, now = (fields.get(name, "unknown") for fields in (old, new))
+        if before != now:
+            return f"{name} is {before!r} in the checkpoint and {now!r} here"
+    return "the configuration or the records have changed"
 
 
 def _flatten(value: Any, name: str = "") -> dict[str, Any]:

@@ -377,7 +377,7 @@ def stored_tree(reader: ocp.StandardCheckpointer, directory: pathlib.Path) -> An
     """The tree of what is stored, of metadata in place of arrays."""
     metadata = reader.metadata(directory).item_metadata
     if metadata is None:
-        raise ValueError("its _METADATA are missing or damaged")
+        raise ValueError("its metadata are missing or damaged")
     return metadata.tree
 
 

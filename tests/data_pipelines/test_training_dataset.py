@@ -282,7 +282,7 @@ def test_another_configuration_refuses_the_state_but_moved_records_do_not(
     for change, named in (
         ({"seed": 4}, f"seed is {config.seed} in the checkpoint and 4 here"),
         ({"patching": patching}, r"patching\.patch_size is \d in the checkpoint and 3 here"),
-        ({"sources": config.sources[:1]}, r"sources\[1\]\.path\..* and None here"),
+        ({"sources": config.sources[:1]}, r"sources\[1\]\.path\..* and 'unknown' here"),
     ):
         changed = dataclasses.replace(config, **change)
         with pytest.raises(ValueError, match=f"the run's data are others: {named}"):

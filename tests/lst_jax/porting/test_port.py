@@ -276,9 +276,9 @@ def test_damaged_values_of_a_run_are_named(tmp_path, folders):
     folder = copy_folder(folders / "orbax", tmp_path / "folder")
     for file in (folder / "checkpoints").rglob("d/*"):
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(ValueError, match=r"checkpoints/3/params.* is damaged"):
+    with pytest.raises(ValueError, match=r"checkpoints/3/params.* (is damaged|cannot be read): "):
         read_all(open_checkpoint(folder))
-    with pytest.raises(ValueError, match=r"checkpoints/3/params.* is damaged"):
+    with pytest.raises(ValueError, match=r"checkpoints/3/params.* (is damaged|cannot be read): "):
         write_checkpoint(open_checkpoint(folder), tmp_path / "out", "safetensors")
     assert not (tmp_path / "out").exists()
 
