@@ -55,6 +55,10 @@ MergeStates = Callable[[Sequence[IteratorState]], IteratorState]
 _Restored = tuple[TrainState, dict[str, Any], list[IteratorState]]
 
 
+class UnreadableCheckpointError(ValueError):
+    """What is stored of a checkpoint is missing or damaged."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelDescription:
     """All that evaluation needs besides the parameters.
@@ -232,12 +236,11 @@ class Checkpointer:
                 state, progress, states = restored
                 iterator.set_state((merge_states or _own_state)(states))
                 return state, progress
-            reason = _reason(failure or OSError("another process cannot read it"))
-            logging.warning("checkpoint %s cannot be read: %s", self.step_directory(step), reason)
+            reason = failure or f"{self.step_directory(step)} cannot be read by another process"
+            logging.warning("checkpoint %s", reason)
             if step == steps[-1]:
                 raise ValueError(
-                    f"no checkpoint in {self.directory} can be read (steps {steps[::-1]}); "
-                    f"step {step}: {reason}"
+                    f"no checkpoint in {self.directory} can be read (steps {steps[::-1]}); {reason}"
                 ) from failure
             self._set_aside(step)
         return None
@@ -262,13 +265,14 @@ class Checkpointer:
         )
         return ocp.CheckpointManager(self.directory, options=options)
 
-    def _try_to_read(self, step: int, shapes: TrainState) -> tuple[_Restored | None, Any]:
-        """What `_read` returns, or the error that it raises."""
+    def _try_to_read(
+        self, step: int, shapes: TrainState
+    ) -> tuple[_Restored | None, UnreadableCheckpointError | None]:
+        """What `_read` returns, or why it cannot."""
         try:
-            return self._read(step, shapes), None
-        except Exception as error:
-            if not _is_damage(error):
-                raise
+            with reading_checkpoint(self.step_directory(step)):
+                return self._read(step, shapes), None
+        except UnreadableCheckpointError as error:
             return None, error
 
     def _read(self, step: int, shapes: TrainState) -> _Restored:
@@ -309,10 +313,6 @@ def _is_damage(error: Exception) -> bool:
 def _unwrapped(error: Exception) -> BaseException:
     """The error itself; Orbax puts one of reading a part of an array into a bare Exception."""
     return error.__cause__ if type(error) is Exception and error.__cause__ else error
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(_unwrapped(error)).split())[:300]
 
 
 def _read_iterator_states(directory: pathlib.Path) -> list[IteratorState]:
@@ -383,7 +383,7 @@ def stored_tree(reader: ocp.StandardCheckpointer, directory: pathlib.Path) -> An
 
 @contextlib.contextmanager
 def reading_checkpoint(directory: pathlib.Path) -> Iterator[None]:
-    """Turns what a damaged checkpoint raises into a ValueError that names it.
+    """Turns what a damaged checkpoint raises into an `UnreadableCheckpointError` that names it.
 
     Orbax warns that the part of a step lacks what only the whole of it has; it is not heard.
     """
@@ -394,7 +394,8 @@ def reading_checkpoint(directory: pathlib.Path) -> Iterator[None]:
     except Exception as error:
         if not _is_damage(error):
             raise
-        raise ValueError(f"{directory} cannot be read: {_reason(error)}") from error
+        reason = " ".join(str(_unwrapped(error)).split())[:300]
+        raise UnreadableCheckpointError(f"{directory} cannot be read: {reason}") from error
     finally:
         logging.set_verbosity(verbosity)
 
