@@ -18,12 +18,11 @@ import jax
 import jax.numpy as jnp
 
 from experiments.attention_estimates import AttentionEstimates, typical_batch
-from lst_jax.config import ModelConfig
+from experiments.step_config import StepConfig
 from lst_jax.flops import training_flops
 from lst_jax.hardware import Chip, tpu_chip
 from lst_jax.hlo_costs import HloCosts, hlo_costs
-from lst_jax.optimizers import OptimizerConfig, make_optimizer
-from lst_jax.patching import PatchingConfig
+from lst_jax.optimizers import make_optimizer
 from lst_jax.sharding import (
     MeshConfig,
     batch_mesh_size,
@@ -34,8 +33,7 @@ from lst_jax.sharding import (
 )
 from lst_jax.tpu_topology import tpu_devices
 from lst_jax.train_state import check_heads, state_shardings
-from lst_jax.trainer import TrainingConfig, make_train_step
-from lst_jax.vocabulary import Vocabulary
+from lst_jax.training.step import make_train_step
 
 # Policies from the one that keeps most to the one that keeps least.
 _POLICIES = ("none", "dots", "full")
@@ -47,31 +45,6 @@ _OUT_OF_MEMORY = re.compile(
     r"(?:Used |temporaries \()([\d.]+)([KMG]?)\)? (?:of|exceeds available HBM) \(?([\d.]+)([KMG]?)"
 )
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
-
-
-@dataclasses.dataclass(frozen=True)
-class StepConfig:
-    """A training step at its real shapes.
-
-    Attributes:
-      model: configuration of the model.
-      vocabulary: whose size the model has.
-      optimizer: AdamW and its schedule.
-      training: steps and accumulation.
-      patching: strategy and patch size.
-      num_patches: P, patch slots of a row.
-      num_tokens: N, token slots of a row.
-      num_rows: rows of the run's batch; rounded up to what the mesh divides.
-    """
-
-    model: ModelConfig
-    vocabulary: Vocabulary
-    optimizer: OptimizerConfig
-    training: TrainingConfig
-    patching: PatchingConfig
-    num_patches: int
-    num_tokens: int
-    num_rows: int
 
 
 def compile_step(

@@ -27,8 +27,9 @@ from absl import flags
 
 from data_pipelines.training_dataset import DataConfig, SourceConfig
 from experiments import cli, gin_config
-from experiments.aot import StepConfig, compile_step
+from experiments.aot import compile_step
 from experiments.outputs import write_json
+from experiments.step_config import StepConfig
 from lst_jax.attention import BACKENDS
 from lst_jax.sharding import MESH_AXES, MeshConfig
 from lst_jax.vocabulary import Vocabulary

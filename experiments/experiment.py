@@ -11,7 +11,8 @@ from lst_jax.checkpoints import ModelDescription
 from lst_jax.config import ModelConfig
 from lst_jax.optimizers import OptimizerConfig
 from lst_jax.sharding import MeshConfig, check_rows, make_mesh, row_share
-from lst_jax.trainer import TrainingConfig, TrainResult, train
+from lst_jax.trainer import TrainResult, train
+from lst_jax.training.step import TrainingConfig
 from lst_jax.vocabulary import TextTokenizer
 
 

@@ -23,7 +23,7 @@ from lst_jax.config import LSTConfig, TokenTransformerConfig
 from lst_jax.optimizers import OptimizerConfig
 from lst_jax.patching import PatchingConfig
 from lst_jax.sharding import MeshConfig
-from lst_jax.trainer import TrainingConfig
+from lst_jax.training.step import TrainingConfig
 
 flags.disclaim_key_flags()  # they are those of the binary that asks for them
 

@@ -21,7 +21,6 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
-import sentencepiece
 
 _NUM_RESERVED = 4  # ids V … V+3 of the published layout, never used in a document
 _WORD_START = "\u2581"  # SentencePiece's mark of a word beginning
@@ -150,6 +149,9 @@ class TextTokenizer:
         self.model_path = pathlib.Path(model_path)
         if not self.model_path.is_file():
             raise FileNotFoundError(f"tokenizer model {self.model_path}: no such file")
+        # Only here: the id space and the models on it work where there is no text to encode.
+        import sentencepiece
+
         model = self.model_path.read_bytes()
         self.fingerprint = hashlib.sha256(model).hexdigest()
         try:

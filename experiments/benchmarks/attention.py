@@ -7,9 +7,9 @@ Rows of N tokens hold documents of the training data's kinds and lengths, and `l
 the four key ranges of them: token self-attention, encoder cross-attention, the global transformer's
 attention and decoder cross-attention. In `packed` rows the documents are apart, in `one` rows they
 are taken for a single document, the most that a row can cost. Memory is what the compiled function
-takes besides its arguments and outputs, as XLA plans it. Times are the fastest of `--repeats` runs,
-or of as many as fit in ten seconds; the backends of one case are measured one after another in the
-same process.
+takes besides its arguments and outputs, as XLA plans it. Times are the median of `--repeats` runs
+after a first one, or of as many as fit in ten seconds; the backends of one case are measured one
+after another in the same process.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import jaxlib
-import numpy as np
 from absl import flags
 
-from experiments.attention_estimates import typical_batch
+from experiments.benchmarks.attention_timing import (
+    AttentionCase,
+    attend_with,
+    attention_cases,
+    time_attention,
+)
 from experiments.benchmarks.machine import device_name
 from experiments.cli import check_no_arguments, run_main
 from experiments.outputs import write_json
-from lst_jax.attention import attend, best_backend
+from lst_jax.attention import best_backend
 from lst_jax.config import LSTConfig
-from lst_jax.key_ranges import KeyRange, lst_key_ranges
-from lst_jax.patching import PatchingConfig
 from lst_jax.vocabulary import Vocabulary
 
 _LENGTHS = flags.DEFINE_list("lengths", ["1536", "3072", "6144", "12288"], "Tokens N of a row.")
@@ -46,7 +46,7 @@ _WINDOW = flags.DEFINE_integer("window", 512, "Window of the three local attenti
 _ROWS = flags.DEFINE_integer("rows", 1, "Rows of a batch.", 1)
 _HEADS = flags.DEFINE_integer("heads", 1, "Heads of every attention.", 1)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Type of the arrays.")
-_REPEATS = flags.DEFINE_integer("repeats", 3, "Runs of which the fastest counts.", 1)
+_REPEATS = flags.DEFINE_integer("repeats", 3, "Runs of which the median counts.", 1)
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write the results to.")
 
 _VOCABULARY = Vocabulary(text_size=32_000)
@@ -54,9 +54,6 @@ _LATENT_VECTORS = 2
 _WIDTHS = {"token self": 64, "encoder cross": 64, "global": 128, "decoder cross": 64}
 # Patch slots for a row's tokens: 4096 for 5632, as the 1b model is trained.
 _TOKENS_PER_PATCH = 1.375
-_BUDGET_S = 10.0
-
-_Case = tuple[str, KeyRange, tuple[int, ...], tuple[int, ...]]
 
 
 def main(argv: list[str]) -> None:
@@ -106,43 +103,31 @@ def _device_backends() -> list[str]:
     return list(dict.fromkeys(["dense", "blocked", best_backend(jax.default_backend())]))
 
 
-def _cases(documents: str, length: int) -> list[_Case]:
-    """(name, key range, shape of q, shape of k) of the four attentions over one batch."""
-    num_patches = round(length / _TOKENS_PER_PATCH)
-    batch = typical_batch(_VOCABULARY, PatchingConfig("static"), num_patches, length, _ROWS.value)
-    if documents == "one":
-        batch["document_ids"] = np.minimum(batch["document_ids"], 1)
-    elif documents != "packed":
+def _cases(documents: str, length: int) -> list[AttentionCase]:
+    """The four attentions over one batch."""
+    if documents not in ("packed", "one"):
         raise ValueError(f"documents={documents!r}: expected packed or one")
-    ranges = jax.device_get(lst_key_ranges(batch, num_patches, _make_config()))
-    latents = _LATENT_VECTORS * num_patches
-    sizes = {
-        "token self": (ranges.token_self, length, length),
-        "encoder cross": (ranges.encoder_cross, latents, length),
-        "global": (ranges.global_self, num_patches, num_patches),
-        "decoder cross": (ranges.decoder_cross, length, latents),
-    }
-
-    def shape(length: int, name: str) -> tuple[int, ...]:
-        return _ROWS.value, length, _HEADS.value, _WIDTHS[name]
-
-    return [
-        (name, key_range, shape(queries, name), shape(keys, name))
-        for name, (key_range, queries, keys) in sizes.items()
-    ]
+    return attention_cases(
+        _make_config(),
+        _VOCABULARY,
+        round(length / _TOKENS_PER_PATCH),
+        length,
+        _ROWS.value,
+        one_document=documents == "one",
+    )
 
 
 def _make_config() -> LSTConfig:
-    window = _WINDOW.value
+    window, heads = _WINDOW.value, _HEADS.value
     return LSTConfig(
         vocab_size=_VOCABULARY.size,
-        dim_local=128,
-        dim_global=256,
+        dim_local=heads * _WIDTHS["token self"],
+        dim_global=heads * _WIDTHS["global"],
         num_layers_encoder=1,
         num_layers_global=1,
         num_layers_decoder=1,
-        num_heads_local=2,
-        num_heads_global=2,
+        num_heads_local=heads,
+        num_heads_global=heads,
         latent_vectors_per_patch=_LATENT_VECTORS,
         local_window=window,
         encoder_cross_window=window,
@@ -150,63 +135,32 @@ def _make_config() -> LSTConfig:
     )
 
 
-def _measure_case(documents: str, length: int, case: _Case) -> list[dict[str, Any]]:
-    name, key_range, query_shape, key_shape = case
-    rng = np.random.default_rng(0)
-    q, k, v, cotangent = (
-        jnp.asarray(rng.normal(size=shape), _DTYPE.value)
-        for shape in (query_shape, key_shape, key_shape, query_shape)
-    )
-    key_range = jax.device_put(KeyRange(*key_range))
+def _measure_case(documents: str, length: int, case: AttentionCase) -> list[dict[str, Any]]:
     results = []
-    for backend in _BACKENDS.value or _device_backends():
-
-        def forward(q: Any, k: Any, v: Any, key_range: KeyRange, backend: str = backend) -> Any:
-            return attend(q, k, v, key_range, backend)
-
-        def gradients(
-            q: Any, k: Any, v: Any, key_range: KeyRange, cotangent: Any, forward: Any = forward
-        ) -> Any:
-            return jax.vjp(lambda *arrays: forward(*arrays, key_range), q, k, v)[1](cotangent)
-
-        forward_s, forward_bytes = _measure(forward, q, k, v, key_range)
-        both_s, both_bytes = _measure(gradients, q, k, v, key_range, cotangent)
+    for name in _BACKENDS.value or _device_backends():
+        times = time_attention(attend_with(name), case, _DTYPE.value, _REPEATS.value)
         results.append(
             {
                 "documents": documents,
-                "attention": name,
+                "attention": case.name,
                 "tokens": length,
-                "queries": query_shape[1],
-                "keys": key_shape[1],
-                "pairs": int(np.sum(np.asarray(key_range.end) - np.asarray(key_range.start))),
-                "backend": backend,
-                "forward_ms": round(1e3 * forward_s, 2),
-                "forward_backward_ms": round(1e3 * both_s, 2),
-                "forward_temp_mib": round(forward_bytes / 2**20, 3),
-                "forward_backward_temp_mib": round(both_bytes / 2**20, 3),
+                "queries": case.query_shape[1],
+                "keys": case.key_shape[1],
+                "pairs": case.pairs,
+                "backend": name,
+                "forward_ms": round(1e3 * times.forward_s, 2),
+                "forward_backward_ms": round(1e3 * times.both_s, 2),
+                "forward_temp_mib": round(times.forward_bytes / 2**20, 3),
+                "forward_backward_temp_mib": round(times.both_bytes / 2**20, 3),
             }
         )
         print(
-            f"{documents:>8}{name:>15}{length:>8}{backend:>12}"
-            f"{1e3 * forward_s:>10.1f} ms{1e3 * both_s:>11.1f} ms"
-            f"{forward_bytes / 2**20:>8.1f} MiB{both_bytes / 2**20:>10.1f} MiB",
+            f"{documents:>8}{case.name:>15}{length:>8}{name:>12}"
+            f"{1e3 * times.forward_s:>10.1f} ms{1e3 * times.both_s:>11.1f} ms"
+            f"{times.forward_bytes / 2**20:>8.1f} MiB{times.both_bytes / 2**20:>10.1f} MiB",
             flush=True,
         )
     return results
-
-
-def _measure(function: Callable[..., Any], *arrays: Any) -> tuple[float, int]:
-    """Seconds of the fastest run, and the bytes of the compiled function's temporaries."""
-    compiled = jax.jit(function).lower(*arrays).compile()
-    best, total = float("inf"), 0.0
-    for _ in range(_REPEATS.value):
-        start = time.perf_counter()
-        jax.block_until_ready(compiled(*arrays))
-        seconds = time.perf_counter() - start
-        best, total = min(best, seconds), total + seconds
-        if total > _BUDGET_S:
-            break
-    return best, compiled.memory_analysis().temp_size_in_bytes
 
 
 def _speedups(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import platform
+import time
 
 import jax
 
@@ -20,3 +22,14 @@ def device_name() -> str:
     """The kind of the default device: the processor's name where it is a CPU."""
     device = jax.devices()[0]
     return cpu_model() if device.platform == "cpu" else device.device_kind
+
+
+def process_age() -> float:
+    """Seconds since this process started; 0 where the system does not tell (it is not Linux)."""
+    path = pathlib.Path("/proc/self/stat")
+    if not path.exists():
+        return 0.0
+    # The second field is the program's name in parentheses, which may hold spaces.
+    fields = path.read_text(encoding="utf-8").rpartition(")")[2].split()
+    started = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return max(time.clock_gettime(time.CLOCK_BOOTTIME) - started, 0.0)

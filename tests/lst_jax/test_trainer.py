@@ -15,14 +15,8 @@ from lst_jax.metrics import read_records
 from lst_jax.optimizers import OptimizerConfig, make_optimizer
 from lst_jax.sharding import MeshConfig, make_mesh, mesh_context, shard_batch
 from lst_jax.train_state import init_state, state_from_params
-from lst_jax.trainer import (
-    NonFiniteLossError,
-    StopSignal,
-    TrainingConfig,
-    batch_sums,
-    make_train_step,
-    train,
-)
+from lst_jax.trainer import NonFiniteLossError, StopSignal, train
+from lst_jax.training.step import TrainingConfig, batch_sums, make_train_step
 from tests.lst_jax.batches import VOCABULARY
 from tests.lst_jax.training_runs import DESCRIPTION, TINY, P, batches, random_batch
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from experiments.aot_compile import read_config
-from experiments.benchmarks import train_step
+from experiments.benchmarks import step_timing, train_step
 from experiments.benchmarks.step_parts import backpropagate, make_update, model_parts
 from lst_jax.flops import training_flops
 from lst_jax.hardware import PeakRate
@@ -21,7 +21,7 @@ from lst_jax.models import abstract_params
 from lst_jax.optimizers import make_optimizer
 from lst_jax.sharding import MeshConfig, make_mesh, mesh_context, shard_batch
 from lst_jax.train_state import TrainState, state_shardings
-from lst_jax.trainer import make_train_step
+from lst_jax.training.step import make_train_step
 
 TINY = "experiments/configs/models/tiny.gin"
 RUN = "experiments/configs/runs/tiny.gin"
@@ -76,7 +76,7 @@ def shared_programmes():
         opt_state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes.opt_state)
         return jax.device_put(TrainState(np.int32(0), params, opt_state), shardings)
 
-    make_batches = train_step.make_batches
+    make_batches = step_timing.make_batches
 
     def make_uneven_batches(config, rows):
         """So short rows would all be as full."""
@@ -89,9 +89,9 @@ def shared_programmes():
         return batches
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_step, "make_batches", make_uneven_batches)
-        patch.setattr(train_step, "_compile", compile_once)
-        patch.setattr(train_step, "init_state", random_state)
+        patch.setattr(step_timing, "make_batches", make_uneven_batches)
+        patch.setattr(step_timing, "compile_for", compile_once)
+        patch.setattr(step_timing, "init_state", random_state)
         yield
 
 
@@ -99,7 +99,7 @@ def shared_programmes():
 def measured(name):
     """All that is yielded for one setting, a row a device."""
     config, mesh = make_config(name), small_mesh(name)
-    return list(train_step.measure_all(config, mesh, [1], ["none"], 2, True, PEAK))
+    return list(step_timing.measure_all(config, mesh, [1], ["none"], 2, True, PEAK))
 
 
 def test_the_parts_have_every_parameter_once():
@@ -122,7 +122,7 @@ def test_the_parts_give_the_loss_the_gradient_and_the_update_of_the_step(name):
         config.num_patches,
         mesh,
     )
-    state = train_step.init_state(config.model, optimizer, 0, mesh)
+    state = step_timing.init_state(config.model, optimizer, 0, mesh)
     order = []
 
     def run(part, function, arguments):
@@ -130,7 +130,7 @@ def test_the_parts_give_the_loss_the_gradient_and_the_update_of_the_step(name):
         return jax.block_until_ready(function(*arguments))
 
     with mesh_context(mesh):
-        batch = shard_batch(train_step.make_batches(config, ROWS[name])[0], mesh)
+        batch = shard_batch(step_timing.make_batches(config, ROWS[name])[0], mesh)
         loss, gradients = backpropagate(
             config.model,
             state.params,
@@ -138,13 +138,13 @@ def test_the_parts_give_the_loss_the_gradient_and_the_update_of_the_step(name):
             batch,
             config.num_patches,
             mesh,
-            train_step._compile,
+            step_timing.compile_for,
             run,
         )
         start = jax.device_get((state.params, state.opt_state))
-        state, sums = train_step._compile(step, state, batch)(state, batch)
+        state, sums = step_timing.compile_for(step, state, batch)(state, batch)
         arguments = jax.device_put(start, (shardings.params, shardings.opt_state))
-        update = train_step._compile(make_update(optimizer, shardings), *arguments, gradients)
+        update = step_timing.compile_for(make_update(optimizer, shardings), *arguments, gradients)
         params = update(*arguments, gradients)[0]
     assert order == PARTS[name][-2::-1]
     weight = sums["text_weight"] + sums["speech_weight"]
@@ -194,10 +194,10 @@ def test_rates_and_shares_follow_from_times(name):
     result = measured(name)[-1]
     config = make_config(name)
     seconds = result["step"]["median_ms"] / 1e3
-    batches = train_step.make_batches(config, ROWS[name])
+    batches = step_timing.make_batches(config, ROWS[name])
     # Two steps of warm-up, and two that are timed.
-    assert result["units_per_step"] == np.mean([used_patches(x) for x in batches[2:]])
-    assert result["units_per_second"] == pytest.approx(result["units_per_step"] / seconds)
+    assert result["patches_per_step"] == np.mean([used_patches(x) for x in batches[2:]])
+    assert result["patches_per_second"] == pytest.approx(result["patches_per_step"] / seconds)
     assert result["tokens_per_second"] == pytest.approx(result["tokens_per_step"] / seconds)
     tokens = [np.sum(batch["document_ids"] > 0) for batch in batches[2:]]
     assert result["tokens_per_step"] == np.mean(tokens)
@@ -219,16 +219,16 @@ def test_with_accumulation_a_part_is_timed_on_a_microbatch_times_their_number(mo
     mesh = small_mesh("baseline")
 
     def measure_step(self, _):
-        return {}, self._init_state()
+        return {}, self.init_state()
 
-    monkeypatch.setattr(train_step._Measurement, "measure_step", measure_step)
-    result = list(train_step.measure_all(config, mesh, [2], ["none"], 1, True, PEAK))[-1]
-    batch = {name: x[:2] for name, x in train_step.make_batches(config, 4)[0].items()}
+    monkeypatch.setattr(step_timing.StepMeasurement, "measure_step", measure_step)
+    result = list(step_timing.measure_all(config, mesh, [2], ["none"], 1, True, PEAK))[-1]
+    batch = {name: x[:2] for name, x in step_timing.make_batches(config, 4)[0].items()}
     flops = 2 * float(training_flops(config.model, batch, config.num_patches))
     parts = result["breakdown"]["parts"]
     assert sum(part["model_flops"] for part in parts) == pytest.approx(flops, rel=1e-5)
     with pytest.raises(ValueError, match="the batch has 6 rows, expected a multiple of 4"):
-        list(train_step.measure_all(config, mesh, [2, 3], ["none"], 1, True, PEAK))
+        list(step_timing.measure_all(config, mesh, [2, 3], ["none"], 1, True, PEAK))
 
 
 def test_the_tables_show_the_figures():
@@ -236,13 +236,13 @@ def test_the_tables_show_the_figures():
     report = {"num_devices": 1, "peak": PEAK._asdict()}
     table = train_step.format_result(result, report)
     assert "remat none, 1 row(s) a device: compiled in" in table
-    assert f"{result['units_per_second']:,.0f}" in table
+    assert f"{result['patches_per_second']:,.0f}" in table
     assert f"{result['mfu']:.1%} of 1 × 1e+12" in table
     assert "anchor" not in table
-    anchor = {"paper_units_per_second_per_gpu": 53542, "goal_units_per_second_per_gpu": 60000}
-    on_gpu = result | {"units_per_second_per_device": 30000.0}
+    anchor = {"paper_patches_per_second_per_gpu": 53542, "goal_patches_per_second_per_gpu": 60000}
+    on_gpu = result | {"patches_per_second_per_device": 30000.0}
     table = train_step.format_result(on_gpu, report | {"anchor": anchor})
-    assert "30,000 units/s a GPU; the paper's 1B run on 32 H100 53,542 (0.56 of it)" in table
+    assert "30,000 patches/s a GPU; the paper's 1B run on 32 H100 53,542 (0.56 of it)" in table
     lines = train_step.format_breakdown(result, report).splitlines()
     assert [line.split()[0] for line in lines[1:6]] == PARTS["lst"]
     total, step = result["breakdown"]["sum_ms"], result["step"]["median_ms"]
@@ -251,15 +251,15 @@ def test_the_tables_show_the_figures():
 
 
 def test_the_anchor_is_the_papers():
-    assert round(train_step._PAPER_UNITS_PER_GPU_S, -2) == 53_500
+    assert round(train_step.PAPER_PATCHES_PER_GPU_S, -2) == 53_500
 
 
 def test_drawn_ids_keep_kinds_and_targets_follow_tokens():
     config = make_config("lst")
     vocabulary = config.vocabulary
     shape = config.num_patches, config.num_tokens, 4, 0
-    plain = train_step.typical_batch(vocabulary, config.patching, *shape)
-    drawn = train_step.make_batches(config, 4)[0]
+    plain = step_timing.typical_batch(vocabulary, config.patching, *shape)
+    drawn = step_timing.make_batches(config, 4)[0]
     for kind in (vocabulary.is_text, vocabulary.is_unit):
         real = plain["document_ids"] > 0
         np.testing.assert_array_equal(kind(drawn["tokens"])[real], kind(plain["tokens"])[real])
@@ -278,15 +278,15 @@ def test_drawn_ids_keep_kinds_and_targets_follow_tokens():
 
 def test_batches_differ_and_fewer_rows_are_their_first():
     config = make_config("lst")
-    batches = train_step.make_batches(config, 2)
+    batches = step_timing.make_batches(config, 2)
     assert len({batch["tokens"].tobytes() for batch in batches}) == len(batches) > 1
-    again = train_step.make_batches(config, 2)
+    again = step_timing.make_batches(config, 2)
     np.testing.assert_array_equal(batches[1]["tokens"], again[1]["tokens"])
 
 
 def refuse(fits):
     """A compiler for which some batches, and parts where `fits` says so, do not fit."""
-    compile_ = train_step._compile
+    compile_ = step_timing.compile_for
 
     def compile_or_refuse(function, *arguments):
         if not fits(*arguments):
@@ -300,16 +300,16 @@ def test_running_out_of_memory_is_recorded_and_the_rest_is_measured(monkeypatch)
     def fits(*arguments):
         return len(arguments) == 2 and len(arguments[1]["tokens"]) == 2
 
-    made, init = [], train_step.init_state
+    made, init = [], step_timing.init_state
 
     def count(*arguments):
         made.append(arguments)
         return init(*arguments)
 
-    monkeypatch.setattr(train_step, "_compile", refuse(fits))
-    monkeypatch.setattr(train_step, "init_state", count)
+    monkeypatch.setattr(step_timing, "compile_for", refuse(fits))
+    monkeypatch.setattr(step_timing, "init_state", count)
     config, mesh = make_config("baseline"), small_mesh("baseline")
-    results = list(train_step.measure_all(config, mesh, [1, 2, 4], ["none"], 1, True, PEAK))
+    results = list(step_timing.measure_all(config, mesh, [1, 2, 4], ["none"], 1, True, PEAK))
     assert [result["rows"] for result in results] == [2, 2, 4, 8]
     assert "out_of_memory" not in results[1]
     message = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes. More"
@@ -331,17 +331,17 @@ def test_running_out_of_memory_is_recorded_and_the_rest_is_measured(monkeypatch)
 
 def test_the_state_is_made_once_and_policies_are_tried_apart(monkeypatch):
     made = []
-    monkeypatch.setattr(train_step, "init_state", lambda *_: made.append(_) or "state")
+    monkeypatch.setattr(step_timing, "init_state", lambda *_: made.append(_) or "state")
 
     def measure_step(self, state):
         if self._config.model.remat == "none":
             raise jax.errors.JaxRuntimeError(OUT_OF_MEMORY)
-        return {}, self._init_state() if state is None else state
+        return {}, self.init_state() if state is None else state
 
-    monkeypatch.setattr(train_step._Measurement, "measure_step", measure_step)
+    monkeypatch.setattr(step_timing.StepMeasurement, "measure_step", measure_step)
     config, mesh = make_config("baseline"), small_mesh("lst")
     policies = ["none", "dots", "full"]
-    results = list(train_step.measure_all(config, mesh, [1, 2], policies, 1, False, PEAK))
+    results = list(step_timing.measure_all(config, mesh, [1, 2], policies, 1, False, PEAK))
     assert [(x["remat"], x["rows"]) for x in results if "out_of_memory" not in x] == [
         *(("dots", 1), ("dots", 2), ("full", 1), ("full", 2))
     ]
@@ -359,7 +359,7 @@ def test_the_state_is_made_once_and_policies_are_tried_apart(monkeypatch):
 )
 def test_other_errors_are_not_taken_for_a_lack_of_memory(message):
     with pytest.raises(jax.errors.JaxRuntimeError, match=message[:12]):
-        train_step._out_of_memory(jax.errors.JaxRuntimeError(message))
+        step_timing._out_of_memory(jax.errors.JaxRuntimeError(message))
 
 
 def test_where_nothing_helps_a_smaller_problem_does():
@@ -400,8 +400,8 @@ def test_the_binary_measures_and_writes_what_it_was_asked_for(tmp_path):
     assert done.returncode == 0, done.stderr
     report = json.loads(output.read_text())
     (result,) = report["results"]
-    assert result["units_per_second"] > 0 and "breakdown" not in result
-    assert f"{result['units_per_second']:,.0f}" in done.stdout
+    assert result["patches_per_second"] > 0 and "breakdown" not in result
+    assert f"{result['patches_per_second']:,.0f}" in done.stdout
     assert set(report["versions"]) == {"jax", "jaxlib", "flax", "optax"}
     assert report["platform"] == "cpu" and report["device"] and "anchor" not in report
     configuration = report["configuration"]

@@ -1,0 +1,1 @@
+"""Training: the step, and what will stand beside it."""

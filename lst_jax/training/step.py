@@ -1,0 +1,187 @@
+"""The training step: one jitted, donated, sharded update, and what it needs to know.
+
+Nothing here reads data or writes checkpoints, so it can be compiled and timed where neither Grain
+nor Orbax is installed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from lst_jax.config import ModelConfig
+from lst_jax.flops import training_flops
+from lst_jax.losses import token_nll
+from lst_jax.models import build_model, output_kernel
+from lst_jax.optimizers import OptimizerConfig, learning_rate_schedule, make_optimizer
+from lst_jax.sharding import DEFAULT_RULES, LogicalRules, batch_sharding, replicated
+from lst_jax.train_state import TrainState, state_shardings
+
+Batch = Mapping[str, Array]
+Sums = dict[str, Array]
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Sums]]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """How long and how a run trains.
+
+    Attributes:
+      num_steps: optimizer updates of the whole run.
+      accumulation_steps: microbatches that each batch is computed in, to save memory.
+      log_every: steps from one record of the metrics to the next; the first and the last step
+        have records too.
+      checkpoint_every: steps from one checkpoint to the next; the last step has one too.
+      keep_checkpoints: latest checkpoints that stay.
+      seed: of the parameters.
+      initial_checkpoint: run (or a step of it) whose parameters this one starts from, in place of
+        random ones; everything else starts anew.
+    """
+
+    num_steps: int
+    accumulation_steps: int = 1
+    log_every: int = 50
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 2
+    seed: int = 0
+    initial_checkpoint: str | None = None
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name in ("seed", "initial_checkpoint"):
+                continue
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{field.name} is {value!r}, expected a positive integer")
+
+
+def make_train_step(
+    config: ModelConfig,
+    optimizer_config: OptimizerConfig,
+    training: TrainingConfig,
+    first_unit_id: int,
+    num_patches: int,
+    mesh: jax.sharding.Mesh,
+    rules: LogicalRules = DEFAULT_RULES,
+) -> TrainStep:
+    """The jitted update; its state argument is donated. Call it inside `mesh_context`.
+
+    The loss is the mean over all of the batch's targets (weighted by `loss_weights`), whatever
+    the number of microbatches.
+
+    Args:
+      config: of the model.
+      optimizer_config: of the optimizer.
+      training: steps and accumulation.
+      first_unit_id: targets from this id on are speech, those below are text.
+      num_patches: P, patch slots of a row.
+      mesh: the device mesh.
+      rules: logical axis to mesh axes.
+
+    Returns:
+      `step(state, batch) -> (state, sums)`. `sums` holds scalars: `text_nll`, `speech_nll` (nats),
+      `text_weight`, `speech_weight`, what `batch_sums` counts, `flops` of the model, and
+      `gradient_norm` (before clipping) and `learning_rate`.
+    """
+    optimizer = make_optimizer(optimizer_config, training.num_steps)
+    schedule = learning_rate_schedule(optimizer_config, training.num_steps)
+    model = build_model(config)
+    shardings = state_shardings(config, optimizer, mesh, rules)[1]
+    num_micro = training.accumulation_steps
+
+    def loss(params: Any, batch: Batch, weight: Array) -> tuple[Array, Sums]:
+        """This microbatch's share of the batch's mean loss; `weight` is the whole batch's."""
+        hidden = model.apply({"params": params}, batch, num_patches=num_patches)["hidden"]
+        kernel = output_kernel(params)
+        nll = token_nll(hidden, kernel, batch["targets"], config.vocab_size)
+        nll = nll * batch["loss_weights"]
+        speech = jnp.sum(jnp.where(batch["targets"] >= first_unit_id, nll, 0.0))
+        text = jnp.sum(jnp.where(batch["targets"] < first_unit_id, nll, 0.0))
+        return (text + speech) / weight, {"text_nll": text, "speech_nll": speech}
+
+    def gradient(params: Any, batch: Batch, weight: Array) -> tuple[Any, Sums]:
+        gradients, sums = jax.grad(loss, has_aux=True)(params, batch, weight)
+        # Sums over microbatches keep the parameters' sharding.
+        return jax.lax.with_sharding_constraint(gradients, shardings.params), sums
+
+    def accumulated(params: Any, batch: Batch, weight: Array) -> tuple[Any, Sums]:
+        if num_micro == 1:
+            return gradient(params, batch, weight)
+
+        def add(total: tuple[Any, Sums], micro: Batch) -> tuple[tuple[Any, Sums], None]:
+            return jax.tree.map(jnp.add, total, gradient(params, micro, weight)), None
+
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        start = (zeros, {"text_nll": jnp.zeros(()), "speech_nll": jnp.zeros(())})
+        return jax.lax.scan(add, start, _microbatches(batch, num_micro))[0]
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
+        counts = batch_sums(batch, first_unit_id, num_patches)
+        weight = counts["text_weight"] + counts["speech_weight"]
+        weight = jnp.where(weight > 0, weight, 1.0)
+        gradients, sums = accumulated(state.params, batch, weight)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        sums |= counts | {
+            "flops": training_flops(config, batch, num_patches),
+            "gradient_norm": optax.tree.norm(gradients),
+            "learning_rate": schedule(state.step),
+        }
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, opt_state), sums
+
+    return jax.jit(
+        step,
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def batch_sums(batch: Batch, first_unit_id: int, num_patches: int) -> Sums:
+    """What a batch holds.
+
+    Args:
+      batch: batch arrays, (B, N).
+      first_unit_id: ids from this one on are speech units.
+      num_patches: P, patch slots of a row.
+
+    Returns:
+      Scalars: `tokens`, `patches`, `speech_units`, `speech_patches` (patches that hold units),
+      `speech_examples`, `aligned_examples`; `text_weight` and `speech_weight`, the loss weights of
+      text and speech targets.
+    """
+    real = batch["document_ids"] > 0
+    patches = batch["patch_ids"]
+    same_patch = jnp.pad(patches[:, 1:] == patches[:, :-1], ((0, 0), (1, 0)))
+    unit = real & (batch["tokens"] >= first_unit_id)
+    after_unit = jnp.pad(unit[:, :-1], ((0, 0), (1, 0)))
+    speech_target = batch["targets"] >= first_unit_id
+    weights = batch["loss_weights"]
+    return {
+        "tokens": jnp.sum(real),
+        "patches": jnp.sum(real & ~same_patch & (patches < num_patches)),
+        "speech_units": jnp.sum(unit),
+        "speech_patches": jnp.sum(unit & ~(same_patch & after_unit)),
+        "speech_examples": jnp.sum(batch["speech_examples"]),
+        "aligned_examples": jnp.sum(batch["aligned_examples"]),
+        "text_weight": jnp.sum(jnp.where(speech_target, 0.0, weights)),
+        "speech_weight": jnp.sum(jnp.where(speech_target, weights, 0.0)),
+    }
+
+
+def _microbatches(batch: Batch, count: int) -> Batch:
+    """Batch arrays (B, …) as (count, B / count, …); microbatch m has the rows b ≡ m mod count.
+
+    Rows that are a device's own before are its own after, so nothing moves.
+    """
+
+    def split(array: Array) -> Array:
+        return jnp.swapaxes(array.reshape(-1, count, *array.shape[1:]), 0, 1)
+
+    return {name: split(array) for name, array in batch.items()}
