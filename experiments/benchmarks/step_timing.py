@@ -348,6 +348,29 @@ def _loss(sums: Mapping[str, Any]) -> float:
     return float((sums["text_nll"] + sums["speech_nll"]) / weight)
 
 
+def planned_bytes(config: StepConfig, mesh: jax.sharding.Mesh, policy: str, rows: int) -> int:
+    """Bytes that the step takes on a device of the mesh, which need not be there.
+
+    Args:
+      config: of the step; its number of rows and its policy are not used.
+      mesh: the device mesh.
+      policy: of rematerialization, by name.
+      rows: of the batch.
+    """
+    model = dataclasses.replace(config.model, remat=policy)
+    config = dataclasses.replace(config, model=model, num_rows=rows)
+    measurement = StepMeasurement(config, mesh, make_batches(config, rows), 1, PeakRate(1.0, ""))
+    on_gpu = mesh.devices.flat[0].platform == "gpu"
+    # Faster kernels take no other memory, and choosing them takes long.
+    options = {"xla_gpu_autotune_level": 0} if on_gpu else None
+    return planned_memory(measurement.lower().compile(compiler_options=options))["planned_peak"]
+
+
+def largest_batch(one_row: int, two_rows: int, limit: int) -> int:
+    """The most rows that fit, given the bytes for one and for two: every row adds as much."""
+    return max(0, 1 + (limit - one_row) // max(two_rows - one_row, 1))
+
+
 def compile_for(function: Any, *arguments: Any) -> Any:
     """A jitted function compiled for arguments of these shapes."""
     return function.lower(*arguments).compile()

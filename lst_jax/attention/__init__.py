@@ -19,9 +19,12 @@ gradients. Backends compute the same function:
 | backend    | made of                  | for                                                     |
 |------------|--------------------------|---------------------------------------------------------|
 | dense      | XLA, a full score matrix | the oracle of the tests                                 |
-| blocked    | XLA, loops over blocks   | CPUs; works everywhere                                  |
+| blocked    | XLA, loops over blocks   | CPUs; works everywhere (on GPUs it is `lockstep`)       |
+| lockstep   | XLA, all blocks at once  | GPUs where no kernel serves                             |
 | pallas_tpu | Pallas (Mosaic)          | TPUs; interpreted elsewhere                             |
-| gpu        | Pallas (Triton)          | GPUs since Ampere, else blocked; interpreted on CPUs    |
+| mosaic_gpu | Pallas (Mosaic GPU)      | Hopper GPUs; interpreted on CPUs                        |
+| triton     | Pallas (Triton)          | GPUs since Ampere, while JAX has it; interpreted on CPUs|
+| gpu        | the best of the four     | GPUs: the first that passed its numerics on this card   |
 | auto       | the platform's best      | platform of the mesh in force, or of the default device |
 """
 
@@ -35,13 +38,14 @@ import jax
 from jax import Array
 from jax.sharding import PartitionSpec
 
+from lst_jax.attention.platform import target
 from lst_jax.key_ranges import KeyRange
 
 _Attention = Callable[[Array, Array, Array, KeyRange], Array]
 
 # Modules of this package, imported when they are first used: Pallas takes a while to load. Each has
 # a function of its name, such as `dense_attention`.
-_MODULES = ("dense", "blocked", "pallas_tpu", "gpu")
+_MODULES = ("dense", "blocked", "lockstep", "pallas_tpu", "mosaic_gpu", "triton", "gpu")
 _BEST = {"tpu": "pallas_tpu", "gpu": "gpu", "cpu": "blocked"}
 
 BACKENDS = ("auto", *_MODULES)
@@ -78,7 +82,7 @@ def attend(q: Array, k: Array, v: Array, key_range: KeyRange, backend: str = "bl
     if key_range.start.shape != q.shape[:2] or key_range.end.shape != q.shape[:2]:
         raise ValueError(f"key_range={key_range.start.shape}: expected {q.shape[:2]}, as in q")
     if backend == "auto":
-        backend = best_backend(_platform())
+        backend = best_backend(target().platform)
     module = importlib.import_module(f"{__name__}.{backend}")
     return _over_mesh(getattr(module, f"{backend}_attention"))(q, k, v, key_range)
 
@@ -86,14 +90,6 @@ def attend(q: Array, k: Array, v: Array, key_range: KeyRange, backend: str = "bl
 def best_backend(platform: str) -> str:
     """The backend that "auto" stands for on a platform, such as "cpu", "gpu" or "tpu"."""
     return _BEST.get(platform, "blocked")
-
-
-def _platform() -> str:
-    """The platform that is compiled for, of devices that need not be there."""
-    device = jax.sharding.get_abstract_mesh().abstract_device or jax.config.jax_default_device
-    if device is None:
-        return jax.default_backend()
-    return device if isinstance(device, str) else device.platform
 
 
 def _over_mesh(attention: _Attention) -> _Attention:

@@ -6,6 +6,8 @@ first query's start and the last query's end. A window W therefore costs O(N W) 
 matrix is ever stored; the backward pass recomputes scores block by block from the saved
 log-sum-exp, and adds to the blocks of dk and dv in place. Loop bounds depend on the data, which
 reverse-mode differentiation of a loop cannot take, hence the custom derivative.
+
+A GPU would idle through loops of such small products; there `lockstep` takes all blocks at once.
 """
 
 from __future__ import annotations
@@ -18,11 +20,13 @@ from jax import Array
 
 from lst_jax.attention.blocks import (
     Spans,
-    end_to_end,
     end_to_end_ranges,
+    join_blocks,
     key_spans,
-    rows_again,
+    split_blocks,
 )
+from lst_jax.attention.lockstep import lockstep_attention
+from lst_jax.attention.platform import target
 from lst_jax.key_ranges import KeyRange
 
 # Queries and keys of a block; the fastest powers of two on a CPU.
@@ -44,20 +48,15 @@ def blocked_attention(q: Array, k: Array, v: Array, key_range: KeyRange) -> Arra
     Returns:
       (B, Q, H, D) in q's dtype; softmax and accumulation in float32.
     """
+    if target().platform == "gpu":
+        return lockstep_attention(q, k, v, key_range)
     rows, length, num_keys = *q.shape[:2], k.shape[1]
     query_block, key_block = min(QUERY_BLOCK, length), min(KEY_BLOCK, num_keys)
     ranges = end_to_end_ranges(key_range, num_keys, query_block, key_block)
-    q = _blocks(q, query_block)
-    k, v = (_blocks(x, key_block) for x in (k, v))
+    q = split_blocks(q, query_block)
+    k, v = (split_blocks(x, key_block) for x in (k, v))
     out = _attention(q, k, v, *(x.reshape(-1, query_block) for x in ranges))
-    out = jnp.swapaxes(out, 1, 2)
-    return rows_again(out.reshape(-1, *out.shape[2:]), rows, length)
-
-
-def _blocks(x: Array, size: int) -> Array:
-    """(B, L, H, D) to blocks of the rows laid end to end, (blocks, H, size, D)."""
-    x = end_to_end(x, size)
-    return jnp.swapaxes(x.reshape(-1, size, *x.shape[1:]), 1, 2)
+    return join_blocks(out, rows, length)
 
 
 def _spans(start: Array, end: Array, k: Array) -> Spans:

@@ -31,6 +31,18 @@ def end_to_end(x: Array, block: int) -> Array:
     return padded.reshape(-1, *x.shape[2:])
 
 
+def split_blocks(x: Array, size: int) -> Array:
+    """(B, L, H, D) to blocks of the rows laid end to end, heads apart: (blocks, H, size, D)."""
+    x = end_to_end(x, size)
+    return jnp.swapaxes(x.reshape(-1, size, *x.shape[1:]), 1, 2)
+
+
+def join_blocks(x: Array, rows: int, length: int) -> Array:
+    """Undoes `split_blocks`: (blocks, H, size, D) to (B, L, H, D)."""
+    x = jnp.swapaxes(x, 1, 2)
+    return rows_again(x.reshape(-1, *x.shape[2:]), rows, length)
+
+
 def rows_again(x: Array, rows: int, length: int) -> Array:
     """Undoes `end_to_end`: (B * L', …) to (B, L, …)."""
     return x.reshape(rows, -1, *x.shape[1:])[:, :length]

@@ -7,6 +7,8 @@ import gin
 import pytest
 
 from experiments import gin_config
+from experiments.aot_compile import read_config
+from experiments.step_config import PRESETS, preset
 from lst_jax.checkpoints import ModelDescription
 from lst_jax.config import LSTConfig, TokenTransformerConfig, baseline_of
 from lst_jax.models import count_parameters
@@ -223,3 +225,18 @@ def test_mistakes_are_errors_that_name_them(files, bindings, message):
 def test_a_fraction_of_a_run_is_between_none_and_all(fraction):
     with pytest.raises(ValueError, match=f"fraction is {fraction}"):
         gin_config.step_fraction(10, fraction)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_the_gin_files_of_their_names(name):
+    run = ["experiments/configs/runs/tiny.gin"] if name == "tiny" else []
+    files = [f"experiments/configs/models/{name}.gin", *run]
+    config = preset(name, text_size=32_000)
+    gin_step = read_config(files, [])
+    assert config.model == gin_step.model and config.vocabulary == gin_step.vocabulary
+    shapes = ("num_patches", "num_tokens", "num_rows")
+    assert [getattr(config, x) for x in shapes] == [getattr(gin_step, x) for x in shapes]
+    assert config.patching.patch_size == gin_step.patching.patch_size
+    if name != "tiny":  # whose run is shorter
+        assert config.optimizer == gin_step.optimizer
+        assert config.training == gin_step.training

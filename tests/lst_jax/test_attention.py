@@ -13,7 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lst_jax.attention import BACKENDS, attend, best_backend, blocked, blocks, gpu, pallas_tpu
+from lst_jax.attention import (
+    BACKENDS,
+    attend,
+    best_backend,
+    blocked,
+    blocks,
+    lockstep,
+    pallas_tpu,
+    triton,
+)
 from lst_jax.key_ranges import KeyRange
 
 
@@ -52,8 +61,9 @@ CASES = {
         (2, 40, 24, 2, 8, "float32"),
         (3, 33, 70, 1, 4, "bfloat16"),
     ],
+    "lockstep": [(2, 40, 24, 2, 8, "float32"), (3, 33, 70, 1, 4, "bfloat16")],
     "pallas_tpu": [(2, 21, 25, 3, 64, "float32"), (1, 40, 16, 1, 8, "bfloat16")],
-    "gpu": [(2, 21, 25, 3, 12, "float32"), (1, 40, 16, 2, 64, "bfloat16")],
+    "triton": [(2, 21, 25, 3, 12, "float32"), (1, 40, 16, 2, 64, "bfloat16")],
 }
 
 
@@ -61,7 +71,7 @@ CASES = {
 def small_blocks():
     """Tiny arrays then have several blocks, uneven at the end."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (blocked, gpu, pallas_tpu):
+        for module in (blocked, lockstep, pallas_tpu, triton):
             patch.setattr(module, "QUERY_BLOCK", 16)
             patch.setattr(module, "KEY_BLOCK", 8)
         yield
@@ -158,8 +168,8 @@ def test_auto_is_the_best_backend_of_the_mesh_and_else_of_the_default_device():
         function = functools.partial(attend, backend=backend)
         return str(jax.make_jaxpr(function)(q, q, q, ranges))
 
-    assert "gpu_forward_kernel" in lowered("gpu")
-    assert "forward_kernel" in lowered("tpu") and "gpu_forward" not in lowered("tpu")
+    assert "triton_forward_kernel" in lowered("gpu")
+    assert "forward_kernel" in lowered("tpu") and "triton_forward" not in lowered("tpu")
     assert "pallas" not in lowered("cpu") and lowered("cpu") == trace("blocked") == trace("auto")
     assert best_backend("an unknown platform") == "blocked"
     assert {best_backend(platform) for platform in ("cpu", "gpu", "tpu")} < set(BACKENDS)
@@ -175,7 +185,9 @@ def test_a_backend_is_imported_when_it_is_first_used():
     command = [sys.executable, "-c", code]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     output = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
-    assert output.stdout.strip() == "['lst_jax.attention.blocked', 'lst_jax.attention.blocks']"
+    assert output.stdout.strip() == str(
+        [f"lst_jax.attention.{name}" for name in ("blocked", "blocks", "lockstep", "platform")]
+    )
 
 
 def test_bad_arguments_are_named():

@@ -1,0 +1,1 @@
+"""Reports: pages for people, made from results that programs wrote."""
