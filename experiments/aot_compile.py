@@ -10,7 +10,7 @@ it; no data is read. The batch has the run's rows, or as many more as the mesh n
 centre's network, along data or, where that has too few parts, along fsdp.
 
 The table says how each figure was made. Attention's work depends on the documents of a batch, which
-is taken to be a typical one (`experiments/attention_estimates.py`).
+is taken to be a typical one (`experiments/aot/attention_estimates.py`).
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ import gin
 import jax
 from absl import flags
 
-from data_pipelines.training_dataset import DataConfig, SourceConfig
-from experiments import cli, gin_config
-from experiments.aot import compile_step
-from experiments.outputs import write_json
-from experiments.step_config import StepConfig
-from lst_jax.attention import BACKENDS
+from data_pipelines.training.dataset import DataConfig, SourceConfig
+from experiments.aot.compile import compile_step
+from experiments.common import cli, gin_config
+from experiments.common.outputs import write_json
+from experiments.common.step_config import StepConfig
+from lst_jax.model.attention import BACKENDS
 from lst_jax.sharding import MESH_AXES, MeshConfig
 from lst_jax.vocabulary import Vocabulary
 

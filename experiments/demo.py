@@ -31,12 +31,11 @@ from data_pipelines.microworld.build import (
     MicroworldPaths,
     build_corpus,
 )
-from data_pipelines.vocoder import MelVocoder
-from experiments import cli, gin_config
-from experiments.demo_speech import SpeechExample, make_speech_examples
-from experiments.experiment import run_experiment
-from experiments.outputs import make_progress_printer, write_json
-from experiments.report import (
+from data_pipelines.speech.vocoder import MelVocoder
+from experiments.common import cli, gin_config
+from experiments.common.experiment import run_experiment
+from experiments.common.outputs import make_progress_printer, write_json
+from experiments.reports.demo_report import (
     COST_HEADER,
     ModelReport,
     cost_row,
@@ -44,6 +43,7 @@ from experiments.report import (
     read_spoken_examples,
     write_report,
 )
+from experiments.reports.demo_speech import SpeechExample, make_speech_examples
 from lst_jax.evaluation.choices import format_rows
 from lst_jax.evaluation.spoken_texts import read_spoken_texts
 from lst_jax.evaluation.story_completion import (
@@ -54,10 +54,10 @@ from lst_jax.evaluation.story_completion import (
     read_story_examples,
 )
 from lst_jax.inference.scoring import ScoringShape
-from lst_jax.metrics import format_duration, read_records
-from lst_jax.models import count_parameters
-from lst_jax.trained_model import load_trained_model
-from lst_jax.trainer import NonFiniteLossError
+from lst_jax.inference.trained_model import load_trained_model
+from lst_jax.model.models import count_parameters
+from lst_jax.training.loop import NonFiniteLossError
+from lst_jax.training.metrics import format_duration, read_records
 
 GIN_FILES = (
     "experiments/configs/models/tiny.gin",

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from absl import flags
 
-from experiments import cli
-from experiments.likelihood_evaluation import (
+from experiments.common import cli
+from experiments.common.likelihood_evaluation import (
     define_flags,
     load_model,
     read_unit_count,

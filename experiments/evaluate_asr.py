@@ -5,16 +5,16 @@ r"""Word and character error rates of models fine-tuned for recognition.
 
 prints a line per model and writes the same, with every utterance, as JSON. The data are spoken
 texts (`docs/formats.md`); texts are normalised before they are compared
-(`lst_jax/evaluation/error_rates.py`); costs are in units (`lst_jax/evaluation/speech_tasks.py`).
+(`lst_jax/evaluation/error_rates.py`); costs are in units (`lst_jax/evaluation/answer_rates.py`).
 """
 
 from __future__ import annotations
 
 from absl import flags
 
-from experiments import cli, speech_evaluation
-from lst_jax.evaluation.speech_tasks import judge
-from lst_jax.inference.speech_tasks import recognise
+from experiments.common import cli, speech_evaluation
+from lst_jax.evaluation.answer_rates import judge
+from lst_jax.inference.transcription import recognise
 
 speech_evaluation.define_flags()
 _MAX_TOKENS = flags.DEFINE_integer("max_tokens", 256, "Text tokens of an answer.", lower_bound=1)

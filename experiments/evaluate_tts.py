@@ -15,18 +15,18 @@ import dataclasses
 
 from absl import flags
 
-from data_pipelines.vocoder import MelVocoder
-from experiments import cli, sampling_flags, speech_evaluation
-from experiments.recognisers import (
+from data_pipelines.speech.vocoder import MelVocoder
+from experiments.common import cli, sampling_flags, speech_evaluation
+from experiments.common.recognizers import (
     Recogniser,
     command_recogniser,
     function_recogniser,
     hear,
     model_recogniser,
 )
-from lst_jax.evaluation.speech_tasks import error_cells, error_rates, judge
-from lst_jax.inference.speech_tasks import synthesise
-from lst_jax.trained_model import load_trained_model
+from lst_jax.evaluation.answer_rates import error_cells, error_rates, judge
+from lst_jax.inference.trained_model import load_trained_model
+from lst_jax.inference.transcription import synthesise
 
 _RECOGNISERS = ("recogniser_checkpoint", "recogniser_command", "recogniser")
 

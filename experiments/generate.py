@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from data_pipelines.audio import read_wav, write_wav
-from data_pipelines.units import MelKMeansEncoder
-from data_pipelines.vocoder import MelVocoder, decode_known
-from experiments import cli, sampling_flags
+from data_pipelines.speech.audio import read_wav, write_wav
+from data_pipelines.speech.units import MelKMeansEncoder
+from data_pipelines.speech.vocoder import MelVocoder, decode_known
+from experiments.common import cli, sampling_flags
 from lst_jax.evaluation import jsonl
 from lst_jax.inference.generation import (
     Generation,
@@ -37,7 +37,7 @@ from lst_jax.inference.generation import (
 )
 from lst_jax.inference.sampling import Modality
 from lst_jax.inference.segments import Segment, split_segments
-from lst_jax.trained_model import TrainedModel, load_trained_model
+from lst_jax.inference.trained_model import TrainedModel, load_trained_model
 from lst_jax.vocabulary import Vocabulary
 
 _KINDS = ("text", "wav", "units")

@@ -17,7 +17,7 @@ import jax
 from absl import flags
 from tqdm import tqdm
 
-from experiments import cli
+from experiments.common import cli
 from lst_jax.porting.port import (
     KINDS,
     MAX_SHARD_BYTES,

@@ -14,12 +14,12 @@ from collections.abc import Iterable, Iterator
 
 from absl import flags
 
-from data_pipelines import records
-from data_pipelines.lines import SkipReport
-from data_pipelines.reference_jsonl import read_reference_jsonl
-from data_pipelines.text_corpora import read_text_corpus
-from experiments import cli
-from experiments.inputs import FORMATS, find_inputs
+from data_pipelines.corpora.lines import SkipReport
+from data_pipelines.corpora.reference_jsonl import read_reference_jsonl
+from data_pipelines.corpora.text import read_text_corpus
+from data_pipelines.records import storage as records
+from experiments.common import cli
+from experiments.common.inputs import FORMATS, find_inputs
 from lst_jax.vocabulary import TextTokenizer
 
 _INPUT = flags.DEFINE_multi_string(

@@ -25,9 +25,9 @@ import gin
 import jax
 from absl import flags
 
-from experiments import cli, distributed, gin_config
-from experiments.experiment import run_experiment
-from lst_jax.trainer import NonFiniteLossError
+from experiments.common import cli, distributed, gin_config
+from experiments.common.experiment import run_experiment
+from lst_jax.training.loop import NonFiniteLossError
 
 gin_config.define_flags()
 distributed.define_flags()

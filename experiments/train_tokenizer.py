@@ -12,12 +12,12 @@ from collections.abc import Callable
 
 from absl import flags
 
-from data_pipelines.lines import SkipReport, read_lines
-from data_pipelines.reference_jsonl import parse_reference_line
-from data_pipelines.text_corpora import TEXT_PARSERS
+from data_pipelines.corpora.lines import SkipReport, read_lines
+from data_pipelines.corpora.reference_jsonl import parse_reference_line
+from data_pipelines.corpora.text import TEXT_PARSERS
 from data_pipelines.tokenizers import train_tokenizer
-from experiments import cli
-from experiments.inputs import FORMATS, find_inputs
+from experiments.common import cli
+from experiments.common.inputs import FORMATS, find_inputs
 from lst_jax.vocabulary import TextTokenizer
 
 _INPUT = flags.DEFINE_multi_string(

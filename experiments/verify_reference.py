@@ -15,8 +15,8 @@ import sys
 
 from absl import flags
 
-from experiments import cli
-from lst_jax.attention import BACKENDS
+from experiments.common import cli
+from lst_jax.model.attention import BACKENDS
 from lst_jax.porting.reference_case import TOLERANCE, compare, read_case
 
 _CASE = flags.DEFINE_string("case", None, "Folder of the case.", required=True)

@@ -24,7 +24,7 @@ _JAXLIB = tuple(int(part) for part in importlib.metadata.version("jaxlib").split
 if _JAXLIB < (0, 11):
     _FLAGS += _OLD_FLAGS
     # No interpreter for Mosaic GPU kernels yet; the lane `accelerator` runs these tests.
-    collect_ignore = ["lst_jax/test_mosaic_gpu_attention.py"]
+    collect_ignore = ["lst_jax/model/test_mosaic_gpu_attention.py"]
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):

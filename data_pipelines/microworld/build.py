@@ -22,11 +22,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from data_pipelines import alignment, audio, units
-from data_pipelines.alignment import align_units, label_frames
 from data_pipelines.microworld import lexicon, speech, stories
 from data_pipelines.microworld.speech import VOICES, Voice, synthesise
-from data_pipelines.records import (
+from data_pipelines.records.storage import (
     SILENCE,
     Totals,
     make_text_document,
@@ -34,8 +32,10 @@ from data_pipelines.records import (
     open_records,
     write_records,
 )
+from data_pipelines.speech import alignment, audio, units
+from data_pipelines.speech.alignment import align_units, label_frames
+from data_pipelines.speech.units import MelFeatures, MelKMeansEncoder
 from data_pipelines.tokenizers import train_tokenizer
-from data_pipelines.units import MelFeatures, MelKMeansEncoder
 from lst_jax.vocabulary import TextTokenizer
 
 TEST_SETS: tuple[stories.ClozeKind, ...] = ("StoryCloze", "TopicStoryCloze", "HellaSwag")

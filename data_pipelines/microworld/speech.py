@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from data_pipelines.alignment import WordTiming
+from data_pipelines.speech.alignment import WordTiming
 
 # speak_lib.h: espeak_AUDIO_OUTPUT, initialisation options, event types, parameters, text flags.
 _OUTPUT_SYNCHRONOUS = 2

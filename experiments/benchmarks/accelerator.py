@@ -22,10 +22,10 @@ Which batches fit is found by compiling: the step is compiled without autotuning
 rows, the memory that XLA plans grows by as much for every further row, and the largest number that
 should fit is compiled and looked at once more before it runs.
 
-Batches are made up: rows of the mixture's typical documents (`experiments/attention_estimates.py`).
-Models are presets in Python (`experiments/step_config.py`). The first of `--models` goes through
-all stages, every other one through `step`; decoding and convergence take the last. On a CPU the
-default model is `tiny`.
+Batches are made up: rows of the mixture's typical documents
+(`experiments/aot/attention_estimates.py`). Models are presets in Python
+(`experiments/common/step_config.py`). The first of `--models` goes through all stages, every other
+one through `step`; decoding and convergence take the last. On a CPU the default model is `tiny`.
 
 A kernel that hangs or breaks the device's context costs its own job: the jobs run in a worker
 process, and another one goes on after it. The exit status is 0 if every job that began ended well,
@@ -58,7 +58,6 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import cli
 from experiments.benchmarks import attention_timing, decode_timing
 from experiments.benchmarks.job_runner import (
     Job,
@@ -75,18 +74,19 @@ from experiments.benchmarks.step_timing import (
     make_batches,
     planned_bytes,
 )
-from experiments.step_config import PRESETS, StepConfig, preset
-from lst_jax.attention import BACKENDS, best_backend
-from lst_jax.attention.gpu import KERNELS, best_kernel
-from lst_jax.attention.numerics import relative_errors
-from lst_jax.attention.platform import target
+from experiments.common import cli
+from experiments.common.step_config import PRESETS, StepConfig, preset
+from lst_jax.checkpoints.train_state import TrainState
 from lst_jax.config import baseline_of
 from lst_jax.hardware import peak_rate
-from lst_jax.models import count_parameters
-from lst_jax.optimizers import OptimizerConfig
+from lst_jax.model.attention import BACKENDS, best_backend
+from lst_jax.model.attention.gpu import KERNELS, best_kernel
+from lst_jax.model.attention.numerics import relative_errors
+from lst_jax.model.attention.platform import target
+from lst_jax.model.models import count_parameters
 from lst_jax.patching import PatchingConfig
 from lst_jax.sharding import make_mesh
-from lst_jax.train_state import TrainState
+from lst_jax.training.optimizers import OptimizerConfig
 
 STAGES = (
     "device",
@@ -329,7 +329,7 @@ class Bench:
     def _unsupported(self, backend: str, dtype: str, width: int) -> str | None:
         if backend not in KERNELS:
             return None
-        module = importlib.import_module(f"lst_jax.attention.{backend}")
+        module = importlib.import_module(f"lst_jax.model.attention.{backend}")
         return module.unsupported(dtype, width, target().capability)
 
     def _head_widths(self) -> set[int]:

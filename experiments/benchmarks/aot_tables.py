@@ -22,10 +22,10 @@ from typing import Any
 import jax
 from absl import flags
 
-from experiments import cli
-from experiments.aot import StepConfig, compile_step, library_versions
+from experiments.aot.compile import StepConfig, compile_step, library_versions
 from experiments.aot_compile import parse_mesh, read_config
-from experiments.outputs import write_json
+from experiments.common import cli
+from experiments.common.outputs import write_json
 
 _MODELS = "experiments/configs/models"
 _ROWS_PER_DEVICE = 1

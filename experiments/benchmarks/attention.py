@@ -31,10 +31,10 @@ from experiments.benchmarks.attention_timing import (
     time_attention,
 )
 from experiments.benchmarks.machine import device_name
-from experiments.cli import check_no_arguments, run_main
-from experiments.outputs import write_json
-from lst_jax.attention import best_backend
+from experiments.common.cli import check_no_arguments, run_main
+from experiments.common.outputs import write_json
 from lst_jax.config import LSTConfig
+from lst_jax.model.attention import best_backend
 from lst_jax.vocabulary import Vocabulary
 
 _LENGTHS = flags.DEFINE_list("lengths", ["1536", "3072", "6144", "12288"], "Tokens N of a row.")

@@ -21,10 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from experiments.attention_estimates import typical_batch
-from lst_jax.attention import attend
+from experiments.aot.attention_estimates import typical_batch
 from lst_jax.config import LSTConfig
-from lst_jax.key_ranges import KeyRange, lst_key_ranges
+from lst_jax.model.attention import attend
+from lst_jax.model.key_ranges import KeyRange, lst_key_ranges
 from lst_jax.patching import PatchingConfig
 from lst_jax.vocabulary import Vocabulary
 

@@ -19,11 +19,11 @@ from typing import Any
 from absl import app, flags
 
 from data_pipelines.microworld.build import MicroworldConfig, MicroworldPaths, build_corpus
-from experiments import gin_config
 from experiments.benchmarks.machine import cpu_model
-from experiments.experiment import run_experiment
-from experiments.outputs import write_json
-from lst_jax.metrics import read_records
+from experiments.common import gin_config
+from experiments.common.experiment import run_experiment
+from experiments.common.outputs import write_json
+from lst_jax.training.metrics import read_records
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the corpus and runs.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write the results to.")

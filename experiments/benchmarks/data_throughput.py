@@ -27,8 +27,8 @@ import numpy as np
 import sentencepiece
 from absl import app, flags
 
-from data_pipelines.records import SILENCE, TextDocument, Utterance, write_records
-from data_pipelines.training_dataset import DataConfig, SourceConfig, make_training_dataset
+from data_pipelines.records.storage import SILENCE, TextDocument, Utterance, write_records
+from data_pipelines.training.dataset import DataConfig, SourceConfig, make_training_dataset
 from experiments.benchmarks.machine import cpu_model
 from lst_jax.patching import PatchingConfig, Strategy
 from lst_jax.vocabulary import TextTokenizer

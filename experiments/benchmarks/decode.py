@@ -26,7 +26,6 @@ from typing import Any
 
 from absl import flags
 
-from experiments import cli, gin_config
 from experiments.aot_compile import read_config
 from experiments.benchmarks.decode_timing import (
     make_subject,
@@ -34,7 +33,8 @@ from experiments.benchmarks.decode_timing import (
     measure_recomputing,
 )
 from experiments.benchmarks.machine import device_name
-from experiments.outputs import write_json
+from experiments.common import cli, gin_config
+from experiments.common.outputs import write_json
 from lst_jax.config import LSTConfig, baseline_of
 from lst_jax.evaluation.choices import format_rows
 from lst_jax.patching import PatchingConfig

@@ -26,7 +26,7 @@ from lst_jax.inference.generation import (
     static_size,
 )
 from lst_jax.inference.sampling import SamplingConfig
-from lst_jax.models import abstract_params, build_model, logits, output_kernel
+from lst_jax.model.models import abstract_params, build_model, logits, output_kernel
 from lst_jax.patching import PatchingConfig, fill_row
 from lst_jax.sharding import make_mesh, mesh_context
 from lst_jax.vocabulary import Vocabulary

@@ -24,11 +24,11 @@ from absl import flags
 from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 
-from experiments import cli
-from experiments.gpu_topology import gpu_device
-from experiments.outputs import write_json
-from lst_jax.attention.mosaic_gpu import mosaic_gpu_attention
-from lst_jax.key_ranges import KeyRange
+from experiments.aot.gpu_topologies import gpu_device
+from experiments.common import cli
+from experiments.common.outputs import write_json
+from lst_jax.model.attention.mosaic_gpu import mosaic_gpu_attention
+from lst_jax.model.key_ranges import KeyRange
 from lst_jax.sharding import make_mesh
 
 # Positions and heads of the arrays; a kernel takes the same for any number.

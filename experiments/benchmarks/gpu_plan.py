@@ -20,12 +20,12 @@ from typing import Any
 import jax
 from absl import flags
 
-from experiments import cli
+from experiments.aot.gpu_topologies import GPUS, gpu_device, memory_bytes
 from experiments.benchmarks.step_timing import largest_batch, planned_bytes
-from experiments.gpu_topology import GPUS, gpu_device, memory_bytes
-from experiments.outputs import write_json
-from experiments.step_config import PRESETS, preset
-from lst_jax.layers import REMAT_POLICIES
+from experiments.common import cli
+from experiments.common.outputs import write_json
+from experiments.common.step_config import PRESETS, preset
+from lst_jax.model.layers import REMAT_POLICIES
 from lst_jax.sharding import make_mesh
 
 # What JAX may take of a card where XLA_PYTHON_CLIENT_MEM_FRACTION is 0.95.

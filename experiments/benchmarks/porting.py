@@ -26,10 +26,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import app, flags
 
-from experiments import gin_config
 from experiments.benchmarks.machine import cpu_model
-from experiments.outputs import write_json
-from lst_jax.checkpoints import (
+from experiments.common import gin_config
+from experiments.common.outputs import write_json
+from lst_jax.checkpoints.checkpointer import (
     ModelDescription,
     params_directory,
     params_save_args,

@@ -16,15 +16,15 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from lst_jax.checkpoints.train_state import TrainState
 from lst_jax.config import LSTConfig, ModelConfig, TokenTransformerConfig, padded_size
-from lst_jax.global_transformer import GlobalTransformer
-from lst_jax.key_ranges import lst_key_ranges
-from lst_jax.losses import token_nll
-from lst_jax.models import build_model, output_kernel
-from lst_jax.patch_decoder import PatchDecoder
-from lst_jax.patch_encoder import PatchEncoder
+from lst_jax.model.global_transformer import GlobalTransformer
+from lst_jax.model.key_ranges import lst_key_ranges
+from lst_jax.model.losses import token_nll
+from lst_jax.model.models import build_model, output_kernel
+from lst_jax.model.patch_decoder import PatchDecoder
+from lst_jax.model.patch_encoder import PatchEncoder
 from lst_jax.sharding import batch_sharding
-from lst_jax.train_state import TrainState
 
 Arrays = dict[str, Array]
 Apply = Callable[[Any, Mapping[str, Array], Mapping[str, Any]], Arrays]
@@ -39,7 +39,7 @@ class Part:
 
     Attributes:
       name: for tables.
-      flops: its name in `lst_jax.flops.forward_flops`.
+      flops: its name in `lst_jax.model.flops.forward_flops`.
       params: its entries of the parameter tree.
       inputs: names of the arrays that it reads of other parts.
       apply: `(params, inputs, batch) -> outputs`, arrays by name, all with the rows first.

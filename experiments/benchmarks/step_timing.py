@@ -1,7 +1,8 @@
 """Times the training step and its parts, for the benchmarks that report them.
 
-Batches are rows of typical documents (`experiments/attention_estimates.py`), speech and text 1:2 in
-tokens, whose ids are drawn: log-uniform for text, whose words follow Zipf's law, uniform for units.
+Batches are rows of typical documents (`experiments/aot/attention_estimates.py`), speech and text
+1:2 in tokens, whose ids are drawn: log-uniform for text, whose words follow Zipf's law, uniform for
+units.
 Nothing here needs Gin or what reads data.
 """
 
@@ -19,12 +20,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.attention_estimates import typical_batch
+from experiments.aot.attention_estimates import typical_batch
 from experiments.benchmarks.step_parts import Part, backpropagate, make_update
-from experiments.step_config import StepConfig
-from lst_jax.flops import BACKWARD_FACTOR, forward_flops
+from experiments.common.step_config import StepConfig
+from lst_jax.checkpoints.train_state import TrainState, init_state, state_shardings
 from lst_jax.hardware import PeakRate
-from lst_jax.optimizers import make_optimizer
+from lst_jax.model.flops import BACKWARD_FACTOR, forward_flops
 from lst_jax.sharding import (
     batch_mesh_size,
     batch_sharding,
@@ -32,7 +33,7 @@ from lst_jax.sharding import (
     mesh_context,
     shard_batch,
 )
-from lst_jax.train_state import TrainState, init_state, state_shardings
+from lst_jax.training.optimizers import make_optimizer
 from lst_jax.training.step import TrainStep, make_train_step
 from lst_jax.vocabulary import Vocabulary
 

@@ -5,16 +5,14 @@ r"""Measures the training step on the devices that are there: rates, MFU, memory
 
 The step is the function that the trainer runs, its state donated, at the shapes of
 `experiments/configs/runs/pretrain.gin` and the Gin files given after it. It turns through a few
-batches of rows of typical documents (`experiments/attention_estimates.py`), speech and text 1:2 in
-tokens, whose ids are drawn anew: log-uniform for text, whose words follow Zipf's law, uniform for
-units. A patch of the baseline is a
-token.
+batches of rows of typical documents (`experiments/benchmarks/step_timing.py`). A patch of the
+baseline is a token.
 
 After a warm-up each step is timed from its call until its results are there; rates are those of the
-median, and MFU is the model's FLOPs for the documents of the batches (`lst_jax/flops.py`) over the
-peak of the devices. Memory is what the compiled step takes as XLA plans it, and, where the device
-keeps count, the most that was in use up to the end of the steps; it counts from the start of the
-process, so it is given only where this setting made it grow.
+median, and MFU is the model's FLOPs for the documents of the batches (`lst_jax/model/flops.py`)
+over the peak of the devices. Memory is what the compiled step takes as XLA plans it, and, where the
+device keeps count, the most that was in use up to the end of the steps; it counts from the start of
+the process, so it is given only where this setting made it grow.
 
 Then the parts: each module's forward and backward pass, with respect to its inputs and parameters,
 is a function of its own (`experiments/benchmarks/step_parts.py`), fed with the arrays that the
@@ -40,16 +38,16 @@ from typing import Any
 import jax
 from absl import flags
 
-from experiments import cli, gin_config
 from experiments.aot_compile import parse_mesh, read_config
 from experiments.benchmarks.machine import device_name
 from experiments.benchmarks.step_timing import NUM_BATCHES, measure_all
-from experiments.outputs import write_json
-from experiments.step_config import StepConfig
-from lst_jax.attention import BACKENDS, best_backend
+from experiments.common import cli, gin_config
+from experiments.common.outputs import write_json
+from experiments.common.step_config import StepConfig
 from lst_jax.hardware import PeakRate, peak_rate
-from lst_jax.layers import REMAT_POLICIES
-from lst_jax.models import count_parameters
+from lst_jax.model.attention import BACKENDS, best_backend
+from lst_jax.model.layers import REMAT_POLICIES
+from lst_jax.model.models import count_parameters
 from lst_jax.sharding import make_mesh
 
 # The paper's 200k steps of 524,288 patches took 32 H100 17 hours (1B model); our goal on one H200.

@@ -12,8 +12,8 @@ import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from experiments import cli
 from experiments.benchmarks.job_runner import last_run, read_records
+from experiments.common import cli
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 RESULTS = _ROOT / "experiments" / "benchmarks" / "results"

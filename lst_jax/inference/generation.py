@@ -24,10 +24,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from lst_jax.checkpoints.train_state import check_heads
 from lst_jax.config import require
-from lst_jax.inference import caches
-from lst_jax.inference.decode_loop import Decoder, Progress, State, decode_batch
-from lst_jax.inference.lst_decoder import LSTDecoder
+from lst_jax.inference.decoding import caches
+from lst_jax.inference.decoding.decode_loop import Decoder, Progress, State, decode_batch
+from lst_jax.inference.decoding.lst_decoder import LSTDecoder
+from lst_jax.inference.decoding.token_decoder import TokenDecoder
 from lst_jax.inference.sampling import (
     Modality,
     SamplingArrays,
@@ -36,11 +38,9 @@ from lst_jax.inference.sampling import (
     sample,
     sampling_arrays,
 )
-from lst_jax.inference.token_decoder import TokenDecoder
-from lst_jax.models import LatentSpeechTextTransformer, TokenTransformer
+from lst_jax.model.models import LatentSpeechTextTransformer, TokenTransformer
 from lst_jax.patching import Document, PatchingConfig, fill_row
 from lst_jax.sharding import batch_sharding, check_rows, mesh_context, replicated
-from lst_jax.train_state import check_heads
 from lst_jax.vocabulary import Vocabulary
 
 # Why a row has stopped, by the number in `Progress.stop`; 0 is not yet.

@@ -20,10 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from lst_jax.config import LSTConfig
-from lst_jax.inference.shared_rows import RowSize, fill_shared_row, measure_row
-from lst_jax.key_ranges import shared_lst_key_ranges, shared_token_key_range
-from lst_jax.losses import token_nll
-from lst_jax.models import output_kernel
+from lst_jax.inference.shared_prefix import RowSize, fill_shared_row, measure_row
+from lst_jax.model.key_ranges import shared_lst_key_ranges, shared_token_key_range
+from lst_jax.model.losses import token_nll
+from lst_jax.model.models import output_kernel
 from lst_jax.patching import Document, PatchingConfig, Visibility, patch_document
 from lst_jax.sharding import batch_sharding, check_rows, mesh_context, replicated
 from lst_jax.vocabulary import Vocabulary

@@ -17,7 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
-from lst_jax.checkpoints import (
+from lst_jax.checkpoints.checkpointer import (
     find_checkpoint,
     params_directory,
     params_save_args,

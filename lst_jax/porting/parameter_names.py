@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from lst_jax.config import LSTConfig, ModelConfig
-from lst_jax.models import abstract_params
+from lst_jax.model.models import abstract_params
 
 _ATTENTION = {
     "attention/query/kernel": "wq.weight",

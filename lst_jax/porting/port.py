@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lst_jax.checkpoints import (
+from lst_jax.checkpoints.checkpointer import (
     ModelDescription,
     check_tokenizer,
     description_from_file,

@@ -27,8 +27,8 @@ import numpy as np
 from jax import Array
 
 from lst_jax.config import LSTConfig
-from lst_jax.losses import token_nll
-from lst_jax.models import build_model, logits, output_kernel
+from lst_jax.model.losses import token_nll
+from lst_jax.model.models import build_model, logits, output_kernel
 from lst_jax.porting.parameter_names import (
     published_from_tree,
     published_tensors,

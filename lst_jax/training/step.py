@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from lst_jax.checkpoints.train_state import TrainState, state_shardings
 from lst_jax.config import ModelConfig
-from lst_jax.flops import training_flops
-from lst_jax.losses import token_nll
-from lst_jax.models import build_model, output_kernel
-from lst_jax.optimizers import OptimizerConfig, learning_rate_schedule, make_optimizer
+from lst_jax.model.flops import training_flops
+from lst_jax.model.losses import token_nll
+from lst_jax.model.models import build_model, output_kernel
 from lst_jax.sharding import DEFAULT_RULES, LogicalRules, batch_sharding, replicated
-from lst_jax.train_state import TrainState, state_shardings
+from lst_jax.training.optimizers import OptimizerConfig, learning_rate_schedule, make_optimizer
 
 Batch = Mapping[str, Array]
 Sums = dict[str, Array]

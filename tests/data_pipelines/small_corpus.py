@@ -8,8 +8,8 @@ import json
 import pathlib
 import tempfile
 
-from data_pipelines.lines import read_lines
-from data_pipelines.reference_jsonl import parse_reference_line
+from data_pipelines.corpora.lines import read_lines
+from data_pipelines.corpora.reference_jsonl import parse_reference_line
 from data_pipelines.tokenizers import train_tokenizer
 from lst_jax.vocabulary import TextTokenizer
 

@@ -10,9 +10,9 @@ import sys
 import numpy as np
 import pytest
 
-from data_pipelines.audio import read_wav
-from data_pipelines.records import make_utterance
-from experiments.report import SpokenExample, patch_rows, read_spoken_examples
+from data_pipelines.records.storage import make_utterance
+from data_pipelines.speech.audio import read_wav
+from experiments.reports.demo_report import SpokenExample, patch_rows, read_spoken_examples
 from lst_jax.vocabulary import TextTokenizer
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

@@ -14,7 +14,13 @@ import optax
 import pytest
 import sentencepiece
 
-from lst_jax.checkpoints import Checkpointer, ModelDescription, find_checkpoint, write_description
+from lst_jax.checkpoints.checkpointer import (
+    Checkpointer,
+    ModelDescription,
+    find_checkpoint,
+    write_description,
+)
+from lst_jax.checkpoints.train_state import init_state
 from lst_jax.config import LSTConfig, baseline_of
 from lst_jax.evaluation.story_completion import (
     DIRECTIONS,
@@ -22,11 +28,10 @@ from lst_jax.evaluation.story_completion import (
     read_story_examples,
 )
 from lst_jax.inference.scoring import ScoringShape
-from lst_jax.models import build_model
+from lst_jax.inference.trained_model import load_trained_model
+from lst_jax.model.models import build_model
 from lst_jax.patching import PatchingConfig
 from lst_jax.sharding import MeshConfig, make_mesh
-from lst_jax.train_state import init_state
-from lst_jax.trained_model import load_trained_model
 from lst_jax.vocabulary import TextTokenizer
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

@@ -11,7 +11,7 @@ import pytest
 
 from lst_jax.evaluation.minimal_pairs import evaluate_minimal_pairs, read_speech_pairs
 from lst_jax.inference.scoring import ScoringShape
-from lst_jax.trained_model import load_trained_model
+from lst_jax.inference.trained_model import load_trained_model
 from tests.experiments.test_evaluate import ROOT, STEPS, UNIT_COUNT, write_run, write_tokenizer
 
 

@@ -9,8 +9,8 @@ import sys
 import pytest
 import safetensors.numpy
 
+from lst_jax.inference.trained_model import load_trained_model
 from lst_jax.porting.port import open_checkpoint, write_checkpoint
-from lst_jax.trained_model import load_trained_model
 from tests.experiments.test_evaluate import write_tokenizer
 from tests.lst_jax.porting.checkpoints_of_all_kinds import (
     LST,

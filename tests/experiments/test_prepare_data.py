@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from data_pipelines import records
+from data_pipelines.records import storage as records
 from lst_jax.vocabulary import TextTokenizer
 from tests.data_pipelines.small_corpus import SAMPLE, chain, make_tokenizer, reference_line
 

@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from data_pipelines.audio import read_wav, write_wav
-from data_pipelines.units import MelFeatures, MelKMeansEncoder
+from data_pipelines.speech.audio import read_wav, write_wav
+from data_pipelines.speech.units import MelFeatures, MelKMeansEncoder
 from tests.experiments.test_evaluate import ROOT, UNIT_COUNT, write_run, write_tokenizer
 
 TEXT = "ann lost her key she found it a bed"

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from lst_jax.checkpoints import read_description, restore_params
-from lst_jax.metrics import read_records
+from lst_jax.checkpoints.checkpointer import read_description, restore_params
 from lst_jax.sharding import make_mesh
+from lst_jax.training.metrics import read_records
 from tests.experiments.train_commands import (
     FILES,
     NUM_STEPS,

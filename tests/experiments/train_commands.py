@@ -5,10 +5,10 @@ import pathlib
 import subprocess
 import sys
 
-from data_pipelines.records import write_records
-from data_pipelines.reference_jsonl import read_reference_jsonl
+from data_pipelines.corpora.reference_jsonl import read_reference_jsonl
+from data_pipelines.records.storage import write_records
 from data_pipelines.tokenizers import train_tokenizer
-from lst_jax.metrics import read_records
+from lst_jax.training.metrics import read_records
 from lst_jax.vocabulary import TextTokenizer
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

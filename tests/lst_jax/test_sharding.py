@@ -5,9 +5,10 @@ import pytest
 from flax import linen as nn
 from jax.sharding import PartitionSpec
 
+from experiments.aot.topologies import tpu_devices
+from lst_jax.checkpoints.train_state import init_state, param_shapes, state_shardings
 from lst_jax.config import LSTConfig, baseline_of
-from lst_jax.models import abstract_params
-from lst_jax.optimizers import OptimizerConfig, make_optimizer
+from lst_jax.model.models import abstract_params
 from lst_jax.sharding import (
     DEFAULT_RULES,
     MeshConfig,
@@ -20,8 +21,7 @@ from lst_jax.sharding import (
     shard_batch,
     tree_shardings,
 )
-from lst_jax.tpu_topology import tpu_devices
-from lst_jax.train_state import init_state, param_shapes, state_shardings
+from lst_jax.training.optimizers import OptimizerConfig, make_optimizer
 
 TINY = LSTConfig(
     vocab_size=60,

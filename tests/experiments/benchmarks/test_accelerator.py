@@ -13,7 +13,7 @@ import pytest
 
 from experiments.benchmarks.job_runner import read_records
 from experiments.benchmarks.step_timing import make_batches
-from experiments.step_config import PRESETS, baseline, preset
+from experiments.common.step_config import PRESETS, baseline, preset
 
 ROOT = pathlib.Path(__file__).parents[3]
 COMMAND = [sys.executable, "-m", "experiments.benchmarks.accelerator", "--models=tiny"]

@@ -15,12 +15,12 @@ import pytest
 from experiments.aot_compile import read_config
 from experiments.benchmarks import step_timing, train_step
 from experiments.benchmarks.step_parts import backpropagate, make_update, model_parts
-from lst_jax.flops import training_flops
+from lst_jax.checkpoints.train_state import TrainState, state_shardings
 from lst_jax.hardware import PeakRate
-from lst_jax.models import abstract_params
-from lst_jax.optimizers import make_optimizer
+from lst_jax.model.flops import training_flops
+from lst_jax.model.models import abstract_params
 from lst_jax.sharding import MeshConfig, make_mesh, mesh_context, shard_batch
-from lst_jax.train_state import TrainState, state_shardings
+from lst_jax.training.optimizers import make_optimizer
 from lst_jax.training.step import make_train_step
 
 TINY = "experiments/configs/models/tiny.gin"

@@ -9,7 +9,7 @@ import numpy as np
 
 from lst_jax.config import LSTConfig, baseline_of
 from lst_jax.inference.generation import make_decoder
-from lst_jax.models import abstract_params, build_model, logits, output_kernel
+from lst_jax.model.models import abstract_params, build_model, logits, output_kernel
 from lst_jax.patching import PatchingConfig
 from lst_jax.sharding import make_mesh
 from tests.lst_jax.batches import VOCABULARY, random_tokens, stack_rows

@@ -14,7 +14,7 @@ from lst_jax.inference.generation import (
     static_size,
 )
 from lst_jax.inference.sampling import allowed_ids
-from lst_jax.models import abstract_params
+from lst_jax.model.models import abstract_params
 from lst_jax.patching import PatchingConfig
 from lst_jax.sharding import MeshConfig, make_mesh, tree_shardings
 from lst_jax.vocabulary import Vocabulary

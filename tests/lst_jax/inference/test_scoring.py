@@ -19,8 +19,8 @@ from lst_jax.inference.scoring import (
     pack,
     score_continuations,
 )
-from lst_jax.inference.shared_rows import RowSize, measure_row
-from lst_jax.models import abstract_params, build_model, logits, output_kernel
+from lst_jax.inference.shared_prefix import RowSize, measure_row
+from lst_jax.model.models import abstract_params, build_model, logits, output_kernel
 from lst_jax.patching import PatchingConfig, fill_row
 from lst_jax.sharding import MeshConfig, make_mesh, tree_shardings
 from lst_jax.vocabulary import Vocabulary

@@ -17,20 +17,20 @@ import safetensors.numpy
 import torch
 from hypothesis import strategies as st
 
-from lst_jax.checkpoints import (
+from lst_jax.checkpoints.checkpointer import (
     params_directory,
     params_save_args,
     restore_params,
     step_directory,
     write_description,
 )
+from lst_jax.checkpoints.train_state import param_shapes
 from lst_jax.porting import orbax_step, pytorch_folder
 from lst_jax.porting.parameter_names import published_tensors, tree_from_published
 from lst_jax.porting.port import KINDS, open_checkpoint, write_checkpoint
 from lst_jax.porting.published_config import make_params_json, read_params_json
 from lst_jax.porting.tensors import TensorSpec
 from lst_jax.sharding import MeshConfig, make_mesh
-from lst_jax.train_state import param_shapes
 from tests.lst_jax.porting.checkpoints_of_all_kinds import (
     BASELINE,
     DATA,

@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 import torch
 
-from lst_jax.attention import BACKENDS
+from lst_jax.model.attention import BACKENDS
 from lst_jax.porting import torch_model
 from lst_jax.porting.reference_case import TOLERANCE, Differences, compare, read_case
 

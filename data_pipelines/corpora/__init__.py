@@ -1,0 +1,1 @@
+"""Readers of what people have: JSONL, text, transcripts, alignments."""

@@ -1,0 +1,1 @@
+"""Records: their types, payloads and storage."""

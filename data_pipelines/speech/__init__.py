@@ -1,0 +1,1 @@
+"""Audio, speech units, alignments and vocoders."""

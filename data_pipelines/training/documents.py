@@ -1,0 +1,48 @@
+"""Documents of the downstream tasks: recognition and synthesis of speech.
+
+An utterance becomes bos, question, answer, eos, where question and answer are each led by their
+mode token: `<s>` units `<t>` text for recognition (ASR), `<t>` text `<s>` units for synthesis
+(TTS). Only the answer, and the eos after it, is predicted.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from data_pipelines.records.storage import Utterance
+from data_pipelines.training.interleaving import Example, speech_example
+from lst_jax.patching import Silence
+from lst_jax.vocabulary import Vocabulary
+
+Task = Literal["asr", "tts"]
+
+
+def task_example(
+    utterance: Utterance,
+    task: Task,
+    vocabulary: Vocabulary,
+    silence: Silence = "separate",
+    align: bool = False,
+) -> Example:
+    """The document of an utterance as a task.
+
+    Args:
+      utterance: with its units and its text.
+      task: "asr" asks for the text, "tts" for the units.
+      vocabulary: the id space.
+      silence: what aligned patching does with silence, see `PatchingConfig`.
+      align: whether to give the patches by words as well.
+    """
+    speech = speech_example(utterance, vocabulary, None, silence, align)
+    text = np.array([vocabulary.text_mode_id, *utterance.pieces], np.int32)
+    # bos and eos of the speech document take the text between them, behind or before the speech.
+    place = len(speech.tokens) - 1 if task == "asr" else 1
+    tokens = np.insert(speech.tokens, place, text)
+    answer = place + 1 if task == "asr" else place + len(text) + 1
+    if speech.aligned_lengths is None:
+        return Example(tokens, answer_begin=answer)
+    patch = len(speech.aligned_lengths) - 1 if task == "asr" else 1
+    lengths = np.insert(speech.aligned_lengths, patch, np.ones_like(text))
+    return Example(tokens, lengths, answer)

@@ -1,0 +1,1 @@
+"""Compilation for accelerators that are not there, and what it costs."""

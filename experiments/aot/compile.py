@@ -1,0 +1,263 @@
+"""A training step compiled for TPU slices that are not there, and what it takes."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import os
+import pathlib
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments.aot.attention_estimates import AttentionEstimates, typical_batch
+from experiments.aot.hlo_costs import HloCosts, hlo_costs
+from experiments.aot.topologies import tpu_devices
+from experiments.common.step_config import StepConfig
+from lst_jax.checkpoints.train_state import check_heads, state_shardings
+from lst_jax.hardware import Chip, tpu_chip
+from lst_jax.model.flops import training_flops
+from lst_jax.sharding import (
+    MeshConfig,
+    batch_mesh_size,
+    batch_sharding,
+    check_rows,
+    make_mesh,
+    mesh_context,
+)
+from lst_jax.training.optimizers import make_optimizer
+from lst_jax.training.step import make_train_step
+
+# Policies from the one that keeps most to the one that keeps least.
+_POLICIES = ("none", "dots", "full")
+_WARNING = "Involuntary full rematerialization"
+_TOKEN_ARRAYS = ("tokens", "targets", "document_ids", "patch_ids", "visible_patch")
+# "Used 20.5G of 15.75G hbm" of buffers placed one by one; "temporaries (20.5G) exceeds available
+# HBM (15.75G)" where these alone are too large.
+_OUT_OF_MEMORY = re.compile(
+    r"(?:Used |temporaries \()([\d.]+)([KMG]?)\)? (?:of|exceeds available HBM) \(?([\d.]+)([KMG]?)"
+)
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
+
+
+def compile_step(
+    config: StepConfig,
+    topology: str,
+    mesh_config: MeshConfig,
+    num_slices: int = 1,
+    rows_per_device: int | None = None,
+) -> dict[str, Any]:
+    """Compiles the step that the trainer runs and says what it takes.
+
+    Args:
+      config: the step.
+      topology: chip and shape of a slice (`experiments.aot.topologies`).
+      mesh_config: devices along each mesh axis.
+      num_slices: slices of that shape.
+      rows_per_device: rows of the batch for each part of the mesh's batch axes; None: the fewest
+        that make `config.num_rows`.
+
+    Returns:
+      JSON-able: `setup`, `memory`, `fits`, and, where the step fits, `work`, `roofline`. Where it
+      does not, `remedy` names the first remat policy under which it does, None if there is none.
+
+    Raises:
+      ImportError, ValueError: see `tpu_devices`, `make_mesh`, `check_rows`.
+    """
+    report = _compile(config, topology, mesh_config, num_slices, rows_per_device)
+    if report["fits"]:
+        return report
+    used = config.model.remat
+    report["remedy"] = None
+    for policy in _POLICIES[_POLICIES.index(used) + 1 :]:
+        other = dataclasses.replace(config, model=dataclasses.replace(config.model, remat=policy))
+        if _compile(other, topology, mesh_config, num_slices, rows_per_device)["fits"]:
+            report["remedy"] = policy
+            break
+    return report
+
+
+def _compile(
+    config: StepConfig,
+    topology: str,
+    mesh_config: MeshConfig,
+    num_slices: int,
+    rows_per_device: int | None,
+) -> dict[str, Any]:
+    devices = tpu_devices(topology, num_slices)
+    mesh = make_mesh(mesh_config, devices)
+    chip = tpu_chip(devices[0].device_kind)
+    check_heads(config.model, mesh)
+    rows = batch_mesh_size(mesh) * (rows_per_device or 0)
+    if not rows:
+        parts = batch_mesh_size(mesh) * config.training.accumulation_steps
+        rows = parts * -(-config.num_rows // parts)
+    check_rows(rows, mesh, config.training.accumulation_steps)
+    report: dict[str, Any] = {
+        "setup": {
+            "model": dataclasses.asdict(config.model),
+            "topology": topology,
+            "slices": num_slices,
+            "mesh": dict(mesh.shape),
+            "rows": rows,
+            "rows_per_device": rows / batch_mesh_size(mesh),
+            "patches_per_row": config.num_patches,
+            "tokens_per_row": config.num_tokens,
+            "accumulation_steps": config.training.accumulation_steps,
+            "versions": library_versions(),
+        }
+    }
+    with _captured_stderr() as log:
+        start = time.perf_counter()
+        lowered = _lower(config, mesh, rows)
+        report["lowering_seconds"] = round(time.perf_counter() - start, 1)
+        start = time.perf_counter()
+        try:
+            compiled = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            return report | _does_not_fit(error, chip)
+        report["compile_seconds"] = round(time.perf_counter() - start, 1)
+    report["partitioner_warnings"] = [x for x in log if _WARNING in x]
+    report |= _memory(compiled.memory_analysis(), chip)
+    report |= _work(config, compiled.as_text(), mesh, rows, chip)
+    return report
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what makes the figures."""
+    return {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
+
+
+def _lower(config: StepConfig, mesh: jax.sharding.Mesh, rows: int) -> jax.stages.Lowered:
+    optimizer = make_optimizer(config.optimizer, config.training.num_steps)
+    step = make_train_step(
+        config.model,
+        config.optimizer,
+        config.training,
+        config.vocabulary.first_unit_id,
+        config.num_patches,
+        mesh,
+    )
+    state = state_shardings(config.model, optimizer, mesh)[0]
+    sharding = batch_sharding(mesh)
+
+    def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    batch = {name: array(jnp.int32, rows, config.num_tokens) for name in _TOKEN_ARRAYS}
+    batch["loss_weights"] = array(jnp.float32, rows, config.num_tokens)
+    batch |= {name: array(jnp.int32, rows) for name in ("speech_examples", "aligned_examples")}
+    with mesh_context(mesh):
+        return step.lower(state, batch)
+
+
+def _memory(stats: Any, chip: Chip) -> dict[str, Any]:
+    sizes = {
+        "arguments": stats.argument_size_in_bytes,
+        "outputs": stats.output_size_in_bytes,
+        "aliased": stats.alias_size_in_bytes,
+        "temporaries": stats.temp_size_in_bytes,
+        "code": stats.generated_code_size_in_bytes,
+    }
+    peak, hbm = sum(sizes.values()) - 2 * sizes["aliased"], int(chip.memory_bytes)
+    memory = sizes | {"peak": peak, "hbm": hbm}
+    if peak > hbm:
+        memory["exceeded_by"] = peak - hbm
+    return {"memory": memory, "fits": peak <= hbm}
+
+
+def _does_not_fit(error: jax.errors.JaxRuntimeError, chip: Chip) -> dict[str, Any]:
+    """What the compiler said of a step that is too large; other errors are raised again."""
+    match = _OUT_OF_MEMORY.search(str(error))
+    if "RESOURCE_EXHAUSTED" not in str(error) or not match:
+        raise error
+    used, limit = (float(match[i]) * _UNITS[match[i + 1]] for i in (1, 3))
+    memory = {"peak": int(used), "hbm": int(chip.memory_bytes), "limit": int(limit)}
+    return {"memory": memory | {"exceeded_by": int(used - limit)}, "fits": False}
+
+
+def _work(
+    config: StepConfig, text: str, mesh: jax.sharding.Mesh, rows: int, chip: Chip
+) -> dict[str, Any]:
+    batch = typical_batch(config.vocabulary, config.patching, config.num_patches, config.num_tokens)
+    micro_rows = rows // batch_mesh_size(mesh) // config.training.accumulation_steps
+    estimates = AttentionEstimates(
+        config.model, batch, config.num_patches, micro_rows, mesh.shape["tensor"]
+    )
+    costs = hlo_costs(text, estimates.trip_count, estimates.kernel_cost)
+    arrays = {name: jnp.asarray(array) for name, array in batch.items()}
+    with jax.set_mesh(None):
+        per_row = float(training_flops(config.model, arrays, config.num_patches))
+    per_row /= len(batch["tokens"])
+    model_flops = per_row * rows / mesh.size
+    return _roofline(costs, model_flops, chip) | {
+        "work": {
+            "model_flops": model_flops,
+            "flops": costs.matrix_flops,
+            "kernel_flops": costs.kernel_flops,
+            "estimated_flops": costs.estimated_flops,
+            "memory_bytes": costs.memory_bytes,
+            "collective_bytes": {
+                kind.kind + (" between slices" if kind.crosses_slices else ""): sent
+                for kind, sent in sorted(
+                    costs.collective_bytes.items(), key=lambda item: item[0].kind
+                )
+            },
+            "not_counted": sorted(costs.unknown),
+            "real_tokens": float((batch["document_ids"] > 0).mean()),
+            "mean_document_tokens": float(
+                (batch["document_ids"] > 0).sum() / batch["document_ids"].max(axis=1).sum()
+            ),
+        }
+    }
+
+
+def _roofline(costs: HloCosts, model_flops: float, chip: Chip) -> dict[str, Any]:
+    sent = {True: 0.0, False: 0.0}
+    for kind, size in costs.collective_bytes.items():
+        sent[kind.crosses_slices] += size
+    seconds = {
+        "compute": costs.matrix_flops / chip.flops_per_second,
+        "memory": costs.memory_bytes / chip.memory_bandwidth,
+        "interconnect": sent[False] / chip.interconnect_bandwidth,
+    }
+    if sent[True] and chip.network_bandwidth:
+        seconds["network"] = sent[True] / chip.network_bandwidth
+    bound = max(seconds, key=seconds.__getitem__)
+    step, serial = seconds[bound], sum(seconds.values())
+    return {
+        "roofline": {
+            "seconds": seconds,
+            "step_seconds": step,
+            "bound": bound,
+            "mfu": model_flops / (step * chip.flops_per_second),
+            "mfu_without_overlap": model_flops / (serial * chip.flops_per_second),
+            "chip": chip._asdict(),
+        }
+    }
+
+
+@contextlib.contextmanager
+def _captured_stderr() -> Iterator[list[str]]:
+    """Collects the lines that the compiler writes to file descriptor 2, which Python cannot see."""
+    lines: list[str] = []
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with tempfile.TemporaryDirectory() as directory:
+        path = pathlib.Path(directory) / "stderr"
+        with path.open("wb") as file:
+            os.dup2(file.fileno(), 2)
+            try:
+                yield lines
+            finally:
+                sys.stderr.flush()
+                os.dup2(saved, 2)
+                os.close(saved)
+                lines += path.read_text(encoding="utf-8", errors="replace").splitlines()

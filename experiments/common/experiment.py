@@ -1,0 +1,116 @@
+"""A training run as one configuration: model, data, optimizer, length, mesh."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+
+from data_pipelines.training.dataset import DataConfig, make_training_dataset, merge_states
+from lst_jax.checkpoints.checkpointer import ModelDescription
+from lst_jax.config import ModelConfig
+from lst_jax.sharding import MeshConfig, check_rows, make_mesh, row_share
+from lst_jax.training.loop import TrainResult, train
+from lst_jax.training.optimizers import OptimizerConfig
+from lst_jax.training.step import TrainingConfig
+from lst_jax.vocabulary import TextTokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Everything that a run is determined by; `train` in Gin files.
+
+    Attributes:
+      model: makes the model's configuration from `vocab_size`, which the tokenizer and
+        `unit_count` determine (in Gin: `@LSTConfig` or `@TokenTransformerConfig`).
+      tokenizer: path of the SentencePiece model that the records were made with.
+      data: records and rows.
+      training: length, records, checkpoints.
+      optimizer: AdamW and its schedule.
+      mesh: devices along each mesh axis.
+      unit_count: size of the speech unit set.
+      num_workers: processes that make batches; 0: the main process does. Changes no batch.
+      prefetch: batches made ahead. Changes no batch.
+    """
+
+    model: Callable[..., ModelConfig]
+    tokenizer: str
+    data: DataConfig
+    training: TrainingConfig
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    unit_count: int = 502
+    num_workers: int = 0
+    prefetch: int = 2
+
+    def describe(self) -> ModelDescription:
+        """What `model.json` will say.
+
+        Raises:
+          FileNotFoundError: there is no tokenizer.
+          ValueError: the tokenizer or the model's configuration is not a valid one.
+        """
+        tokenizer = TextTokenizer(self.tokenizer)
+        vocabulary = tokenizer.vocabulary(self.unit_count)
+        return ModelDescription(
+            model=self.model(vocab_size=vocabulary.size),
+            vocabulary=vocabulary,
+            tokenizer_fingerprint=tokenizer.fingerprint,
+            data={
+                "tokenizer": str(pathlib.Path(self.tokenizer).absolute()),
+                "patches_per_row": self.data.patches_per_row,
+                "tokens_per_row": self.data.tokens_per_row,
+                "visibility": self.data.visibility,
+                "patching": dataclasses.asdict(self.data.patching),
+            },
+        )
+
+
+def run_experiment(
+    experiment: Experiment,
+    workdir: str | pathlib.Path,
+    config_text: Callable[[], str] | None = None,
+) -> TrainResult:
+    """Trains, or continues to train, in `workdir`.
+
+    Args:
+      experiment: what to train.
+      workdir: see `lst_jax.training.loop.train`.
+      config_text: gives the settings in use, for `config.gin` beside the checkpoints; called when
+        everything is built.
+
+    Returns:
+      The last state and the run's totals.
+
+    Raises:
+      OSError, ValueError: files are missing or settings do not fit together.
+      NonFiniteLossError: see `lst_jax.training.loop.train`.
+    """
+    mesh = make_mesh(experiment.mesh)
+    check_rows(experiment.data.batch_size, mesh, experiment.training.accumulation_steps)
+    share = row_share(mesh)
+    description = experiment.describe()
+    dataset = make_training_dataset(
+        experiment.data,
+        description.vocabulary,
+        fingerprint=description.tokenizer_fingerprint,
+        num_workers=experiment.num_workers,
+        prefetch=experiment.prefetch,
+        host_index=share.index,
+        host_count=share.count,
+    )
+    iterator = iter(dataset)
+    try:
+        return train(
+            description,
+            experiment.optimizer,
+            experiment.training,
+            iterator,
+            experiment.data.patches_per_row,
+            workdir,
+            experiment.mesh,
+            merge_states=merge_states,
+            config_text=config_text,
+        )
+    finally:
+        iterator.close()

@@ -1,0 +1,107 @@
+"""What the evaluations by likelihood share: flags, model, shape of the batches, results."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import jax
+from absl import flags
+
+from experiments.common import cli, distributed
+from experiments.common.outputs import make_progress_printer, write_json
+from lst_jax.checkpoints.checkpointer import find_checkpoint, read_description
+from lst_jax.inference.scoring import ScoringShape
+from lst_jax.inference.trained_model import TrainedModel, load_trained_model
+from lst_jax.sharding import batch_mesh_size
+
+flags.disclaim_key_flags()  # they are those of the binary that asks for them
+
+
+class Results(Protocol):
+    """What an evaluation found out."""
+
+    def as_dict(self, with_scores: bool) -> dict[str, Any]: ...
+
+
+def define_flags() -> None:
+    """Defines the flags that all these binaries have."""
+    flags.DEFINE_string(
+        "checkpoint",
+        None,
+        "Workdir of a run (its last checkpoint) or WORKDIR/STEP.",
+        required=True,
+    )
+    flags.DEFINE_multi_string(
+        "data", None, "JSONL file of examples; may be given several times.", required=True
+    )
+    flags.DEFINE_string("output", None, "JSON file to write the results to.")
+    flags.DEFINE_bool(
+        "example_scores", False, "Write the log-probabilities of every candidate, too."
+    )
+    flags.DEFINE_string(
+        "tokenizer", None, "The run's SentencePiece model, where it is no longer at its place."
+    )
+    flags.DEFINE_integer(
+        "batch_rows",
+        None,
+        "Rows of a batch; by default 8, or one per device where there are more.",
+    )
+    flags.DEFINE_integer("patches_per_row", 1024, "Patch slots of a row.")
+    flags.DEFINE_integer(
+        "tokens_per_row", None, "Token slots of a row; by default as many as the patches hold."
+    )
+    distributed.define_flags()
+
+
+def start(argv: list[str]) -> None:
+    """Checks the arguments and joins the other processes, as the flags say."""
+    cli.check_no_arguments(argv)
+    distributed.join_processes()
+
+
+def read_unit_count() -> int:
+    """Speech units of the model, from its description: to check the data with, before the
+    parameters are read."""
+    return read_description(find_checkpoint(flags.FLAGS.checkpoint)).vocabulary.unit_count
+
+
+def load_model() -> TrainedModel:
+    """The model that the flags name."""
+    return load_trained_model(flags.FLAGS.checkpoint, flags.FLAGS.tokenizer)
+
+
+def scoring_options(trained: TrainedModel) -> dict[str, Any]:
+    """How a model's likelihoods are computed: what `score_continuations` takes by name."""
+    return {
+        "vocabulary": trained.vocabulary,
+        "patching": trained.patching,
+        "mesh": trained.mesh,
+        "shape": ScoringShape(
+            batch_rows=_choose_batch_rows(flags.FLAGS.batch_rows, trained.mesh),
+            patches_per_row=flags.FLAGS.patches_per_row,
+            tokens_per_row=flags.FLAGS.tokens_per_row,
+        ),
+        "visibility": trained.visibility,
+        "progress": make_progress_printer(),
+    }
+
+
+def report(trained: TrainedModel, results: Results, table: str) -> None:
+    """Prints the table and writes the JSON file, on one process."""
+    if jax.process_index() != 0:
+        return
+    print(table, flush=True)
+    if flags.FLAGS.output:
+        source = {
+            "checkpoint": str(trained.checkpoint),
+            "step": trained.step,
+            "model": type(trained.model).__name__,
+            "data": flags.FLAGS.data,
+        }
+        write_json(flags.FLAGS.output, source | results.as_dict(flags.FLAGS.example_scores))
+
+
+def _choose_batch_rows(batch_rows: int | None, mesh: jax.sharding.Mesh) -> int:
+    """The rows given, or 8 rounded up to a multiple of the devices that share them."""
+    parts = batch_mesh_size(mesh)
+    return parts * -(-ScoringShape.batch_rows // parts) if batch_rows is None else batch_rows

@@ -1,0 +1,77 @@
+"""What the evaluations of recognition and of synthesis share: flags, data, models, results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from absl import flags
+
+from experiments.common import distributed
+from experiments.common.outputs import write_json
+from lst_jax.checkpoints.checkpointer import find_checkpoint, read_description
+from lst_jax.evaluation.answer_rates import HEADER, TaskResult, table_row
+from lst_jax.evaluation.choices import format_rows
+from lst_jax.evaluation.spoken_texts import SpokenText, read_spoken_texts
+from lst_jax.inference.trained_model import TrainedModel, load_trained_model
+
+flags.disclaim_key_flags()  # they are those of the binary that asks for them
+
+
+def define_flags() -> None:
+    """Defines the flags that both binaries have."""
+    flags.DEFINE_multi_string(
+        "checkpoint",
+        None,
+        "Workdir of a run, or WORKDIR/STEP; several are compared.",
+        required=True,
+    )
+    flags.DEFINE_multi_string(
+        "data", None, "JSONL file of spoken texts; may be given several times.", required=True
+    )
+    flags.DEFINE_integer("limit", None, "Only so many utterances, the first ones.", lower_bound=1)
+    flags.DEFINE_string("output", None, "JSON file to write the results to.")
+    flags.DEFINE_string(
+        "tokenizer", None, "The runs' SentencePiece model, where it is no longer at its place."
+    )
+    flags.DEFINE_integer("batch_rows", 8, "Rows of a batch.", lower_bound=1)
+    distributed.define_flags()
+
+
+class SpeechEvaluation:
+    """An evaluation in progress: its data, its models one after the other, its table."""
+
+    def __init__(self) -> None:
+        """Joins the other processes and reads the data, as the flags say."""
+        distributed.join_processes()
+        self._paths = flags.FLAGS.checkpoint
+        descriptions = [read_description(find_checkpoint(path)) for path in self._paths]
+        unit_count = min(description.vocabulary.unit_count for description in descriptions)
+        self.spoken: tuple[SpokenText, ...] = read_spoken_texts(flags.FLAGS.data, unit_count)
+        self.spoken = self.spoken[: flags.FLAGS.limit]
+        self._rows = [list(HEADER)]
+        self._results: list[dict[str, Any]] = []
+
+    def models(self) -> Iterator[TrainedModel]:
+        """The models, each loaded when it is needed."""
+        for path in self._paths:
+            yield load_trained_model(path, flags.FLAGS.tokenizer)
+
+    def add(self, trained: TrainedModel, result: TaskResult) -> None:
+        """Takes the result of a model."""
+        self._rows.append(table_row(str(trained.checkpoint), result))
+        source = {"checkpoint": str(trained.checkpoint), "model": type(trained.model).__name__}
+        self._results.append(source | result.as_dict())
+
+    def add_row(self, cells: list[str]) -> None:
+        """Adds a line to the table."""
+        self._rows.append(cells + [""] * (len(HEADER) - len(cells)))
+
+    def finish(self, **further: Any) -> None:
+        """Prints the table and writes the JSON file, with further entries, on one process."""
+        if jax.process_index() == 0:
+            print(format_rows(self._rows, 1), flush=True)
+            if flags.FLAGS.output:
+                values = {"data": flags.FLAGS.data, **further, "results": self._results}
+                write_json(flags.FLAGS.output, values)

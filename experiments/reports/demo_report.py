@@ -1,0 +1,426 @@
+"""The demo's report: one self-contained HTML page with tables, figures and sound.
+
+Everything is embedded (figures as SVG, sound as data URIs), so that the page can be sent around.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import html
+import io
+import json
+import pathlib
+import wave
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from data_pipelines.records.storage import Utterance, make_utterance
+from data_pipelines.training.interleaving import speech_example
+from experiments.reports.demo_speech import SpeechExample
+from lst_jax.evaluation.story_completion import StoryCompletionResult, StoryExample
+from lst_jax.patching import PatchingConfig, patch_document
+from lst_jax.training.metrics import Record, format_duration
+from lst_jax.vocabulary import TextTokenizer, Vocabulary
+
+matplotlib.use("Agg")
+
+# Colours that colour-blind readers tell apart (Okabe and Ito), one for each model.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+_SPOKEN = "#56B4E9"
+_SILENT = "#DDDDDD"
+# Seconds of the utterance that the figure shows: few enough for words to be read.
+_SHOWN_S = 3.0
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 2rem auto; padding: 0 1rem;
+  color: #222; }}
+h1, h2 {{ line-height: 1.2; }} h2 {{ margin-top: 2.5rem; }}
+table {{ border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }}
+th, td {{ padding: .3rem .8rem; border-bottom: 1px solid #ddd; text-align: right; }}
+th:first-child, td:first-child, .left {{ text-align: left; }}
+.above {{ font-weight: 600; }} .note {{ color: #555; font-size: .9rem; }}
+figure {{ margin: 1rem 0; overflow-x: auto; }} svg {{ max-width: 100%; height: auto; }}
+.sound {{ display: grid; grid-template-columns: 20rem 1fr; gap: .5rem 1rem; align-items: center; }}
+.right {{ color: #00694d; font-weight: 600; }}
+</style></head><body>
+{body}
+</body></html>
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelReport:
+    """What the report says of one trained model.
+
+    Attributes:
+      name: as it is called in tables.
+      num_parameters: of the model.
+      records: its metrics, `lst_jax.training.metrics.read_records`.
+      results: its story-completion accuracy, one entry per set and direction.
+    """
+
+    name: str
+    num_parameters: int
+    records: Sequence[Record]
+    results: Sequence[StoryCompletionResult]
+
+
+@dataclasses.dataclass(frozen=True)
+class SpokenExample:
+    """An utterance to show and to play, an entry of the corpus' `examples.json`.
+
+    Attributes:
+      text: what is said.
+      wav: the sound file's bytes, 16-bit mono.
+      words: words and "[SIL]", in order.
+      unit_counts: units of each entry of `words`.
+      units: (U,) int32.
+      frame_rate: units a second.
+    """
+
+    text: str
+    wav: bytes
+    words: tuple[str, ...]
+    unit_counts: tuple[int, ...]
+    units: np.ndarray
+    frame_rate: float
+
+
+def read_spoken_examples(directory: pathlib.Path) -> list[SpokenExample]:
+    """Reads `examples.json` and its wav files."""
+    entries = json.loads((directory / "examples.json").read_text(encoding="utf-8"))
+    return [
+        SpokenExample(
+            text=entry["text"],
+            wav=(directory / entry["wav"]).read_bytes(),
+            words=tuple(entry["words"]),
+            unit_counts=tuple(entry["unit_counts"]),
+            units=np.array(entry["units"], np.int32),
+            frame_rate=entry["frame_rate"],
+        )
+        for entry in entries
+    ]
+
+
+def write_report(
+    path: pathlib.Path,
+    models: Sequence[ModelReport],
+    corpus: Mapping[str, Any],
+    spoken: Sequence[SpokenExample],
+    stories: Sequence[StoryExample],
+    speech: Sequence[SpeechExample],
+    speech_directory: pathlib.Path,
+    tokenizer: TextTokenizer,
+    patch_size: int,
+) -> None:
+    """Writes the page.
+
+    Args:
+      path: of the HTML file.
+      models: at least one, the same sets and directions evaluated for each.
+      corpus: its `stats.json`.
+      spoken: utterances to play; the first is drawn.
+      stories: one example item of each test set.
+      speech: what the models said and heard.
+      speech_directory: of its wav files.
+      tokenizer: the text tokenizer.
+      patch_size: of the static patches drawn.
+    """
+    first = models[0].results
+    spans = {result.set_name: result.n for result in first}
+    body = [
+        "<h1>Latent Speech-Text Transformer on spoken short stories</h1>",
+        "<p>"
+        + " and ".join(html.escape(model.name) for model in models)
+        + ", trained for the same number of steps with the same units a step (a unit is a patch;"
+        " for the unpatched baseline a token), then asked which ending a story has.</p>",
+        "<h2>Story completion</h2>",
+        _accuracy_table(models),
+        f"<p class='note'>Accuracy in percent with its 95 % Wilson interval, "
+        f"n = {', '.join(f'{n} ({html.escape(name)})' for name, n in spans.items())}. Bold: the"
+        " interval lies above chance. Prompt → ending, S speech, T text; the ending with the"
+        " highest likelihood wins. Speech patches are static at test time.</p>",
+        *(_story_html(story) for story in stories),
+        "<h2>Speech in and out</h2>",
+        *(_speech_html(example, speech_directory) for example in speech),
+        _figure_html(spectrogram_figure(speech, speech_directory)),
+        "<p class='note'>All sound is made of units, by the built-in vocoder, so what is said to a"
+        " model sounds as it hears it. The recogniser is the same small model after a minute of"
+        " fine-tuning; it guesses where it does not understand.</p>",
+        "<h2>What was spent</h2>",
+        _cost_table(models),
+        "<h2>Training</h2>",
+        _figure_html(loss_figure(models)),
+        "<h2>An utterance and its patches</h2>",
+        _figure_html(utterance_figure(spoken[0], tokenizer, patch_size)) if spoken else "",
+        "<p class='note'>Mixed and curriculum training give each example either the static or the"
+        " aligned patches; the curriculum goes from aligned to static as training proceeds.</p>",
+        "<h2>Listen</h2>",
+        f"<div class='sound'>{''.join(_sound_html(example) for example in spoken)}</div>",
+        "<h2>Corpus</h2>",
+        _corpus_table(corpus),
+    ]
+    page = _PAGE.format(title="lst-jax: story completion", body="\n".join(body))
+    path.write_text(page, encoding="utf-8")
+
+
+def spectrogram_figure(speech: Sequence[SpeechExample], directory: pathlib.Path) -> Figure:
+    """A spectrogram of every clip, all on one scale of time."""
+    clips = [clip for example in speech for clip in example.clips]
+    figure, axes = plt.subplots(
+        len(clips), 1, figsize=(10, 1.5 * len(clips)), sharex=True, layout="constrained"
+    )
+    for axis, clip in zip(np.atleast_1d(axes), clips, strict=True):
+        samples, sample_rate = _read_wav((directory / clip.wav).read_bytes())
+        # A spectrogram wants a window at least; what is silent has no logarithm.
+        padded = np.pad(samples.astype(np.float32), (0, 512)) + 1e-3
+        axis.specgram(padded, NFFT=512, Fs=sample_rate, noverlap=256, vmin=-40, cmap="magma")
+        axis.set_ylim(0, 6000)
+        axis.set_ylabel("Hz")
+        axis.set_title(clip.label, loc="left", fontsize=9)
+    np.atleast_1d(axes)[-1].set_xlabel("seconds")
+    return figure
+
+
+def loss_figure(models: Sequence[ModelReport]) -> Figure:
+    """Loss of each modality, mean patch length and aligned fraction against steps."""
+    panels = (
+        ("loss_text", "text loss [nats / token]"),
+        ("loss_speech", "speech loss [nats / unit]"),
+        ("mean_patch_length", "mean speech patch [units]"),
+        ("aligned_fraction", "aligned fraction"),
+    )
+    figure, axes = plt.subplots(2, 2, figsize=(10, 6), sharex=True, layout="constrained")
+    for axis, (key, label) in zip(axes.flat, panels, strict=True):
+        for model, colour in zip(models, _COLOURS, strict=False):
+            points = [(r["step"], r[key]) for r in model.records if r[key] is not None]
+            axis.plot(*zip(*points, strict=True), color=colour, label=model.name)
+        axis.set_ylabel(label)
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    for axis in axes[1]:
+        axis.set_xlabel("step")
+    axes[0, 0].legend(frameon=False)
+    return figure
+
+
+def utterance_figure(example: SpokenExample, tokenizer: TextTokenizer, patch_size: int) -> Figure:
+    """Waveform, words, units and the patches of every strategy over the first seconds."""
+    samples, sample_rate = _read_wav(example.wav)
+    end = min(_SHOWN_S, len(example.units) / example.frame_rate)
+    figure, (wave_axis, axis) = plt.subplots(
+        2, 1, figsize=(10, 5), sharex=True, layout="constrained", height_ratios=(1, 2.2)
+    )
+    shown = samples[: round(end * sample_rate)]
+    wave_axis.plot(np.arange(len(shown)) / sample_rate, shown, color="#444444", linewidth=0.4)
+    wave_axis.set_yticks([])
+    wave_axis.set_ylabel("waveform")
+    wave_axis.spines[["top", "right", "left"]].set_visible(False)
+
+    utterance = make_utterance(
+        "shown", example.words, example.units, example.unit_counts, tokenizer
+    )
+    rows = patch_rows(utterance, tokenizer.vocabulary(), patch_size)
+    names = ["words", "units", *rows]
+    spoken = [word != "[SIL]" for word in example.words]
+    _draw_spans(axis, 0, example.unit_counts, example.frame_rate, end, spoken)
+    _draw_labels(axis, 0, example.words, example.unit_counts, example.frame_rate, end)
+    units = example.units[: round(end * example.frame_rate)]
+    axis.imshow(
+        units[None] * 37 % 501,  # neighbouring ids look different
+        extent=(0, len(units) / example.frame_rate, 1.4, 0.6),
+        cmap="nipy_spectral",
+        aspect="auto",
+        interpolation="nearest",
+    )
+    for row, lengths in enumerate(rows.values(), start=2):
+        _draw_spans(axis, row, lengths, example.frame_rate, end, [True] * len(lengths))
+    axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(len(names) - 0.4, -0.6)
+    axis.set_xlim(0, end)
+    axis.set_xlabel("seconds")
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    return figure
+
+
+def patch_rows(
+    utterance: Utterance, vocabulary: Vocabulary, patch_size: int
+) -> dict[str, list[int]]:
+    """Lengths in units of an utterance's speech patches under each strategy, interleaving off."""
+    strategies = {
+        "none": PatchingConfig("none"),
+        f"static({patch_size})": PatchingConfig("static", patch_size),
+        "aligned": PatchingConfig("aligned", silence="separate"),
+        "aligned, silence merged": PatchingConfig("aligned", silence="merged"),
+    }
+    rows = {}
+    for name, config in strategies.items():
+        aligned = config.strategy == "aligned"
+        example = speech_example(utterance, vocabulary, None, config.silence, aligned)
+        lengths = example.aligned_lengths if aligned else None
+        document = patch_document(example.tokens, config, vocabulary, lengths)
+        starts = np.cumsum(document.patch_lengths) - document.patch_lengths
+        speech = vocabulary.is_unit(document.tokens[starts])
+        rows[name] = document.patch_lengths[speech].tolist()
+    return rows
+
+
+def _draw_spans(
+    axis: Axes,
+    row: int,
+    lengths: Sequence[int],
+    frame_rate: float,
+    end: float,
+    spoken: Sequence[bool],
+) -> None:
+    """Boxes of the given lengths in units, one after the other."""
+    ends = np.cumsum(lengths) / frame_rate
+    starts = ends - np.asarray(lengths) / frame_rate
+    shown = starts < end
+    spans = np.stack([starts, ends - starts], axis=1)[shown]
+    colours = [_SPOKEN if flag else _SILENT for flag in np.asarray(spoken)[shown]]
+    axis.broken_barh(spans, (row - 0.4, 0.8), facecolors=colours, edgecolors="white", linewidth=1.0)
+
+
+def _draw_labels(
+    axis: Axes,
+    row: int,
+    words: Sequence[str],
+    lengths: Sequence[int],
+    frame_rate: float,
+    end: float,
+) -> None:
+    middles = (np.cumsum(lengths) - np.asarray(lengths) / 2) / frame_rate
+    for word, middle in zip(words, middles, strict=True):
+        if middle < end and word != "[SIL]":
+            axis.text(middle, row, word, ha="center", va="center", fontsize=7, clip_on=True)
+
+
+def _read_wav(data: bytes) -> tuple[np.ndarray, int]:
+    with wave.open(io.BytesIO(data)) as file:
+        samples = np.frombuffer(file.readframes(file.getnframes()), np.int16)
+        return samples, file.getframerate()
+
+
+def _accuracy_table(models: Sequence[ModelReport]) -> str:
+    header = ["set", "direction", "chance", *(html.escape(model.name) for model in models)]
+    rows = []
+    for entries in zip(*(model.results for model in models), strict=True):
+        first = entries[0]
+        direction = first.direction.replace("-", "→")
+        cells = [html.escape(first.set_name), direction, f"{100 * first.chance:.0f}"]
+        rows.append([*cells, *map(_accuracy_cell, entries)])
+    return _table(header, rows)
+
+
+def _accuracy_cell(result: StoryCompletionResult) -> str:
+    lower, upper = (100 * bound for bound in result.interval)
+    text = f"{100 * result.accuracy:.1f} ({lower:.1f} … {upper:.1f})"
+    return f"<span class='above'>{text}</span>" if result.interval[0] > result.chance else text
+
+
+def _cost_table(models: Sequence[ModelReport]) -> str:
+    return _table(COST_HEADER, [[html.escape(cell) for cell in cost_row(m)] for m in models])
+
+
+COST_HEADER = (
+    "model",
+    "parameters",
+    "steps",
+    "units",
+    "tokens",
+    "speech units",
+    "mean patch",
+    "PFLOPs",
+    "wall time",
+)
+
+
+def cost_row(model: ModelReport) -> list[str]:
+    """What a model's training took; cells in the order of `COST_HEADER`."""
+    last = model.records[-1]
+    return [
+        model.name,
+        f"{model.num_parameters:,}",
+        f"{last['step']:,}",
+        f"{last['total_units']:,}",
+        f"{last['total_tokens']:,}",
+        f"{last['total_speech_units']:,}",
+        f"{mean_patch_length(model.records):.2f}",
+        f"{last['total_flops'] / 1e15:.4f}",
+        format_duration(last["total_seconds"]),
+    ]
+
+
+def mean_patch_length(records: Sequence[Record]) -> float:
+    """Mean over the records of the mean length of a speech patch, in units."""
+    return float(np.mean([r["mean_patch_length"] for r in records if r["mean_patch_length"]]))
+
+
+def _corpus_table(corpus: Mapping[str, Any]) -> str:
+    def show(value: Any) -> str:
+        if isinstance(value, float):
+            return f"{value:,.2f}"
+        if isinstance(value, Mapping):
+            return ", ".join(f"{key} {show(item)}" for key, item in value.items())
+        return f"{value:,}" if isinstance(value, int) else str(value)
+
+    rows = [[html.escape(k.replace("_", " ")), html.escape(show(v))] for k, v in corpus.items()]
+    return _table(("", ""), rows)
+
+
+def _story_html(story: StoryExample) -> str:
+    endings = "".join(
+        f"<li{' class=right' if i == story.label else ''}>{html.escape(ending.text or '')}</li>"
+        for i, ending in enumerate(story.endings)
+    )
+    prompt = html.escape(story.prompt.text or "")
+    return f"<p><b>{html.escape(story.set_name)}</b> {prompt}</p><ol type='a'>{endings}</ol>"
+
+
+def _sound_html(example: SpokenExample) -> str:
+    return f"{_audio(example.wav)}<span>{html.escape(example.text)}</span>"
+
+
+def _speech_html(example: SpeechExample, directory: pathlib.Path) -> str:
+    lines = "".join(
+        f"<li><b>{html.escape(label)}:</b> {html.escape(text)}</li>"
+        for label, text in example.lines
+    )
+    clips = "".join(
+        f"{_audio((directory / clip.wav).read_bytes())}<span>{html.escape(clip.label)}</span>"
+        for clip in example.clips
+    )
+    title = html.escape(example.title)
+    return f"<h3>{title}</h3><ul>{lines}</ul><div class='sound'>{clips}</div>"
+
+
+def _audio(wav: bytes) -> str:
+    data = base64.b64encode(wav).decode()
+    return f"<audio controls src='data:audio/wav;base64,{data}'></audio>"
+
+
+def _figure_html(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg")
+    plt.close(figure)
+    svg = buffer.getvalue()
+    return f"<figure>{svg[svg.index('<svg') :]}</figure>"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{cell}</th>" for cell in header)
+    lines = ["".join(f"<td>{cell}</td>" for cell in row) for row in rows]
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

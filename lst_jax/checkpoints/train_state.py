@@ -1,0 +1,171 @@
+"""What an update changes: step, parameters and optimizer moments, created where they will live."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from lst_jax.config import LSTConfig, ModelConfig
+from lst_jax.model.models import abstract_params, build_model
+from lst_jax.sharding import (
+    DEFAULT_RULES,
+    LogicalRules,
+    batch_mesh_size,
+    mesh_context,
+    replicated,
+    tree_shardings,
+)
+
+# Of the rows that parameters are initialised with; parameter shapes do not depend on it.
+_INIT_LENGTH = 4
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """State of a run after `step` updates.
+
+    Attributes:
+      step: int32 scalar, updates made.
+      params: float32 parameter tree, without metadata boxes.
+      opt_state: the optimizer's state over `params`.
+    """
+
+    step: Array
+    params: Any
+    opt_state: optax.OptState
+
+
+def check_heads(config: ModelConfig, mesh: jax.sharding.Mesh) -> None:
+    """Checks that the tensor axis splits the attention heads evenly.
+
+    Raises:
+      ValueError: it does not.
+    """
+    names = ["num_heads_global"]
+    if isinstance(config, LSTConfig):
+        names += ["num_heads_local", "cross_attention_heads"]
+    for name in names:
+        if getattr(config, name) % mesh.shape["tensor"]:
+            raise ValueError(
+                f"{name} is {getattr(config, name)}, expected a multiple of the "
+                f"{mesh.shape['tensor']} devices of mesh axis tensor"
+            )
+
+
+def state_shardings(
+    config: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    mesh: jax.sharding.Mesh,
+    rules: LogicalRules = DEFAULT_RULES,
+) -> tuple[TrainState, TrainState]:
+    """Shapes of a run's state, and where each array lives.
+
+    Args:
+      config: of the model.
+      optimizer: whose state is part of it.
+      mesh: the device mesh.
+      rules: logical axis to mesh axes.
+
+    Returns:
+      `(shapes, shardings)`: trees of `jax.ShapeDtypeStruct` (each with its sharding) and of
+      `NamedSharding`.
+    """
+    with _no_mesh():
+        params = abstract_params(config)
+        step = jax.ShapeDtypeStruct((), jnp.int32)
+        boxed = TrainState(step, params, jax.eval_shape(optimizer.init, params))
+        return _with_shardings(boxed, mesh, rules)
+
+
+def param_shapes(
+    config: ModelConfig, mesh: jax.sharding.Mesh, rules: LogicalRules = DEFAULT_RULES
+) -> Any:
+    """The parameter tree as `jax.ShapeDtypeStruct`s with their shardings on `mesh`."""
+    with _no_mesh():
+        return _with_shardings(abstract_params(config), mesh, rules)[0]
+
+
+def init_state(
+    config: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    mesh: jax.sharding.Mesh,
+    rules: LogicalRules = DEFAULT_RULES,
+) -> TrainState:
+    """A new state, every array made on the devices that will hold it.
+
+    Args:
+      config: of the model.
+      optimizer: whose state is made.
+      seed: of the parameters; the same values come out on every mesh.
+      mesh: the device mesh.
+      rules: logical axis to mesh axes.
+
+    Returns:
+      The state at step 0.
+
+    Raises:
+      ValueError: the mesh does not divide the model's axes or heads.
+    """
+    check_heads(config, mesh)
+    shardings = state_shardings(config, optimizer, mesh, rules)[1]
+    model = build_model(config)
+    names = ("tokens", "document_ids", "patch_ids", "visible_patch")
+    rows = jnp.zeros((batch_mesh_size(mesh), _INIT_LENGTH), jnp.int32)
+
+    def create(key: Array) -> TrainState:
+        batch = dict.fromkeys(names, rows)
+        params = nn.unbox(model.init(key, batch, num_patches=_INIT_LENGTH)["params"])
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+    with mesh_context(mesh, rules):
+        return jax.jit(create, in_shardings=replicated(mesh), out_shardings=shardings)(
+            jax.random.key(seed)
+        )
+
+
+def state_from_params(
+    config: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    params: Any,
+    mesh: jax.sharding.Mesh,
+    rules: LogicalRules = DEFAULT_RULES,
+) -> TrainState:
+    """The state at step 0 of a run that starts from parameters, which it takes over (donates)."""
+    check_heads(config, mesh)
+    shardings = state_shardings(config, optimizer, mesh, rules)[1]
+
+    def create(params: Any) -> TrainState:
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+    with mesh_context(mesh, rules):
+        return jax.jit(
+            create,
+            in_shardings=(shardings.params,),
+            out_shardings=shardings,
+            donate_argnums=0,
+        )(params)
+
+
+@contextlib.contextmanager
+def _no_mesh() -> Iterator[None]:
+    """Shapes are those of the whole arrays, also where a mesh is ambient."""
+    with jax.set_mesh(None), nn.logical_axis_rules(()):
+        yield
+
+
+def _with_shardings(boxed: Any, mesh: jax.sharding.Mesh, rules: LogicalRules) -> tuple[Any, Any]:
+    shardings = tree_shardings(boxed, mesh, rules)
+    shapes = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        nn.unbox(boxed),
+        shardings,
+    )
+    return shapes, shardings

@@ -1,0 +1,1 @@
+"""Cached decoding: caches, the loop, a decoder for each model."""

@@ -1,0 +1,95 @@
+"""A model as its run left it: what evaluation, generation and the demo start from."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from lst_jax.checkpoints.checkpointer import (
+    check_tokenizer,
+    find_checkpoint,
+    read_description,
+    restore_params,
+)
+from lst_jax.model.models import build_model
+from lst_jax.patching import PatchingConfig, Visibility
+from lst_jax.sharding import make_mesh
+from lst_jax.vocabulary import TextTokenizer, Vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedModel:
+    """A run's model, ready to score.
+
+    Attributes:
+      model: the module.
+      params: its parameters, on `mesh`.
+      mesh: all devices, on axis fsdp.
+      vocabulary: the id space.
+      tokenizer: the text tokenizer.
+      patching: how it was trained.
+      visibility: its visibility rule.
+      context_patches: patch slots of the rows that it was trained on, the longest context that it
+        knows; None where its description does not say.
+      checkpoint: directory that the parameters came from; its name is the step.
+    """
+
+    model: nn.Module
+    params: Any
+    mesh: jax.sharding.Mesh
+    vocabulary: Vocabulary
+    tokenizer: TextTokenizer
+    patching: PatchingConfig
+    visibility: Visibility
+    context_patches: int | None
+    checkpoint: pathlib.Path
+
+    @property
+    def step(self) -> int:
+        """Optimizer updates that made the parameters."""
+        return int(self.checkpoint.name)
+
+
+def load_trained_model(
+    path: str | pathlib.Path, tokenizer_path: str | pathlib.Path | None = None
+) -> TrainedModel:
+    """Rebuilds a model from what its run wrote.
+
+    Args:
+      path: a workdir (its last checkpoint is read), or workdir/step.
+      tokenizer_path: where the run's tokenizer is now; None is where it was.
+
+    Raises:
+      FileNotFoundError: there is no run, checkpoint or tokenizer.
+      ValueError: the tokenizer is not the run's, or the run's description lacks something.
+    """
+    checkpoint = find_checkpoint(path)
+    description = read_description(checkpoint)
+    missing = {"patching", "visibility", "tokenizer"} - description.data.keys()
+    if missing:
+        raise ValueError(f"{path}: model.json has no {', '.join(sorted(missing))} under data")
+    try:
+        patching = PatchingConfig(**description.data["patching"])
+    except TypeError as error:
+        raise ValueError(f"{path}: model.json describes no patching: {error}") from error
+    tokenizer_path = tokenizer_path or description.data["tokenizer"]
+    if tokenizer_path is None:
+        raise ValueError(f"{path} does not say which tokenizer it was trained with; give one")
+    tokenizer = TextTokenizer(tokenizer_path)
+    check_tokenizer(tokenizer, description)
+    mesh = make_mesh()
+    return TrainedModel(
+        model=build_model(description.model),
+        params=restore_params(checkpoint, mesh),
+        mesh=mesh,
+        vocabulary=description.vocabulary,
+        tokenizer=tokenizer,
+        patching=patching,
+        visibility=description.data["visibility"],
+        context_patches=description.data.get("patches_per_row"),
+        checkpoint=checkpoint,
+    )

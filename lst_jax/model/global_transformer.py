@@ -1,0 +1,41 @@
+"""Global transformer: block-causal attention over patches, most of the model's FLOPs."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+from jax import Array
+
+from lst_jax.config import LSTConfig
+from lst_jax.model.key_ranges import AnyKeyRange
+from lst_jax.model.layers import Linear, TransformerLayers
+
+
+class GlobalTransformer(nn.Module):
+    """Decoder-only transformer over the patches of a row; documents do not see each other."""
+
+    config: LSTConfig
+
+    @nn.compact
+    def __call__(self, latents: Array, key_range: AnyKeyRange) -> Array:
+        """Runs the patches.
+
+        Args:
+          latents: (B, P * k, d), the k latent vectors of every patch.
+          key_range: (B, P) ranges over patches.
+
+        Returns:
+          (B, P, D); no final norm.
+        """
+        config = self.config
+        rows, _, width = latents.shape
+        wide = config.latent_vectors_per_patch * width
+        g = latents.reshape(rows, -1, wide)
+        if wide != config.dim_global:
+            project = Linear(
+                config.dim_global, ("latent", "embed"), wide**-0.5, name="patch_projection"
+            )
+            g = project(g)
+        layers = TransformerLayers(
+            config.num_layers_global, config.num_heads_global, config, name="transformer"
+        )
+        return layers(g, key_range)

@@ -1,0 +1,356 @@
+"""Building blocks of the three modules: norm, projections, rotary embedding, attention, SwiGLU.
+
+Parameters are float32 and carry logical axis names (`sharding.py` maps them to mesh axes);
+activations are in the compute dtype, norm statistics, rotations and softmax in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from lst_jax.config import LSTConfig, ModelConfig, hidden_width, padded_size
+from lst_jax.model.attention import attend
+from lst_jax.model.attention.ring import ring_attention
+from lst_jax.model.key_ranges import AnyKeyRange, KeyRange, SharedKeyRange
+
+# What each layer keeps of its forward pass for the backward pass; the rest is computed again.
+REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
+    "none": None,  # everything is kept, nothing is computed again
+    "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+# Collections that decoding uses (`inference/`). Whatever attention reads again and again is sown
+# into the one as it is made, and found in rings (`attention/ring.py`) in the other.
+SOWN = "intermediates"
+CACHE = "cache"
+
+Initializer = Callable[[Array, tuple[int, ...], Any], Array]
+
+
+def truncated_normal(stddev: float | Array) -> Initializer:
+    """Normal of standard deviation `stddev` before truncation at three of them."""
+
+    def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        return stddev * jax.random.truncated_normal(key, -3.0, 3.0, shape, dtype)
+
+    return init
+
+
+def remat_layer(layer: type[nn.Module], policy: str) -> type[nn.Module]:
+    """`layer` under the rematerialisation policy of that name.
+
+    Raises:
+      ValueError: the policy is unknown.
+    """
+    if policy not in REMAT_POLICIES:
+        raise ValueError(f"remat={policy!r}: expected one of {sorted(REMAT_POLICIES)}")
+    if policy == "none":
+        return layer
+    return nn.remat(layer, policy=REMAT_POLICIES[policy], prevent_cse=False)
+
+
+def constrain(x: Array, *axes: str | None) -> Array:
+    """Names the logical axes of an activation; a no-op where no sharding rules are in force."""
+    return nn.with_logical_constraint(x, axes)
+
+
+def sow(module: nn.Module, name: str, x: Array) -> None:
+    """Leaves `x` in the collection `SOWN` if the caller collects it; a no-op otherwise."""
+    module.sow(SOWN, name, x, reduce_fn=lambda _, new: new, init_fn=lambda: None)
+
+
+class Linear(nn.Module):
+    """`x @ kernel` without bias, in x's dtype.
+
+    Attributes:
+      features: output width.
+      axes: logical names of the kernel's (input, output) axes.
+      stddev: of the truncated normal initialisation.
+    """
+
+    features: int
+    axes: tuple[str | None, str | None]
+    stddev: float | Array
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """(…, in) to (…, features)."""
+        init = nn.with_logical_partitioning(truncated_normal(self.stddev), self.axes)
+        kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
+        return x @ kernel.astype(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm with a learnt scale; statistics in float32."""
+
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """(…, width) to the same shape and dtype."""
+        init = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
+        scale = self.param("scale", init, (x.shape[-1],), jnp.float32)
+        wide = x.astype(jnp.float32)
+        variance = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+        return (wide * jax.lax.rsqrt(variance + self.epsilon) * scale).astype(x.dtype)
+
+
+def rotary(x: Array, theta: float, positions: Array) -> Array:
+    """Rotary embedding of interleaved pairs (2i, 2i + 1).
+
+    Args:
+      x: (B, L, H, D) queries or keys, D even.
+      theta: base of the geometric series of wave lengths.
+      positions: (L,) or (B, L) int32.
+
+    Returns:
+      (B, L, H, D) in x's dtype; rotated in float32.
+    """
+    width = x.shape[-1]
+    frequencies = theta ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
+    angles = positions.astype(jnp.float32)[..., None] * frequencies
+    cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
+    even, odd = x[..., 0::2].astype(jnp.float32), x[..., 1::2].astype(jnp.float32)
+    rotated = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
+    return rotated.reshape(x.shape).astype(x.dtype)
+
+
+def layer_stddev(width: int, depth: int | Array) -> Array:
+    """Initial deviation in layer `depth` (from 0): width^-1/2 / sqrt(2 (depth + 1))."""
+    return (2.0 * width * (depth + 1)) ** -0.5
+
+
+class Attention(nn.Module):
+    """Multi-head attention of `queries` over `memory` by key ranges.
+
+    In decoding the collection `CACHE` holds keys and values of what came before in rings; queries
+    then read those, and the memory besides.
+
+    Attributes:
+      width: d, of queries, memory and result.
+      num_heads: heads H; the width must divide by it.
+      config: attention backend and rotary base.
+      depth: layer index, for the initialisation.
+      use_rotary: rotate queries and keys by their positions (self-attention only).
+    """
+
+    width: int
+    num_heads: int
+    config: ModelConfig
+    depth: int | Array
+    use_rotary: bool
+
+    def setup(self) -> None:
+        stddev = layer_stddev(self.width, self.depth)
+        self.query = Linear(self.width, ("embed", "heads"), stddev)
+        self.key = Linear(self.width, ("embed", "heads"), stddev)
+        self.value = Linear(self.width, ("embed", "heads"), stddev)
+        self.out = Linear(self.width, ("heads", "embed"), stddev)
+
+    def __call__(self, queries: Array, memory: Array | None, key_range: AnyKeyRange) -> Array:
+        """queries (B, Q, d), memory (B, K, d), ranges (B, Q) to (B, Q, d).
+
+        With a cache, the memory is what is at the queries' own positions (self-attention, which
+        is causal), or None where all is in the cache.
+        """
+        cached = self.has_variable(CACHE, "keys")
+        shared = isinstance(key_range, SharedKeyRange)
+        if shared:
+            positions = key_range.positions
+        elif cached:
+            positions = key_range.end - 1  # a causal query reads up to its own position
+        else:
+            positions = jnp.arange(queries.shape[1], dtype=jnp.int32)
+        q = self._heads(self.query(queries), positions)
+        new = None if memory is None else self.keys_values(memory, positions)
+        if cached:
+            past = self.get_variable(CACHE, "keys"), self.get_variable(CACHE, "values")
+            out = ring_attention(q, past, new, key_range)
+        else:
+            if shared:
+                new = tuple(map(key_range.spread, new))
+                key_range = KeyRange(key_range.start, key_range.end)
+            out = attend(q, *new, key_range, self.config.attention)
+        return self.out(out.reshape(queries.shape))
+
+    def keys_values(self, memory: Array, positions: Array | None = None) -> tuple[Array, Array]:
+        """memory (B, K, d) at positions (B, K) or (K,) to keys and values (B, K, H, D)."""
+        k, v = self._heads(self.key(memory), positions), self._heads(self.value(memory))
+        sow(self, "keys", k)
+        sow(self, "values", v)
+        return k, v
+
+    def _heads(self, x: Array, positions: Array | None = None) -> Array:
+        """(B, L, d) to (B, L, H, D), rotated by the positions if there are any and it is due."""
+        x = x.reshape(*x.shape[:2], self.num_heads, self.width // self.num_heads)
+        x = constrain(x, "batch", "length", "heads", None)
+        if self.use_rotary and positions is not None:
+            x = rotary(x, self.config.rope_theta, positions)
+        return x
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: `down(silu(gate x) * up x)`."""
+
+    config: ModelConfig
+    depth: int | Array
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """(B, L, d) to (B, L, d)."""
+        width = x.shape[-1]
+        hidden = hidden_width(width, self.config.multiple_of)
+        stddev = layer_stddev(width, self.depth)
+        gate = Linear(hidden, ("embed", "hidden"), stddev, name="gate")(x)
+        up = Linear(hidden, ("embed", "hidden"), stddev, name="up")(x)
+        product = constrain(nn.silu(gate) * up, "batch", "length", "hidden")
+        stddev = layer_stddev(hidden, self.depth)
+        return Linear(width, ("hidden", "embed"), stddev, name="down")(product)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: `h += attention(norm h); h += feed_forward(norm h)`."""
+
+    num_heads: int
+    config: ModelConfig
+    depth: int | Array
+
+    @nn.compact
+    def __call__(self, h: Array, key_range: AnyKeyRange) -> Array:
+        """(B, L, d) to (B, L, d)."""
+        epsilon = self.config.norm_eps
+        x = RMSNorm(epsilon, name="attention_norm")(h)
+        heads, width = self.num_heads, h.shape[-1]
+        attention = Attention(width, heads, self.config, self.depth, True, name="attention")
+        h = h + attention(x, x, key_range)
+        x = RMSNorm(epsilon, name="feed_forward_norm")(h)
+        h = h + FeedForward(self.config, self.depth, name="feed_forward")(x)
+        return constrain(h, "batch", "length", "embed_activation")
+
+
+class CrossAttention(nn.Module):
+    """Pre-norm cross-attention with its residual: `h + attention(norm h, norm memory)`.
+
+    With `config.cross_residual == "double"` the residual is added twice, as the published
+    checkpoints were trained.
+    """
+
+    config: LSTConfig
+    depth: int | Array
+
+    def setup(self) -> None:
+        config = self.config
+        self.query_norm = RMSNorm(config.norm_eps)
+        self.memory_norm = RMSNorm(config.norm_eps)
+        self.attention = Attention(
+            config.dim_local, config.cross_attention_heads, config, self.depth, False
+        )
+
+    def __call__(self, h: Array, memory: Array | None, key_range: AnyKeyRange) -> Array:
+        """h (B, Q, d), memory (B, K, d) to (B, Q, d); without a memory, all is in the cache."""
+        residual = 2 * h if self.config.cross_residual == "double" else h
+        memory = None if memory is None else self.memory_norm(memory)
+        return residual + self.attention(self.query_norm(h), memory, key_range)
+
+    def keys_values(self, memory: Array) -> tuple[Array, Array]:
+        """What queries will read of memory (B, K, d): keys and values (B, K, H, D)."""
+        return self.attention.keys_values(self.memory_norm(memory))
+
+
+class TransformerLayers(nn.Module):
+    """`num_layers` blocks, scanned over a stacked leading parameter axis.
+
+    Attributes:
+      num_layers, num_heads: of the stack.
+      config: model configuration.
+      cross: a cross-attention over a fixed memory comes before every block (the patch decoder).
+    """
+
+    num_layers: int
+    num_heads: int
+    config: ModelConfig
+    cross: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        h: Array,
+        key_range: AnyKeyRange,
+        memory: Array | None = None,
+        memory_range: AnyKeyRange | None = None,
+    ) -> Array:
+        """h (B, L, d), memory (B, K, d) to (B, L, d); without a memory, all is in the cache."""
+        layer = remat_layer(_ScannedLayer, self.config.remat)
+        stack = nn.scan(
+            layer,
+            variable_axes={"params": 0, SOWN: 0, CACHE: 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            length=self.num_layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(self.num_heads, self.config, self.cross, name="layers")
+        depths = jnp.arange(self.num_layers, dtype=jnp.float32)
+        return stack(h, depths, key_range, memory, memory_range)[0]
+
+
+class _ScannedLayer(nn.Module):
+    num_heads: int
+    config: ModelConfig
+    cross: bool
+
+    @nn.compact
+    def __call__(
+        self,
+        h: Array,
+        depth: Array,
+        key_range: AnyKeyRange,
+        memory: Array | None,
+        memory_range: AnyKeyRange | None,
+    ) -> tuple[Array, None]:
+        if self.cross:
+            cross = CrossAttention(self.config, depth, name="cross_attention")
+            h = cross(h, memory, memory_range)
+        return Block(self.num_heads, self.config, depth, name="block")(h, key_range), None
+
+
+def padded_vocabulary_init(stddev: float, vocab_size: int, axis: int) -> Initializer:
+    """`truncated_normal` with zeros at the ids from `vocab_size` on, which pad `axis`.
+
+    Their gradients are zero, so they stay zero, and checkpoint formats without them lose nothing.
+    """
+
+    def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        values = truncated_normal(stddev)(key, shape, dtype)
+        is_real = jnp.expand_dims(jnp.arange(shape[axis]) < vocab_size, 1 - axis)
+        return jnp.where(is_real, values, 0)
+
+    return init
+
+
+class Embedding(nn.Module):
+    """Token embeddings; the table's rows are padded to a multiple of `config.LANE`."""
+
+    vocab_size: int
+    features: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, tokens: Array) -> Array:
+        """(B, N) int32 to (B, N, features)."""
+        init = nn.with_logical_partitioning(
+            padded_vocabulary_init(self.features**-0.5, self.vocab_size, axis=0),
+            ("vocab", "embed"),
+        )
+        shape = (padded_size(self.vocab_size), self.features)
+        table = self.param("table", init, shape, jnp.float32)
+        # Whole rows on every device: else each would look up the tokens of all of them.
+        table = constrain(table.astype(self.dtype), "vocab", "embed_activation")
+        x = jnp.take(table, tokens, axis=0)
+        return constrain(x, "batch", "length", "embed_activation")

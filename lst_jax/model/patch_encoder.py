@@ -1,0 +1,110 @@
+"""Patch encoder: tokens to token states and latent patch vectors (paper section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+
+from lst_jax.config import LSTConfig
+from lst_jax.model.key_ranges import KeyRange, LSTKeyRanges
+from lst_jax.model.layers import (
+    Block,
+    CrossAttention,
+    Embedding,
+    Linear,
+    constrain,
+    remat_layer,
+    sow,
+)
+from lst_jax.model.pooling import pool_patches
+
+
+class PatchEncoder(nn.Module):
+    """Windowed self-attention over tokens; patch queries then read the token states.
+
+    The queries of a patch start as `P_enc pool(h over the patch)`, k vectors of width d, and are
+    updated by a cross-attention after every layer, or only the last (`encoder_cross_layers`).
+    """
+
+    config: LSTConfig
+
+    def setup(self) -> None:
+        config = self.config
+        width, depths = config.dim_local, range(config.num_layers_encoder)
+        self.embedding = Embedding(config.vocab_size, width, jnp.dtype(config.dtype))
+        # Layers are few (one in the paper), and patch queries begin after the first: no scan.
+        block = remat_layer(Block, config.remat)
+        cross = remat_layer(CrossAttention, config.remat)
+        self.layers = [
+            block(config.num_heads_local, config, depth, name=f"layer_{depth}") for depth in depths
+        ]
+        first = 0 if config.encoder_cross_layers == "all" else depths[-1]
+        self.first_read = first
+        self.cross_attentions = [
+            cross(config, depth, name=f"cross_attention_{depth}") for depth in depths[first:]
+        ]
+        self.patch_projection = Linear(
+            config.latent_vectors_per_patch * width, ("embed", "latent"), width**-0.5
+        )
+
+    def __call__(
+        self, tokens: Array, patch_ids: Array, ranges: LSTKeyRanges
+    ) -> tuple[Array, Array]:
+        """Encodes a batch.
+
+        Args:
+          tokens: (B, N) int32.
+          patch_ids: (B, N) int32, P where padded.
+          ranges: key ranges of the batch.
+
+        Returns:
+          Token states (B, N, d) and latent vectors (B, P * k, d), both in the compute dtype.
+        """
+        h = self._pooled_states(tokens, ranges.token_self)
+        pooled = pool_patches(
+            h, patch_ids, ranges.patch_start, ranges.patch_end, self.config.pooling
+        )
+        z = self.cross_attentions[0](self._initial_queries(pooled), h, ranges.encoder_cross)
+        for layer, cross in self._later_layers():
+            h = layer(h, ranges.token_self)
+            z = cross(z, h, ranges.encoder_cross)
+        return h, z
+
+    def encode_token(self, tokens: Array, token_self: KeyRange) -> Array:
+        """One token (B, 1) to its state (B, 1, d), earlier ones being in the cache.
+
+        Sows what the patches will read of it.
+        """
+        h = self._pooled_states(tokens, token_self)
+        self.cross_attentions[0].keys_values(h)
+        for layer, cross in self._later_layers():
+            h = layer(h, token_self)
+            cross.keys_values(h)
+        return h
+
+    def encode_patch(self, pooled: Array, encoder_cross: KeyRange) -> Array:
+        """One pooled patch (B, 1, d) to its latent vectors (B, k, d), tokens being in the cache."""
+        z = self._initial_queries(pooled)
+        for cross in self.cross_attentions:
+            z = cross(z, None, encoder_cross)
+        return z
+
+    def _later_layers(self) -> Iterator[tuple[nn.Module, nn.Module]]:
+        """The layers after the one whose states are pooled, each with its cross-attention."""
+        return zip(self.layers[self.first_read + 1 :], self.cross_attentions[1:], strict=True)
+
+    def _pooled_states(self, tokens: Array, token_self: KeyRange) -> Array:
+        """Tokens (B, N) to the states that queries start from, those that are read first."""
+        h = self.embedding(tokens)
+        for layer in self.layers[: self.first_read + 1]:
+            h = layer(h, token_self)
+        sow(self, "pooled_states", h)
+        return h
+
+    def _initial_queries(self, pooled: Array) -> Array:
+        """(B, P, d) pooled token states to (B, P * k, d) queries."""
+        queries = self.patch_projection(pooled).reshape(pooled.shape[0], -1, pooled.shape[-1])
+        return constrain(queries, "batch", "length", "embed_activation")

@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import wave
+
+import numpy as np
+import pytest
+
+from data_pipelines.microworld import build
+from data_pipelines.microworld.build import (
+    TEST_SETS,
+    MicroworldConfig,
+    build_corpus,
+    speech_story,
+    story_text,
+    story_voice,
+    text_story,
+)
+from data_pipelines.microworld.speech import synthesise
+from data_pipelines.records.storage import SILENCE, open_records
+from data_pipelines.speech.units import MelKMeansEncoder
+from lst_jax.evaluation.spoken_texts import read_spoken_texts
+from lst_jax.vocabulary import TextTokenizer
+
+_CONFIG = MicroworldConfig(
+    text_stories=60,
+    speech_stories=6,
+    test_items=2,
+    fit_stories=4,
+    unit_clusters=50,
+    tokenizer_size=360,
+    example_count=1,
+)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> build.MicroworldPaths:
+    return build_corpus(_CONFIG, tmp_path_factory.mktemp("corpus"), processes=1)
+
+
+def _contents(root: pathlib.Path) -> dict[str, bytes]:
+    """All files but those that hold measured times."""
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and path.name not in ("audio.json", "stats.json")
+    }
+
+
+def test_spoken_and_written_training_stories_are_never_the_same_draw():
+    assert {text_story(0, i).story_id for i in range(50)}.isdisjoint(
+        speech_story(0, i).story_id for i in range(50)
+    )
+
+
+def test_speech_records_hold_the_words_of_their_stories(corpus):
+    tokenizer = TextTokenizer(corpus.tokenizer)
+    source = open_records(
+        corpus.speech_records, tokenizer.vocabulary(), fingerprint=tokenizer.fingerprint
+    )
+    assert len(source) == _CONFIG.speech_stories
+    for i in range(len(source)):
+        utterance, text = source[i], story_text(speech_story(0, i))
+        assert [word for word in utterance.words if word != SILENCE] == text.split()
+        assert tokenizer.decode(utterance.pieces).strip() == text
+        assert utterance.unit_counts.sum() == len(utterance.units)
+        assert utterance.words.count(SILENCE) >= len(speech_story(0, i).sentences) - 1
+
+
+def test_spoken_texts_are_the_test_sets_stories_with_their_right_endings(corpus):
+    spoken = {item.example_id: item for item in read_spoken_texts([corpus.spoken_texts], 502)}
+    assert len(spoken) == len(TEST_SETS) * _CONFIG.test_items
+    for kind in TEST_SETS:
+        for line in corpus.test_set(kind).read_text().splitlines():
+            item = json.loads(line)
+            right = item["endings"][item["label"]]
+            assert spoken[item["id"]].text == f"{item['prompt']['text']} {right['text']}"
+            assert spoken[item["id"]].units.tolist() == item["prompt"]["units"] + right["units"]
+
+
+def test_units_of_a_record_are_those_of_its_audio(corpus):
+    encoder = MelKMeansEncoder.load(corpus.encoder)
+    story = speech_story(0, 1)
+    spoken = synthesise(story_text(story), story_voice(0, story.story_id))
+    utterance = open_records(corpus.speech_records)[1]
+    np.testing.assert_array_equal(
+        encoder.encode(spoken.samples, spoken.sample_rate), utterance.units
+    )
+
+
+def test_text_records_hold_the_text_stories(corpus):
+    tokenizer = TextTokenizer(corpus.tokenizer)
+    source = open_records(corpus.text_records)
+    assert len(source) == _CONFIG.text_stories
+    assert tokenizer.decode(source[7].pieces).strip() == story_text(text_story(0, 7))
+
+
+@pytest.mark.parametrize("kind", TEST_SETS)
+def test_prompts_and_endings_are_spoken_apart_by_one_voice(corpus, kind):
+    encoder = MelKMeansEncoder.load(corpus.encoder)
+    items = [json.loads(line) for line in corpus.test_set(kind).read_text().splitlines()]
+    assert len(items) == _CONFIG.test_items
+    for item in items:
+        assert item["set"] == kind
+        assert 0 <= item["label"] < len(item["endings"]) == (4 if kind == "HellaSwag" else 2)
+        for passage in (item["prompt"], *item["endings"]):
+            spoken = synthesise(passage["text"], story_voice(0, item["id"]))
+            units = encoder.encode(spoken.samples, spoken.sample_rate)
+            assert passage["units"] == units.tolist()
+
+
+def test_examples_describe_their_wav_files(corpus):
+    (example,) = json.loads((corpus.examples / "examples.json").read_text())
+    with wave.open(str(corpus.examples / example["wav"])) as file:
+        seconds = file.getnframes() / file.getframerate()
+    assert len(example["units"]) == sum(example["unit_counts"]) == np.ceil(seconds * 25)
+    assert [timing["word"] for timing in example["timings"]] == example["text"].split()
+
+
+def test_stats_add_up(corpus):
+    stats = json.loads(corpus.stats.read_text())
+    assert stats["units"] == pytest.approx(stats["speech_hours"] * 3600 * 25, rel=0.02)
+    assert 1 <= stats["unit_perplexity"] <= stats["units_used"] <= _CONFIG.unit_clusters
+    assert stats["speech_stories"] == 6 and stats["text_stories"] == 60
+
+
+def test_a_build_is_the_same_with_any_number_of_processes(corpus, tmp_path):
+    again = build_corpus(_CONFIG, tmp_path, processes=2, progress=lambda line: None)
+    assert _contents(again.root) == _contents(corpus.root)
+
+
+def test_a_build_resumes_with_the_stage_it_lacks(corpus, tmp_path, monkeypatch):
+    config = dataclasses.replace(_CONFIG, text_stories=50, speech_stories=1, fit_stories=1)
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "_write_examples", fail)
+        with pytest.raises(KeyboardInterrupt):
+            build_corpus(config, tmp_path, processes=1, progress=lambda line: None)
+    assert not (tmp_path / "examples").exists()
+    finished = tmp_path / "speech_records" / "audio.json"
+    before = finished.stat().st_mtime_ns
+    lines: list[str] = []
+    paths = build_corpus(config, tmp_path, processes=1, progress=lines.append)
+    assert finished.stat().st_mtime_ns == before
+    assert [line for line in lines if "there already" in line] == [
+        f"{name}: there already"
+        for name in ("text", "tokenizer", "text_records", "encoder", "speech_records", "test_sets")
+    ]
+    assert paths.stats.is_file() and not list(tmp_path.glob("*.incomplete"))
+
+
+def test_other_settings_are_built_anew(tmp_path):
+    config = dataclasses.replace(
+        _CONFIG, text_stories=50, speech_stories=1, fit_stories=1, test_items=1
+    )
+    quiet = {"processes": 1, "progress": lambda line: None}
+    first = _contents(build_corpus(config, tmp_path, **quiet).root)
+    second = _contents(build_corpus(dataclasses.replace(config, seed=1), tmp_path, **quiet).root)
+    assert first.keys() == second.keys()
+    assert first["text/stories.jsonl"] != second["text/stories.jsonl"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"speech_stories": 0},
+        {"fit_stories": 7},
+        {"unit_clusters": 503},
+        {"test_items": 0},
+        {"seed": -1},
+        {"text_stories": 1.5},
+    ],
+)
+def test_settings_out_of_range_are_refused(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        dataclasses.replace(_CONFIG, **change)
+
+
+def test_too_many_pieces_for_the_text_are_refused(tmp_path):
+    config = dataclasses.replace(_CONFIG, tokenizer_size=50_000)
+    with pytest.raises(ValueError, match="50000"):
+        build_corpus(config, tmp_path, processes=1, progress=lambda line: None)
+    assert not (tmp_path / "tokenizer").exists()

@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipelines.records.storage import SILENCE
+from data_pipelines.speech.alignment import WordTiming, align_units, label_frames
+from data_pipelines.speech.units import MelFeatures, MelKMeansEncoder, UnitEncoder
+
+_RATE = 8000
+_FEATURES = MelFeatures(sample_rate=_RATE, mel_count=12, max_hz=4000, cepstrum_count=6, context=1)
+
+
+def _tone(hz: float, seconds: float) -> np.ndarray:
+    time = np.arange(round(seconds * _RATE)) / _RATE
+    return (np.sin(2 * np.pi * hz * time) * 8000).astype(np.int16)
+
+
+def _utterance(order: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Tones of 0.2 s and which tone sounds in each frame."""
+    pitches = (300, 700, 1500, 2500)
+    audio = np.concatenate([_tone(pitches[i], 0.2) for i in order])
+    noise = np.random.default_rng(sum(order)).integers(-200, 200, audio.size)
+    return audio + noise.astype(np.int16), np.repeat([str(i) for i in order], 5)
+
+
+@pytest.fixture(scope="module")
+def encoder() -> MelKMeansEncoder:
+    orders = [np.random.default_rng(i).permutation(4).tolist() for i in range(12)]
+    audio, labels = zip(*map(_utterance, orders), strict=True)
+    log_mels = [_FEATURES.log_mels(samples, _RATE) for samples in audio]
+    return MelKMeansEncoder.fit(_FEATURES, log_mels, labels, unit_count=8, width=4)
+
+
+def test_the_encoder_offers_the_interface_of_every_front_end(encoder):
+    assert isinstance(encoder, UnitEncoder)
+    assert (encoder.unit_count, encoder.frame_rate, encoder.sample_rate) == (8, 25.0, _RATE)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 5000))
+def test_there_is_one_unit_for_every_40_ms_begun(encoder, size):
+    units = encoder.encode(np.ones(size, np.int16), _RATE)
+    assert units.dtype == np.int32 and units.shape == (-(-size // 320),)
+    assert units.min() >= 0 and units.max() < encoder.unit_count
+
+
+def test_different_sounds_get_different_units_wherever_they_stand(encoder):
+    orders = [np.random.default_rng(i).permutation(4).tolist() for i in range(100, 110)]
+    heard: dict[int, set[int]] = {}
+    for order in orders:
+        units = encoder.encode(_utterance(order)[0], _RATE)
+        for place, tone in enumerate(order):
+            heard.setdefault(tone, set()).add(int(units[5 * place + 2]))  # middle of the tone
+    for one, other in itertools.combinations(heard.values(), 2):
+        assert one.isdisjoint(other)
+
+
+def test_units_do_not_depend_on_loudness_or_sample_type(encoder):
+    samples = _utterance([2, 0, 3, 1])[0]
+    units = encoder.encode(samples, _RATE)
+    np.testing.assert_array_equal(encoder.encode(samples // 2 * 2 / 32768, _RATE), units)
+    np.testing.assert_array_equal(encoder.encode(samples // 3, _RATE), units)
+
+
+def test_a_batch_is_its_utterances_one_by_one(encoder):
+    batch = [_utterance([0, 1])[0], _utterance([3, 2, 1])[0][:3333]]
+    for units, samples in zip(encoder.encode_batch(batch, _RATE), batch, strict=True):
+        np.testing.assert_array_equal(units, encoder.encode(samples, _RATE))
+
+
+def test_fitting_is_deterministic_and_survives_a_file(encoder, tmp_path):
+    encoder.save(tmp_path / "encoder.npz")
+    loaded = MelKMeansEncoder.load(tmp_path / "encoder.npz")
+    assert loaded.features == encoder.features
+    for name in ("mean", "projection", "centroids", "unit_log_mels"):
+        np.testing.assert_array_equal(getattr(loaded, name), getattr(encoder, name))
+    samples = _utterance([1, 0, 2])[0]
+    np.testing.assert_array_equal(loaded.encode(samples, _RATE), encoder.encode(samples, _RATE))
+
+
+def test_mean_log_mels_of_a_unit_are_those_of_its_frames(encoder):
+    samples, _ = _utterance([0, 1, 2, 3])
+    log_mels = _FEATURES.log_mels(samples, _RATE)
+    units = encoder.encode(samples, _RATE)
+    for frame in (2, 7, 12, 17):
+        distances = np.abs(encoder.unit_log_mels - log_mels[frame]).mean(axis=1)
+        assert distances[units[frame]] < distances.min() + 1
+
+
+@pytest.mark.parametrize(
+    ("samples", "rate", "message"),
+    [
+        (np.zeros(0, np.int16), _RATE, "shape"),
+        (np.zeros((4, 2), np.int16), _RATE, "shape"),
+        (np.zeros(100, np.int32), _RATE, "dtype"),
+        (np.zeros(100, np.uint8), _RATE, "dtype"),
+        (np.zeros(100, np.complex64), _RATE, "dtype"),
+        (np.array([0.0, np.nan]), _RATE, "NaN"),
+        (np.array([0.0, np.inf]), _RATE, "NaN or infinity"),
+        (np.full(100, 8000.0), _RATE, "within"),
+        (np.zeros(100, np.int16), 16000, "resample"),
+    ],
+)
+def test_bad_audio_is_refused(encoder, samples, rate, message):
+    with pytest.raises(ValueError, match=message):
+        encoder.encode(samples, rate)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sample_rate": 22051},
+        {"max_hz": 20000.0},
+        {"cepstrum_count": 41},
+        {"context": -1},
+        {"window_s": 0.0},
+    ],
+)
+def test_features_that_make_no_sense_are_refused(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        dataclasses.replace(MelFeatures(), **change)
+
+
+def test_fitting_on_too_little_is_refused():
+    log_mels = [_FEATURES.log_mels(_tone(300, 0.2), _RATE)]
+    labels = [np.array(["a"] * 5)]
+    with pytest.raises(ValueError, match="unit_count"):
+        MelKMeansEncoder.fit(_FEATURES, log_mels, labels, unit_count=6, width=2)
+    with pytest.raises(ValueError, match="labels"):
+        MelKMeansEncoder.fit(_FEATURES, log_mels, [labels[0][:4]], unit_count=2, width=2)
+    with pytest.raises(ValueError, match="width"):
+        MelKMeansEncoder.fit(_FEATURES, log_mels, labels, unit_count=2, width=99)
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        MelKMeansEncoder.load(tmp_path / "none.npz")
+    (tmp_path / "text.npz").write_text("not an archive")
+    np.savez(tmp_path / "other.npz", x=np.zeros(3))
+    for name in ("text.npz", "other.npz"):
+        with pytest.raises(ValueError, match=name):
+            MelKMeansEncoder.load(tmp_path / name)
+
+
+@st.composite
+def _timings(draw) -> list[WordTiming]:
+    steps = draw(st.lists(st.floats(0, 0.6), min_size=2, max_size=30))
+    edges = np.cumsum(steps[: len(steps) // 2 * 2]).tolist()
+    return [WordTiming(f"w{i}", edges[2 * i], edges[2 * i + 1]) for i in range(len(edges) // 2)]
+
+
+@settings(max_examples=200, deadline=None)
+@given(_timings(), st.integers(0, 60))
+def test_alignment_gives_every_unit_once_and_every_word_some(timings, extra):
+    num_units = len(timings) + extra
+    words, counts = align_units(timings, num_units, 25.0)
+    assert counts.dtype == np.int32 and len(words) == len(counts)
+    assert counts.sum() == num_units and counts.min() >= 1
+    assert [word for word in words if word != SILENCE] == [timing.word for timing in timings]
+    assert (SILENCE, SILENCE) not in set(itertools.pairwise(words))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=20))
+def test_alignment_is_exact_where_edges_are_on_frames(lengths):
+    """Words of 1 + n frames, after silences of n frames, come back as they are."""
+    timings, expected, frame = [], [], 0
+    for i, length in enumerate(lengths):
+        start, end = frame + length, frame + 2 * length + 1
+        timings.append(WordTiming(f"w{i}", start / 25, end / 25))
+        expected += [(SILENCE, length)] * (length > 0) + [(f"w{i}", length + 1)]
+        frame = end
+    words, counts = align_units(timings, frame + 2, 25.0)
+    assert list(zip(words, counts.tolist(), strict=True)) == [*expected, (SILENCE, 2)]
+
+
+def test_frames_are_labelled_with_the_part_of_the_word_at_their_centre():
+    timings = [WordTiming("The", 0.04, 0.12), WordTiming("dog's.", 0.16, 0.32)]
+    labels = label_frames(timings, 9, 25.0)
+    expected = [SILENCE, "the/1", "the/3", SILENCE, "dog's/0", "dog's/1", "dog's/2", "dog's/3"]
+    assert labels.tolist() == [*expected, SILENCE]
+
+
+@pytest.mark.parametrize(
+    "timings",
+    [
+        [],
+        [WordTiming("a", 0.2, 0.1)],
+        [WordTiming("a", 0.0, 0.2), WordTiming("b", 0.1, 0.3)],
+        [WordTiming("a", 0.0, float("nan"))],
+        [WordTiming("a", -0.1, 0.1)],
+    ],
+)
+def test_timings_that_overlap_or_run_backwards_are_refused(timings):
+    with pytest.raises(ValueError, match="timings"):
+        align_units(timings, 20, 25.0)
+    with pytest.raises(ValueError, match="timings"):
+        label_frames(timings, 20, 25.0)
+
+
+def test_alignment_with_fewer_units_than_words_is_refused():
+    timings = [WordTiming("a", 0.0, 0.1), WordTiming("b", 0.1, 0.2)]
+    with pytest.raises(ValueError, match="num_units"):
+        align_units(timings, 1, 25.0)
+    with pytest.raises(ValueError, match="frame_rate"):
+        align_units(timings, 10, 0.0)

@@ -1,0 +1,106 @@
+"""Analytic FLOPs against XLA's count, and against the intervals of a batch."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.aot.hlo_costs import hlo_costs
+from lst_jax.config import LSTConfig, baseline_of
+from lst_jax.model.flops import forward_flops, training_flops
+from lst_jax.model.losses import token_nll
+from lst_jax.model.models import build_model, output_kernel
+from lst_jax.patching import Document, PatchingConfig, patch_document
+from tests.lst_jax.batches import VOCABULARY, random_document, stack_rows
+
+CONFIG = LSTConfig(
+    vocab_size=VOCABULARY.size,
+    dim_local=128,
+    dim_global=256,
+    num_layers_encoder=1,
+    num_layers_global=3,
+    num_layers_decoder=2,
+    num_heads_local=2,
+    num_heads_global=2,
+    multiple_of=128,
+    dtype="float32",
+    attention="dense",
+)
+
+
+def document_of_units(length):
+    """bos, units, and a mode token, so that the row is one document without padding."""
+    units = VOCABULARY.first_unit_id + np.arange(length - 1) % VOCABULARY.unit_count
+    tokens = np.concatenate([[VOCABULARY.bos_id], units]).astype(np.int32)
+    return patch_document(tokens, PatchingConfig("static"), VOCABULARY)
+
+
+def whole_squares(config, document, batch):
+    """Forward FLOPs of the pairs that dense attention computes beyond the intervals."""
+    length = len(document.tokens)
+    half = length * (length - 1) / 2
+    if not isinstance(config, LSTConfig):
+        return config.num_layers_global * half * 4 * config.dim_global
+    d, k, slots = config.dim_local, config.latent_vectors_per_patch, document.num_patches
+    square = k * slots * length
+    encoder = half + square - k * sum(np.cumsum(document.patch_lengths))
+    decoder = half + square - k * sum(batch["visible_patch"][0] + 1)
+    return (
+        config.num_layers_encoder * 4 * d * encoder
+        + config.num_layers_decoder * 4 * d * decoder
+        + config.num_layers_global * 4 * config.dim_global * slots * (slots - 1) / 2
+    )
+
+
+@pytest.mark.parametrize("name", ["lst", "baseline"])
+@pytest.mark.parametrize("training", [False, True])
+def test_products_are_counted_as_xla_counts_them(name, training):
+    """On a dense batch XLA counts whole score squares; those are exchanged for our intervals."""
+    length = 257
+    config = CONFIG if name == "lst" else baseline_of(CONFIG)
+    # The vocabulary is padded inside; a multiple of 128 has no padding to count.
+    config = dataclasses.replace(config, vocab_size=128)
+    document: Document = document_of_units(length)
+    if name == "baseline":
+        document = patch_document(document.tokens, PatchingConfig("none"), VOCABULARY)
+    slots = document.num_patches
+    batch = stack_rows([[document]], slots, length)
+    model = build_model(config)
+    params = nn.unbox(jax.eval_shape(lambda: model.init(jax.random.key(0), batch, slots)))["params"]
+
+    def loss(p, b):
+        hidden = model.apply({"params": p}, b, slots)["hidden"]
+        nll = token_nll(hidden, output_kernel(p), b["tokens"], config.vocab_size, length)
+        return nll.sum()
+
+    function = jax.grad(loss) if training else loss
+    text = jax.jit(function).lower(params, batch).compile().as_text()
+    ours = {k: float(v) for k, v in forward_flops(config, batch, slots).items()}
+    expected = sum(ours.values()) + whole_squares(config, document, batch)
+    if training:
+        assert float(training_flops(config, batch, slots)) == pytest.approx(3 * sum(ours.values()))
+        # The backward pass computes the logits again.
+        expected = 3 * expected + ours["output"]
+    assert hlo_costs(text).matrix_flops == pytest.approx(expected, rel=0.03)
+
+
+def test_flops_are_the_sum_over_documents_and_ignore_padding():
+    rng = np.random.default_rng(0)
+    documents = [random_document(rng, False), random_document(rng, True)]
+    together = training_flops(CONFIG, stack_rows([documents], 90, 100), 90)
+    apart = [training_flops(CONFIG, stack_rows([[x]], 50, 60), 50) for x in documents]
+    np.testing.assert_allclose(together, sum(apart), rtol=1e-5)
+    assert training_flops(CONFIG, stack_rows([[]], 90, 100), 90) == 0
+
+
+def test_patching_saves_global_flops():
+    document = document_of_units(201)
+    lst = forward_flops(CONFIG, stack_rows([[document]], 51, 201), 51)
+    flat = patch_document(document.tokens, PatchingConfig("none"), VOCABULARY)
+    batch = stack_rows([[flat]], 201, 201)
+    baseline = forward_flops(baseline_of(CONFIG), batch, 201)
+    assert 3.5 < float(baseline["global"] / lst["global"]) < 4.5
+    assert jnp.isfinite(sum(baseline.values()))

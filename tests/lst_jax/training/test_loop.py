@@ -1,0 +1,270 @@
+import dataclasses
+import functools
+import json
+import math
+import os
+import signal
+
+import grain
+import jax
+import numpy as np
+import pytest
+
+from lst_jax.checkpoints.checkpointer import Checkpointer, restore_initial_params
+from lst_jax.checkpoints.train_state import init_state, state_from_params
+from lst_jax.sharding import MeshConfig, make_mesh, mesh_context, shard_batch
+from lst_jax.training.loop import NonFiniteLossError, StopSignal, train
+from lst_jax.training.metrics import read_records
+from lst_jax.training.optimizers import OptimizerConfig, make_optimizer
+from lst_jax.training.step import TrainingConfig, batch_sums, make_train_step
+from tests.lst_jax.batches import VOCABULARY
+from tests.lst_jax.training.training_runs import DESCRIPTION, TINY, P, batches, random_batch
+
+FIRST_UNIT = VOCABULARY.first_unit_id
+OPTIMIZER = OptimizerConfig(peak_learning_rate=1e-2, warmup_steps=1)
+TRAINING = TrainingConfig(num_steps=6, accumulation_steps=4, log_every=2, checkpoint_every=2)
+MESH = MeshConfig(data=2, fsdp=2, tensor=2)
+# Of a record, what is not a measurement of time.
+TIMES = {"units_per_second", "tokens_per_second", "mfu", "step_seconds", "eta_seconds"} | {
+    "total_seconds"
+}
+
+
+def one_step(mesh_config: MeshConfig, accumulation_steps: int):
+    """State and sums after one step from the same start on the same batch."""
+    num_devices = math.prod(dataclasses.astuple(mesh_config))
+    mesh = make_mesh(mesh_config, jax.devices()[:num_devices])
+    training = dataclasses.replace(TRAINING, accumulation_steps=accumulation_steps)
+    state = init_state(TINY, make_optimizer(OPTIMIZER, training.num_steps), 0, mesh)
+    step = make_train_step(TINY, OPTIMIZER, training, FIRST_UNIT, P, mesh)
+    with mesh_context(mesh):
+        state, sums = step(state, shard_batch(random_batch(0), mesh))
+    return jax.device_get(state), jax.device_get(sums)
+
+
+@pytest.fixture(scope="module")
+def plain_step():
+    """One device, one microbatch."""
+    return one_step(MeshConfig(1, 1, 1), 1)
+
+
+def test_neither_the_mesh_nor_accumulation_changes_a_gradient(plain_step):
+    state, sums = one_step(MESH, TRAINING.accumulation_steps)
+    expected_state, expected_sums = plain_step
+    for name, value in expected_sums.items():
+        np.testing.assert_allclose(sums[name], value, rtol=1e-4, err_msg=name)
+    # Adam's first update is a sign, so compare the mean of the gradients instead of parameters.
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-7),
+        state.opt_state[1][0].mu,
+        expected_state.opt_state[1][0].mu,
+    )
+
+
+def test_losses_are_apart_for_text_and_speech(plain_step):
+    sums = plain_step[1]
+    batch = random_batch(0)
+    speech = batch["targets"] >= FIRST_UNIT
+    np.testing.assert_allclose(sums["speech_weight"], batch["loss_weights"][speech].sum())
+    np.testing.assert_allclose(sums["text_weight"], batch["loss_weights"][~speech].sum())
+    # An untrained model is about as good as a uniform guess.
+    uniform = np.log(VOCABULARY.size)
+    assert sums["text_nll"] / sums["text_weight"] == pytest.approx(uniform, rel=0.3)
+    assert sums["speech_nll"] / sums["speech_weight"] == pytest.approx(uniform, rel=0.3)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_sums_are_what_the_batch_holds(seed):
+    batch = random_batch(seed)
+    sums = jax.device_get(batch_sums(batch, FIRST_UNIT, P))
+    slots, speech_slots = set(), set()
+    for row, column in np.argwhere(batch["document_ids"] > 0):
+        slot = (row, batch["patch_ids"][row, column])
+        slots.add(slot)
+        if batch["tokens"][row, column] >= FIRST_UNIT:
+            speech_slots.add(slot)
+    assert sums["tokens"] == np.count_nonzero(batch["document_ids"])
+    assert sums["patches"] == len(slots)
+    assert sums["speech_patches"] == len(speech_slots)
+    assert sums["speech_units"] == np.count_nonzero(batch["tokens"] >= FIRST_UNIT)
+    assert sums["speech_examples"] == batch["speech_examples"].sum() > 0
+    assert sums["aligned_examples"] == batch["aligned_examples"].sum()
+
+
+def train_in(workdir, iterator, **changes):
+    training = dataclasses.replace(TRAINING, **changes)
+    return train(DESCRIPTION, OPTIMIZER, training, iterator, P, workdir, MESH)
+
+
+class Interrupting(grain.DatasetIterator):
+    """Sends SIGTERM to this process while it reads batch number `at`."""
+
+    def __init__(self, parent, at):
+        super().__init__(parent)
+        self._at = at
+        self._count = 0
+
+    def __next__(self):
+        if self._count == self._at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        self._count += 1
+        return next(self._parent)
+
+    def get_state(self):
+        return self._parent.get_state()
+
+    def set_state(self, state):
+        self._parent.set_state(state)
+
+
+def untimed(records):
+    return [{k: v for k, v in record.items() if k not in TIMES} for record in records]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run that was never interrupted."""
+    workdir = tmp_path_factory.mktemp("finished")
+    return workdir, train_in(workdir, batches(3))
+
+
+def test_training_lowers_the_loss_of_both_modalities(finished):
+    records = read_records(finished[0])
+    assert [record["step"] for record in records] == [1, 2, 4, 6]
+    for name in ("loss", "loss_text", "loss_speech"):
+        assert records[-1][name] < records[0][name]
+    assert records[-1]["total_units"] == finished[1].progress.patches
+    assert finished[1].finished
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(finished, tmp_path, capsys):
+    first = train_in(tmp_path, Interrupting(batches(3), at=2))
+    assert not first.finished
+    assert int(first.state.step) == 3  # no step of the schedule: between two records
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    second = train_in(tmp_path, batches(3))
+    assert "resumed at step 3" in capsys.readouterr().out
+    jax.tree.map(np.testing.assert_array_equal, second.state, finished[1].state)
+    assert untimed(read_records(tmp_path)) == untimed(read_records(finished[0]))
+    assert second.progress.flops == finished[1].progress.flops
+    assert second.progress.seconds > first.progress.seconds
+
+
+def test_a_finished_run_does_nothing_more(finished):
+    workdir, result = finished
+    before = (workdir / "metrics.jsonl").read_text()
+    again = train_in(workdir, batches(3))
+    assert again.finished
+    jax.tree.map(np.testing.assert_array_equal, again.state, result.state)
+    assert (workdir / "metrics.jsonl").read_text() == before
+
+
+def test_a_run_starts_from_the_parameters_of_another_and_with_nothing_else(
+    finished, tmp_path, capsys
+):
+    workdir, other = finished
+    start = {"initial_checkpoint": str(workdir)}
+    first = train_in(tmp_path, Interrupting(batches(3), at=0), **start)
+    assert f"from step 0 with the parameters of {workdir}" in capsys.readouterr().out
+    assert int(first.state.step) == 1
+    # The first update from there, made by hand.
+    mesh = make_mesh(MESH)
+    params = restore_initial_params(workdir, DESCRIPTION, mesh)
+    jax.tree.map(np.testing.assert_array_equal, params, other.state.params)
+    optimizer = make_optimizer(OPTIMIZER, TRAINING.num_steps)
+    state = state_from_params(TINY, optimizer, params, mesh)
+    step = make_train_step(TINY, OPTIMIZER, TRAINING, FIRST_UNIT, P, mesh)
+    with mesh_context(mesh):
+        state, _ = step(state, shard_batch(random_batch(0), mesh))
+    jax.tree.map(np.testing.assert_array_equal, first.state, state)
+    # Started again it goes on with its own.
+    train_in(tmp_path, batches(3), **start)
+    assert "resumed at step 1" in capsys.readouterr().out
+
+
+def test_a_start_from_another_model_is_an_error(finished, tmp_path):
+    model = dataclasses.replace(TINY, local_window=3)
+    with pytest.raises(ValueError, match="another model than this run: local_window is 512 there"):
+        restore_initial_params(
+            finished[0], dataclasses.replace(DESCRIPTION, model=model), make_mesh(MESH)
+        )
+    with pytest.raises(FileNotFoundError, match="no run there"):
+        train_in(tmp_path, batches(1), initial_checkpoint=str(tmp_path / "none"))
+
+
+def poisoned_batches(step):
+    """Batches of which the one of `step` (from 1) makes the loss infinite."""
+    rows = [random_batch(seed) for seed in range(6)]
+    rows[step - 1]["loss_weights"][1, 0] = np.inf
+    return iter(grain.MapDataset.source(rows).to_iter_dataset())
+
+
+@pytest.mark.parametrize("step", [4, 5])
+def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(tmp_path, step):
+    last_good = {4: 2, 5: 4}[step]
+    match = rf"at step {step}; the last good checkpoint is .*checkpoints/{last_good}$"
+    with pytest.raises(NonFiniteLossError, match=match):
+        train_in(tmp_path, poisoned_batches(step))
+    names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert names == {str(s) for s in range(2, last_good + 1, 2)}
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["step"] < step
+
+
+def test_without_a_checkpoint_the_error_says_so(tmp_path):
+    with pytest.raises(NonFiniteLossError, match="at step 1; there is no checkpoint before it"):
+        train_in(tmp_path, poisoned_batches(1))
+
+
+def test_data_that_ends_early_is_an_error(tmp_path):
+    dataset = grain.MapDataset.source([random_batch(0)]).to_iter_dataset()
+    with pytest.raises(ValueError, match="the data ended after 1 steps, expected 6"):
+        train_in(tmp_path, iter(dataset))
+
+
+def test_batches_without_anything_to_learn_are_an_error(tmp_path):
+    batch = random_batch(0)
+    batch["loss_weights"] = np.zeros_like(batch["loss_weights"])
+    dataset = grain.MapDataset.source([batch]).repeat().to_iter_dataset()
+    with pytest.raises(ValueError, match="no token of the batches up to step 2 is learnt"):
+        train_in(tmp_path, iter(dataset))
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_sigterm_lets_the_last_checkpoint_be_written(tmp_path, monkeypatch):
+    """Saving goes on behind the last step; until it is done the process must live."""
+    close = Checkpointer.close
+
+    def close_interrupted(checkpointer):
+        os.kill(os.getpid(), signal.SIGTERM)
+        close(checkpointer)
+
+    monkeypatch.setattr(Checkpointer, "close", close_interrupted)
+    fatal = []
+    before = signal.signal(signal.SIGTERM, lambda *_: fatal.append("would have died"))
+    try:
+        assert train_in(tmp_path, batches(3), num_steps=2).finished
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not fatal
+    assert (tmp_path / "checkpoints" / "2").is_dir()
+
+
+def test_rows_that_accumulation_does_not_divide_are_an_error(tmp_path):
+    with pytest.raises(ValueError, match=r"16 rows, expected a multiple of 32 = .* 8 accumulation"):
+        train_in(tmp_path, batches(1), accumulation_steps=8)
+
+
+@pytest.mark.parametrize("field", ["num_steps", "log_every", "keep_checkpoints"])
+@pytest.mark.parametrize("value", [0, -1, "many", 1.5])
+def test_counts_that_are_not_positive_integers_are_named(field, value):
+    with pytest.raises(ValueError, match=f"{field} is {value!r}"):
+        dataclasses.replace(TRAINING, **{field: value})
+
+
+def test_a_stop_signal_gives_back_the_handler_it_replaced():
+    before = signal.getsignal(signal.SIGTERM)
+    with StopSignal() as stop:
+        assert not stop.requested
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -1,0 +1,161 @@
+import dataclasses
+import io
+import json
+
+import jax
+import pytest
+
+from lst_jax.hardware import PeakRate, peak_rate
+from lst_jax.training.metrics import (
+    ConsoleWriter,
+    JsonlWriter,
+    Progress,
+    RateContext,
+    TensorBoardWriter,
+    format_duration,
+    format_record,
+    read_records,
+)
+
+CONTEXT = RateContext(100, 200, num_devices=2, peak=PeakRate(1e3, "test"), num_steps=10)
+
+
+def step_sums(**changes) -> dict:
+    sums = {
+        "text_nll": 20.0,
+        "speech_nll": 60.0,
+        "text_weight": 10.0,
+        "speech_weight": 20.0,
+        "patches": 50,
+        "tokens": 150,
+        "speech_units": 120,
+        "speech_patches": 30,
+        "speech_examples": 4,
+        "aligned_examples": 1,
+        "flops": 1000.0,
+        "gradient_norm": 2.0,
+        "learning_rate": 1e-3,
+    }
+    return sums | changes
+
+
+def test_a_record_weighs_every_token_alike():
+    progress = Progress()
+    progress.add(step_sums(), 2.0)
+    progress.add(step_sums(text_nll=100.0, text_weight=90.0, gradient_norm=4.0), 3.0)
+    record = progress.take_record(2, CONTEXT)
+    assert record["loss_text"] == (20 + 100) / (10 + 90)
+    assert record["loss_speech"] == 3.0
+    assert record["loss"] == (120 + 120) / 140
+    assert record["gradient_norm"] == 3.0
+    assert record["mean_patch_length"] == 4.0
+    assert record["aligned_fraction"] == 0.25
+    assert record["patch_padding"] == 0.5
+    assert record["token_padding"] == 0.25
+    assert record["units_per_second"] == 20.0
+    assert record["tokens_per_second"] == 60.0
+    assert record["mfu"] == pytest.approx(400 / 2000)
+    assert record["step_seconds"] == 2.5
+    assert record["eta_seconds"] == 20.0
+    assert (record["total_units"], record["total_tokens"]) == (100, 300)
+    assert progress.window == {}
+
+
+def test_losses_of_a_modality_that_is_absent_are_null():
+    progress = Progress()
+    progress.add(
+        step_sums(speech_nll=0.0, speech_weight=0.0, speech_units=0, speech_patches=0)
+        | {"speech_examples": 0, "aligned_examples": 0},
+        1.0,
+    )
+    record = progress.take_record(1, CONTEXT)
+    assert record["loss_speech"] is None
+    assert record["mean_patch_length"] is None
+    assert record["aligned_fraction"] is None
+    assert "speech –" in format_record(record, 10)
+
+
+def test_progress_survives_a_restart_within_a_window():
+    straight, resumed = Progress(), Progress()
+    for _ in range(3):
+        straight.add(step_sums(), 0.1)
+    resumed.add(step_sums(), 0.1)
+    resumed = Progress(**json.loads(json.dumps(dataclasses.asdict(resumed))))
+    for _ in range(2):
+        resumed.add(step_sums(), 0.1)
+    assert resumed == straight
+    assert resumed.take_record(3, CONTEXT) == straight.take_record(3, CONTEXT)
+
+
+def test_the_file_reads_as_if_the_run_had_never_stopped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 2}\n{"step": 4}\n{"step": 6}\n{"step": 8, "lo')
+    writer = JsonlWriter(path, start_step=4)
+    writer.write({"step": 6, "loss": 1.0})
+    writer.close()
+    assert read_records(tmp_path) == [{"step": 2}, {"step": 4}, {"step": 6, "loss": 1.0}]
+
+
+def test_a_run_from_step_zero_starts_a_new_file(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\nnot json\n[1]\n')
+    JsonlWriter(path, start_step=0).close()
+    assert path.read_text() == ""
+
+
+def test_no_record_holds_what_is_not_json(tmp_path):
+    writer = JsonlWriter(tmp_path / "metrics.jsonl", start_step=0)
+    with pytest.raises(ValueError):
+        writer.write({"step": 1, "loss": float("nan")})
+    writer.close()
+
+
+def test_console_and_tensorboard_get_every_record(tmp_path):
+    progress = Progress()
+    progress.add(step_sums(), 2.0)
+    record = progress.take_record(1, CONTEXT)
+    stream = io.StringIO()
+    for writer in (ConsoleWriter(10, stream), TensorBoardWriter(tmp_path, start_step=0)):
+        writer.write(record)
+        writer.close()
+    line = stream.getvalue()
+    assert line.startswith("step 1/10  loss 2.667 (text 2.000, speech 3.000)")
+    assert line.endswith("ETA 0:00:18\n")
+    (events,) = tmp_path.iterdir()
+    assert b"loss_speech" in events.read_bytes()
+
+
+def test_durations_are_hours_minutes_seconds():
+    assert [format_duration(s) for s in (0, 59.6, 3725)] == ["0:00:00", "0:01:00", "1:02:05"]
+
+
+class FakeDevice:
+    platform = "gpu"
+
+    def __init__(self, kind: str) -> None:
+        self.device_kind = kind
+
+
+@pytest.mark.parametrize(
+    "kind, rate",
+    [
+        ("TPU v4", 275e12),
+        ("TPU v5 lite", 197e12),
+        ("TPU v5", 459e12),
+        ("TPU v6 lite", 918e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA GH200 480GB", 989e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA L40S", 362e12),
+    ],
+)
+def test_accelerators_are_known_by_name(kind, rate):
+    assert peak_rate(FakeDevice(kind)).flops_per_second == rate
+
+
+def test_the_peak_of_a_cpu_is_measured_and_said_to_be():
+    peak = peak_rate(jax.devices("cpu")[0])
+    assert peak.flops_per_second > 1e6
+    assert "measured" in peak.source
