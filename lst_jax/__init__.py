@@ -28,7 +28,7 @@ _HOMES = {
     "token_nll": "model.losses",
     "training_flops": "model.flops",
     "train": "training.loop",
-    "restore_params": "checkpoints.checkpointer",
+    "restore_params": "checkpoints.params",
     "open_checkpoint": "porting.port",
     "write_checkpoint": "porting.port",
     "load_trained_model": "inference.trained_model",

@@ -25,6 +25,8 @@ from flax import linen as nn
 from jax.experimental import mesh_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
+from lst_jax.config import LSTConfig, ModelConfig
+
 MESH_AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 
@@ -155,6 +157,23 @@ def check_rows(num_rows: int, mesh: jax.sharding.Mesh, accumulation_steps: int =
             f"{parts * accumulation_steps} = {mesh.shape['data']} (data) × {mesh.shape['fsdp']} "
             f"(fsdp) devices × {accumulation_steps} accumulation steps"
         )
+
+
+def check_heads(config: ModelConfig, mesh: jax.sharding.Mesh) -> None:
+    """Checks that the tensor axis splits the attention heads evenly.
+
+    Raises:
+      ValueError: it does not.
+    """
+    names = ["num_heads_global"]
+    if isinstance(config, LSTConfig):
+        names += ["num_heads_local", "cross_attention_heads"]
+    for name in names:
+        if getattr(config, name) % mesh.shape["tensor"]:
+            raise ValueError(
+                f"{name} is {getattr(config, name)}, expected a multiple of the "
+                f"{mesh.shape['tensor']} devices of mesh axis tensor"
+            )
 
 
 class RowShare(NamedTuple):

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Callable
 
 from data_pipelines.training.dataset import DataConfig, make_training_dataset, merge_states
-from lst_jax.checkpoints.checkpointer import ModelDescription
+from lst_jax.checkpoints.description import ModelDescription
 from lst_jax.config import ModelConfig
 from lst_jax.sharding import MeshConfig, check_rows, make_mesh, row_share
 from lst_jax.training.loop import TrainResult, train

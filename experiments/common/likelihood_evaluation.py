@@ -9,7 +9,8 @@ from absl import flags
 
 from experiments.common import cli, distributed
 from experiments.common.outputs import make_progress_printer, write_json
-from lst_jax.checkpoints.checkpointer import find_checkpoint, read_description
+from lst_jax.checkpoints.description import read_description
+from lst_jax.checkpoints.layout import find_checkpoint
 from lst_jax.inference.scoring import ScoringShape
 from lst_jax.inference.trained_model import TrainedModel, load_trained_model
 from lst_jax.sharding import batch_mesh_size

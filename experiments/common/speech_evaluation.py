@@ -10,7 +10,8 @@ from absl import flags
 
 from experiments.common import distributed
 from experiments.common.outputs import write_json
-from lst_jax.checkpoints.checkpointer import find_checkpoint, read_description
+from lst_jax.checkpoints.description import read_description
+from lst_jax.checkpoints.layout import find_checkpoint
 from lst_jax.evaluation.answer_rates import HEADER, TaskResult, table_row
 from lst_jax.evaluation.choices import format_rows
 from lst_jax.evaluation.spoken_texts import SpokenText, read_spoken_texts

@@ -13,12 +13,13 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from lst_jax.config import LSTConfig, ModelConfig
+from lst_jax.config import ModelConfig
 from lst_jax.model.models import abstract_params, build_model
 from lst_jax.sharding import (
     DEFAULT_RULES,
     LogicalRules,
     batch_mesh_size,
+    check_heads,
     mesh_context,
     replicated,
     tree_shardings,
@@ -40,23 +41,6 @@ class TrainState(flax.struct.PyTreeNode):
     step: Array
     params: Any
     opt_state: optax.OptState
-
-
-def check_heads(config: ModelConfig, mesh: jax.sharding.Mesh) -> None:
-    """Checks that the tensor axis splits the attention heads evenly.
-
-    Raises:
-      ValueError: it does not.
-    """
-    names = ["num_heads_global"]
-    if isinstance(config, LSTConfig):
-        names += ["num_heads_local", "cross_attention_heads"]
-    for name in names:
-        if getattr(config, name) % mesh.shape["tensor"]:
-            raise ValueError(
-                f"{name} is {getattr(config, name)}, expected a multiple of the "
-                f"{mesh.shape['tensor']} devices of mesh axis tensor"
-            )
 
 
 def state_shardings(

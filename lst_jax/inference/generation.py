@@ -24,7 +24,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lst_jax.checkpoints.train_state import check_heads
 from lst_jax.config import require
 from lst_jax.inference.decoding import caches
 from lst_jax.inference.decoding.decode_loop import Decoder, Progress, State, decode_batch
@@ -40,7 +39,7 @@ from lst_jax.inference.sampling import (
 )
 from lst_jax.model.models import LatentSpeechTextTransformer, TokenTransformer
 from lst_jax.patching import Document, PatchingConfig, fill_row
-from lst_jax.sharding import batch_sharding, check_rows, mesh_context, replicated
+from lst_jax.sharding import batch_sharding, check_heads, check_rows, mesh_context, replicated
 from lst_jax.vocabulary import Vocabulary
 
 # Why a row has stopped, by the number in `Progress.stop`; 0 is not yet.

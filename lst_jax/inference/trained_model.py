@@ -9,12 +9,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from lst_jax.checkpoints.checkpointer import (
-    check_tokenizer,
-    find_checkpoint,
-    read_description,
-    restore_params,
-)
+from lst_jax.checkpoints.description import check_tokenizer, read_description
+from lst_jax.checkpoints.layout import find_checkpoint
+from lst_jax.checkpoints.params import restore_params
 from lst_jax.model.models import build_model
 from lst_jax.patching import PatchingConfig, Visibility
 from lst_jax.sharding import make_mesh

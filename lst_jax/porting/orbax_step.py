@@ -17,14 +17,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
-from lst_jax.checkpoints.checkpointer import (
-    find_checkpoint,
-    params_directory,
-    params_save_args,
-    read_description,
-    reading_checkpoint,
-    stored_tree,
-)
+from lst_jax.checkpoints.description import read_description
+from lst_jax.checkpoints.layout import find_checkpoint, params_directory, reading_checkpoint
+from lst_jax.checkpoints.params import params_save_args, stored_tree
 from lst_jax.config import ModelConfig
 from lst_jax.porting.parameter_names import (
     PublishedTensor,

@@ -23,14 +23,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lst_jax.checkpoints.checkpointer import (
+from lst_jax.checkpoints.description import (
     ModelDescription,
     check_tokenizer,
     description_from_file,
     description_to_json,
-    step_directory,
     write_description,
 )
+from lst_jax.checkpoints.layout import step_directory
 from lst_jax.porting.orbax_step import OrbaxStep, is_orbax_run, write_orbax
 from lst_jax.porting.parameter_names import published_tensors
 from lst_jax.porting.published_config import make_params_json, read_params_json

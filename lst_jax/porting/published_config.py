@@ -13,7 +13,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from lst_jax.checkpoints.checkpointer import ModelDescription
+from lst_jax.checkpoints.description import ModelDescription
 from lst_jax.config import LSTConfig
 from lst_jax.patching import PatchingConfig
 from lst_jax.vocabulary import Vocabulary

@@ -17,17 +17,11 @@ import jax
 import numpy as np
 from jax import Array
 
-from lst_jax.checkpoints.checkpointer import (
-    Checkpointer,
-    MergeStates,
-    ModelDescription,
-    check_description,
-    restore_initial_params,
-    write_description,
-)
+from lst_jax.checkpoints.checkpointer import Checkpointer, MergeStates
+from lst_jax.checkpoints.description import ModelDescription, check_description, write_description
+from lst_jax.checkpoints.params import restore_initial_params
 from lst_jax.checkpoints.train_state import (
     TrainState,
-    check_heads,
     init_state,
     state_from_params,
     state_shardings,
@@ -38,6 +32,7 @@ from lst_jax.sharding import (
     DEFAULT_RULES,
     LogicalRules,
     MeshConfig,
+    check_heads,
     check_rows,
     make_mesh,
     mesh_context,

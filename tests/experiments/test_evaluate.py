@@ -14,12 +14,9 @@ import optax
 import pytest
 import sentencepiece
 
-from lst_jax.checkpoints.checkpointer import (
-    Checkpointer,
-    ModelDescription,
-    find_checkpoint,
-    write_description,
-)
+from lst_jax.checkpoints.checkpointer import Checkpointer
+from lst_jax.checkpoints.description import ModelDescription, write_description
+from lst_jax.checkpoints.layout import find_checkpoint
 from lst_jax.checkpoints.train_state import init_state
 from lst_jax.config import LSTConfig, baseline_of
 from lst_jax.evaluation.story_completion import (

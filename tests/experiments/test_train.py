@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from lst_jax.checkpoints.checkpointer import read_description, restore_params
+from lst_jax.checkpoints.description import read_description
+from lst_jax.checkpoints.params import restore_params
 from lst_jax.sharding import make_mesh
 from lst_jax.training.metrics import read_records
 from tests.experiments.train_commands import (

@@ -9,7 +9,7 @@ import pytest
 from experiments.aot_compile import read_config
 from experiments.common import gin_config
 from experiments.common.step_config import PRESETS, preset
-from lst_jax.checkpoints.checkpointer import ModelDescription
+from lst_jax.checkpoints.description import ModelDescription
 from lst_jax.config import LSTConfig, TokenTransformerConfig, baseline_of
 from lst_jax.model.models import count_parameters
 from lst_jax.porting.published_config import published_differences

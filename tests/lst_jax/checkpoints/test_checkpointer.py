@@ -8,14 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lst_jax.checkpoints.checkpointer import (
-    Checkpointer,
-    ModelDescription,
-    read_description,
-    restore_initial_params,
-    restore_params,
-    write_description,
-)
+from lst_jax.checkpoints.checkpointer import Checkpointer
+from lst_jax.checkpoints.description import ModelDescription, read_description, write_description
+from lst_jax.checkpoints.params import restore_initial_params, restore_params
 from lst_jax.checkpoints.train_state import TrainState, param_shapes
 from lst_jax.config import baseline_of
 from lst_jax.sharding import MeshConfig, make_mesh

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lst_jax.checkpoints.checkpointer import ModelDescription
+from lst_jax.checkpoints.description import ModelDescription
 from lst_jax.config import LSTConfig, baseline_of
 from lst_jax.porting.parameter_names import published_tensors
 from lst_jax.porting.port import Checkpoint

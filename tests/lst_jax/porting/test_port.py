@@ -17,13 +17,9 @@ import safetensors.numpy
 import torch
 from hypothesis import strategies as st
 
-from lst_jax.checkpoints.checkpointer import (
-    params_directory,
-    params_save_args,
-    restore_params,
-    step_directory,
-    write_description,
-)
+from lst_jax.checkpoints.description import write_description
+from lst_jax.checkpoints.layout import params_directory, step_directory
+from lst_jax.checkpoints.params import params_save_args, restore_params
 from lst_jax.checkpoints.train_state import param_shapes
 from lst_jax.porting import orbax_step, pytorch_folder
 from lst_jax.porting.parameter_names import published_tensors, tree_from_published

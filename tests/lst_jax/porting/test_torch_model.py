@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.tokenizers import train_tokenizer
-from lst_jax.checkpoints.checkpointer import ModelDescription, description_to_json
+from lst_jax.checkpoints.description import ModelDescription, description_to_json
 from lst_jax.config import LSTConfig, baseline_of
 from lst_jax.model.models import build_model, logits, output_kernel
 from lst_jax.patching import PatchingConfig, fill_row, patch_document

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from lst_jax.checkpoints.checkpointer import Checkpointer, restore_initial_params
+from lst_jax.checkpoints.checkpointer import Checkpointer
+from lst_jax.checkpoints.params import restore_initial_params
 from lst_jax.checkpoints.train_state import init_state, state_from_params
 from lst_jax.sharding import MeshConfig, make_mesh, mesh_context, shard_batch
 from lst_jax.training.loop import NonFiniteLossError, StopSignal, train

@@ -3,7 +3,7 @@
 import grain
 import numpy as np
 
-from lst_jax.checkpoints.checkpointer import ModelDescription
+from lst_jax.checkpoints.description import ModelDescription
 from lst_jax.config import LSTConfig
 from tests.lst_jax.batches import VOCABULARY, random_document, stack_rows
 
