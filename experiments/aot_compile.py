@@ -7,7 +7,7 @@ Any machine will do: the package `libtpu` compiles without a TPU. The step is th
 trainer runs, at the shapes of `experiments/configs/runs/pretrain.gin` and the Gin files given after
 it; no data is read. The batch has the run's rows, or as many more as the mesh needs to divide them;
 `--rows_per_device` fixes them instead. `--slices=2` compiles for two slices joined by the data
-centre's network, along data or, where that has too few parts, along fsdp.
+center's network, along data or, where that has too few parts, along fsdp.
 
 The table says how each figure was made. Attention's work depends on the documents of a batch, which
 is taken to be a typical one (`experiments/aot/attention_estimates.py`).

@@ -3,7 +3,7 @@ r"""The whole road in one command: corpus, training, evaluation, report.
     python -m experiments.demo --workdir=runs/demo
 
 builds the built-in corpus (spoken short stories), trains the LST with the curriculum and the
-unpatched baseline under the same budget (steps, and units a step), measures story completion in
+unpatched baseline under the same budget (steps, and patches a step), measures story completion in
 all four directions, fine-tunes the LST for a minute each to transcribe and to speak, and writes
 `report.html`. What was interrupted continues where it was when the same command is given again.
 Training is that of `experiments.train` with the files of `GIN_FILES`; `--gin.NAME=VALUE` changes a
@@ -315,7 +315,7 @@ def _digest(path: pathlib.Path) -> str:
 
 
 def _read_result(fields: dict[str, Any]) -> StoryCompletionResult:
-    pairs = {name: tuple(fields[name]) for name in ("interval", "normalised_interval")}
+    pairs = {name: tuple(fields[name]) for name in ("interval", "normalized_interval")}
     return StoryCompletionResult(**{**fields, **pairs})
 
 

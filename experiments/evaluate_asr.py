@@ -4,7 +4,7 @@ r"""Word and character error rates of models fine-tuned for recognition.
         --data=test.jsonl --output=asr.json
 
 prints a line per model and writes the same, with every utterance, as JSON. The data are spoken
-texts (`docs/formats.md`); texts are normalised before they are compared
+texts (`docs/formats.md`); texts are normalized before they are compared
 (`lst_jax/evaluation/error_rates.py`); costs are in units (`lst_jax/evaluation/answer_rates.py`).
 """
 
@@ -14,7 +14,7 @@ from absl import flags
 
 from experiments.common import cli, speech_evaluation
 from lst_jax.evaluation.answer_rates import judge
-from lst_jax.inference.transcription import recognise
+from lst_jax.inference.transcription import transcribe
 
 speech_evaluation.define_flags()
 _MAX_TOKENS = flags.DEFINE_integer("max_tokens", 256, "Text tokens of an answer.", lower_bound=1)
@@ -26,7 +26,7 @@ def main(argv: list[str]) -> None:
     evaluation = speech_evaluation.SpeechEvaluation()
     utterances = [item.units for item in evaluation.spoken]
     for trained in evaluation.models():
-        answers = recognise(
+        answers = transcribe(
             trained,
             utterances,
             max_tokens=_MAX_TOKENS.value,

@@ -33,7 +33,7 @@ gin_config.define_flags()
 distributed.define_flags()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
 _COMPILATION_CACHE_DIR = flags.DEFINE_string(
-    "compilation_cache_dir", None, "Where compiled programmes are kept between starts."
+    "compilation_cache_dir", None, "Where compiled programs are kept between starts."
 )
 
 
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
 
 
 def enable_compilation_cache(directory: str) -> None:
-    """Keeps every compiled programme in `directory`, however short its compilation was."""
+    """Keeps every compiled program in `directory`, however short its compilation was."""
     jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(directory).absolute()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

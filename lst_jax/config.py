@@ -70,7 +70,7 @@ class LSTConfig:
       rope_theta: base of the rotary embedding.
       norm_eps: epsilon of every RMSNorm.
       dtype: compute type of activations and matrix products ("bfloat16" or "float32").
-      remat: rematerialisation policy by name (`layers.REMAT_POLICIES`).
+      remat: rematerialization policy by name (`layers.REMAT_POLICIES`).
       attention: attention backend by name (`attention.BACKENDS`).
     """
 

@@ -53,7 +53,7 @@ class Chip(NamedTuple):
       memory_bandwidth: of HBM, bytes a second.
       interconnect_bandwidth: what a chip can send over all its links within its slice, bytes a
         second; half of the figure for both directions.
-      network_bandwidth: of the data centre's network, which joins slices, a chip's share, bytes a
+      network_bandwidth: of the data center's network, which joins slices, a chip's share, bytes a
         second; None where there is no figure.
     """
 

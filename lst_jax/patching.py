@@ -211,7 +211,7 @@ def patch_document(
     segment that it continues (just the bos where it opens with a segment). Both are given, not
     predicted, and so is the token after them, which the piece before predicts as its
     `final_target`: pieces that follow each other predict every token exactly once. Its runs are
-    grouped anew from `begin`, which for cuts at patch boundaries gives the same groups (unless
+    grouped again from `begin`, which for cuts at patch boundaries gives the same groups (unless
     `<s>` joins them).
 
     Args:

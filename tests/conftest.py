@@ -1,7 +1,7 @@
 """Shared settings of the test suite: the CPU platform with eight virtual devices.
 
-Most of the suite's time is XLA's, which compiles many small programmes that run once. So it does
-without the passes that make programmes fast, a sixth of the time for a gradient; binaries that
+Most of the suite's time is XLA's, which compiles many small programs that run once. So it does
+without the passes that make programs fast, a sixth of the time for a gradient; binaries that
 tests start run with XLA's own settings, as a user runs them.
 
 A virtual device waits for the others at every collective; on a busy machine longer than the

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from data_pipelines.microworld import lexicon, speech, stories
-from data_pipelines.microworld.speech import VOICES, Voice, synthesise
+from data_pipelines.microworld.speech import VOICES, Voice, synthesize
 from data_pipelines.records.storage import (
     SILENCE,
     Totals,
@@ -382,7 +382,7 @@ def _write_examples(config: MicroworldConfig, paths: MicroworldPaths, out: pathl
     encoder = MelKMeansEncoder.load(paths.encoder)
     examples = []
     for i, task in enumerate(_story_tasks(config, config.example_count)):
-        spoken = synthesise(task.text, task.voice)
+        spoken = synthesize(task.text, task.voice)
         heard = encoder.encode(spoken.samples, spoken.sample_rate)
         words, unit_counts = align_units(spoken.words, heard.size, encoder.frame_rate)
         name = f"example-{i}.wav"
@@ -448,7 +448,7 @@ def _story_tasks(config: MicroworldConfig, count: int) -> Iterator[_Task]:
 def _speak_frames(task: _Task) -> tuple[np.ndarray, np.ndarray]:
     """Log-mel frames (U, M) of a spoken text and what is said in each (U,)."""
     features = MelFeatures()
-    spoken = synthesise(task.text, task.voice)
+    spoken = synthesize(task.text, task.voice)
     frames = features.log_mels(spoken.samples, spoken.sample_rate)
     return frames, label_frames(spoken.words, len(frames), features.frame_rate)
 
@@ -481,7 +481,7 @@ def _speak_units(task: _Task) -> _SpokenUnits:
     if encoder is None:
         raise RuntimeError("a process was asked for units before it was given an encoder")
     started = time.process_time()
-    spoken = synthesise(task.text, task.voice)
+    spoken = synthesize(task.text, task.voice)
     synthesis_cpu_s = time.process_time() - started
     heard = encoder.encode(spoken.samples, spoken.sample_rate)
     words, unit_counts = align_units(spoken.words, heard.size, encoder.frame_rate)

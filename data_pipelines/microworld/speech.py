@@ -26,7 +26,7 @@ import numpy as np
 
 from data_pipelines.speech.alignment import WordTiming
 
-# speak_lib.h: espeak_AUDIO_OUTPUT, initialisation options, event types, parameters, text flags.
+# speak_lib.h: espeak_AUDIO_OUTPUT, initialization options, event types, parameters, text flags.
 _OUTPUT_SYNCHRONOUS = 2
 _OPTION_PHONEME_EVENTS = 0x0001
 _OPTION_DONT_EXIT = 0x8000
@@ -227,7 +227,7 @@ def _fresh_library() -> Iterator[tuple[ctypes.CDLL, int]]:
 _LOCK = threading.Lock()
 
 
-def synthesise(text: str, voice: Voice) -> Speech:
+def synthesize(text: str, voice: Voice) -> Speech:
     """Speaks a text.
 
     The same text and voice always give the same samples, whatever was spoken before.

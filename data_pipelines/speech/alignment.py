@@ -73,7 +73,7 @@ def align_units(
 def label_frames(
     timings: Sequence[WordTiming], num_frames: int, frame_rate: float, parts: int = 4
 ) -> np.ndarray:
-    """Says which part of which word is spoken at the centre of every frame.
+    """Says which part of which word is spoken at the center of every frame.
 
     Args:
       timings: words in order, not overlapping.

@@ -76,7 +76,7 @@ class MelFeatures:
     Attributes:
       sample_rate: audio samples per second, a multiple of `frame_rate`.
       frame_rate: frames per second.
-      window_s: length of the Hann window around a frame's centre.
+      window_s: length of the Hann window around a frame's center.
       mel_count: mel bands M between `min_hz` and `max_hz`.
       cepstrum_count: cepstra kept of a frame, at most M.
       context: frames on either side whose cepstra join a frame's vector.
@@ -141,7 +141,7 @@ class MelFeatures:
           sample_rate: of the samples.
 
         Returns:
-          float32 (U, M), natural logarithm, U = ⌈S / hop⌉; frame u is centred on the middle of
+          float32 (U, M), natural logarithm, U = ⌈S / hop⌉; frame u is centered on the middle of
           samples u·hop … (u+1)·hop, with zeros beyond the ends.
 
         Raises:
@@ -176,7 +176,7 @@ class MelFeatures:
         return np.maximum(0, np.minimum(rising, falling)).astype(np.float32)
 
     def vectors(self, log_mels: np.ndarray) -> np.ndarray:
-        """Cepstra of every frame and its neighbours, whatever the loudness and the channel.
+        """Cepstra of every frame and its neighbors, whatever the loudness and the channel.
 
         Cepstra of one utterance are taken relative to their mean over its speech, which removes
         the gain, the channel and some of the speaker.
@@ -194,8 +194,8 @@ class MelFeatures:
         cepstra = cepstra - cepstra[speech].mean(axis=0)
         cepstra[:, 0] *= _ENERGY_WEIGHT
         padded = np.pad(cepstra, ((self.context, self.context), (0, 0)), mode="edge")
-        neighbours = np.lib.stride_tricks.sliding_window_view(padded, 2 * self.context + 1, axis=0)
-        return np.ascontiguousarray(neighbours.swapaxes(1, 2)).reshape(len(cepstra), -1)
+        neighbors = np.lib.stride_tricks.sliding_window_view(padded, 2 * self.context + 1, axis=0)
+        return np.ascontiguousarray(neighbors.swapaxes(1, 2)).reshape(len(cepstra), -1)
 
 
 class MelKMeansEncoder:

@@ -175,8 +175,8 @@ class MelVocoder:
         """Pulses where units are voiced, else noise, each of unit power, float32 (S,)."""
         hop = self.features.hop
         size = units.size * hop
-        centres = (np.arange(units.size) + 0.5) * hop
-        voicing = np.interp(np.arange(size), centres, self._voicing[units])
+        centers = (np.arange(units.size) + 0.5) * hop
+        voicing = np.interp(np.arange(size), centers, self._voicing[units])
         pulses = np.zeros(size)
         pulses[np.arange(0, size, self._period).astype(np.int64)] = np.sqrt(self._period)
         noise = np.random.default_rng(_NOISE_SEED).standard_normal(size)

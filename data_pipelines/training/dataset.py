@@ -63,13 +63,13 @@ class DataConfig:
       seed: of everything random, 0 … 2⁶⁴ − 1.
       speech_text_ratio: amount of speech for an amount 1 of text, see `document_weights`.
       ratio_unit: what that is counted in, `words` or `tokens`.
-      interleaved_share: share of the utterances that are interleaved with their text, drawn anew
+      interleaved_share: share of the utterances that are interleaved with their text, drawn again
         in each epoch; the others are speech throughout.
       patching: how speech is segmented.
       visibility: see `fill_row`.
       open_rows: rows that the packer of each stream keeps open.
       largest_gap: see `PackingConfig`.
-      num_epochs: how often every record is visited; None for ever.
+      num_epochs: how often every record is visited; None forever.
       task: what utterances are made into instead, "asr" or "tts"
         (`data_pipelines.training.documents`); None interleaves them. A task's documents do without
         text sources.
@@ -141,7 +141,7 @@ def make_training_dataset(
     An element holds the arrays of `fill_row`, stacked: B / host_count rows, which are the rows
     host_index · B / host_count … of the global batch. Element u is the batch of step u. The
     iterators' states are JSON-able, the same for any number of workers, and those of all hosts can
-    be merged and divided anew with `merge_states`.
+    be merged and divided again with `merge_states`.
 
     Args:
       config: what to train on.
@@ -415,7 +415,7 @@ def _flatten(value: Any, name: str = "") -> dict[str, Any]:
 
 
 def _end_with_parent(_index: int, _count: int) -> None:
-    """Makes a worker process end where the main one was killed; it would wait for ever."""
+    """Makes a worker process end where the main one was killed; it would wait forever."""
     parent = multiprocessing.parent_process()
 
     def watch() -> None:

@@ -1,4 +1,4 @@
-"""From a record to the tokens of a document; speech is interleaved with its text, anew each epoch.
+"""From a record to the tokens of a document; each epoch interleaves speech and text differently.
 
 A document is bos, segments each led by its mode token, eos. An utterance alternates blocks of words
 given as text with blocks of words given as speech (Section 3 of the paper):

@@ -1,6 +1,6 @@
 """Mixing: which document a stream takes next, and what it becomes in this epoch.
 
-Every source is shuffled anew in each epoch and repeated; stream b of B takes the positions
+Every source is shuffled again in each epoch and repeated; stream b of B takes the positions
 b, b + B, … of every source and mixes them with the sources' weights. (Slicing one mixed order
 instead would tie streams to sources, for Grain's mixing is periodic: with two sources of equal
 weight every even stream would see only the first.)
@@ -222,13 +222,13 @@ class DocumentRandom:
 def source_keys(
     source: int, size: int, seed: int, num_epochs: int | None
 ) -> grain.MapDataset[DocumentKey]:
-    """The visits of a source's records in order: shuffled anew in each epoch.
+    """The visits of a source's records in order: shuffled again in each epoch.
 
     Args:
       source: number of the source.
       size: number of its records.
       seed: of the shuffle.
-      num_epochs: how often to repeat; None for ever.
+      num_epochs: how often to repeat; None forever.
     """
     # Grain shuffles with 32-bit seeds, and each epoch with the next one.
     shuffle_seed = int(np.random.SeedSequence([seed, source]).generate_state(1)[0])
@@ -254,7 +254,7 @@ def stream_keys(
       weights: relative frequencies, one a source.
       stream: number of the stream, from 0.
       num_streams: number of all streams; together they take every visit once.
-      endless: whether the sources repeat for ever.
+      endless: whether the sources repeat forever.
 
     Returns:
       The visits in order. Where sources end, those that are left go on.

@@ -269,7 +269,7 @@ class RowPacker(Iterator[Row]):
                 logging.log_first_n(
                     logging.WARNING,
                     "a question with its answer has %d patches and %d tokens, a row has %d and %d: "
-                    "it is split, and of its answer only what stands in the first row is learnt",
+                    "it is split, and of its answer only what stands in the first row is learned",
                     1,
                     *(document.num_patches, document.num_tokens),
                     *(config.num_patches, config.num_tokens),

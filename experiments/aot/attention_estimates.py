@@ -36,7 +36,7 @@ _TEXT_TOKENS = (50, 2000)
 _SPEECH_TEXT_RATIO = 0.5
 
 # Matrix products over a pair of blocks in each Pallas kernel, its arrays along the blocks that the
-# grid keeps, and its arrays along those that it reads anew at every visit.
+# grid keeps, and its arrays along those that it reads again at every visit.
 _KERNELS = {"forward_kernel": (2, 2, 2), "dq_kernel": (3, 4, 2), "dkv_kernel": (4, 4, 2)}
 
 

@@ -25,7 +25,7 @@ def tpu_devices(topology: str, num_slices: int = 1) -> list[jax.Device]:
 
     Args:
       topology: chip and shape of a slice, such as `v5e:16x16` or `v5p:8x8x4`.
-      num_slices: slices of that shape, joined by the data centre's network.
+      num_slices: slices of that shape, joined by the data center's network.
 
     Raises:
       ImportError: the package `libtpu` is not installed.

@@ -94,7 +94,7 @@ def measure_all(
       config: the step; its number of rows and its policy are not used.
       mesh: the device mesh.
       rows: of each device, ascending.
-      policies: of rematerialisation, by name.
+      policies: of rematerialization, by name.
       num_steps: timed runs.
       with_parts: whether the parts are timed, too.
       peak: of one device.

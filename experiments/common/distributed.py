@@ -35,7 +35,7 @@ def define_flags() -> None:
 
 
 def join_processes() -> None:
-    """Initialises `jax.distributed` where a flag asks for it; comes before any other use of JAX.
+    """Initializes `jax.distributed` where a flag asks for it; comes before any other use of JAX.
 
     Raises:
       ValueError: flags and environment do not say enough, or contradict each other.

@@ -1,4 +1,4 @@
-"""What turns synthesised speech into text: a trained model, a command, or a Python function."""
+"""What turns synthesized speech into text: a trained model, a command, or a Python function."""
 
 from __future__ import annotations
 
@@ -15,46 +15,46 @@ import numpy as np
 from data_pipelines.speech.audio import write_wav
 from data_pipelines.speech.vocoder import UnitVocoder, decode_known
 from lst_jax.inference.trained_model import TrainedModel
-from lst_jax.inference.transcription import recognise
+from lst_jax.inference.transcription import transcribe
 
 # From the units of utterances, (U,) int32 each with U ≥ 1, to their texts.
-Recogniser = Callable[[Sequence[np.ndarray]], Sequence[str]]
+Recognizer = Callable[[Sequence[np.ndarray]], Sequence[str]]
 
 _WAV = "{wav}"
 
 
-def hear(recogniser: Recogniser, utterances: Sequence[np.ndarray]) -> list[str]:
-    """What a recogniser understands of utterances; nothing of those without units.
+def hear(recognizer: Recognizer, utterances: Sequence[np.ndarray]) -> list[str]:
+    """What a recognizer understands of utterances; nothing of those without units.
 
     Args:
-      recogniser: of this module.
+      recognizer: of this module.
       utterances: units, (U,) each with U ≥ 0.
 
     Raises:
-      ValueError: the recogniser does not return a text for each, or raises it.
+      ValueError: the recognizer does not return a text for each, or raises it.
     """
     spoken = [units for units in utterances if len(units)]
-    texts = recogniser(spoken) if spoken else []
+    texts = recognizer(spoken) if spoken else []
     is_texts = isinstance(texts, Sequence) and all(isinstance(text, str) for text in texts)
     if not is_texts or len(texts) != len(spoken):
         raise ValueError(
-            f"recogniser returned {reprlib.repr(texts)}, expected a list of {len(spoken)} texts, "
+            f"recognizer returned {reprlib.repr(texts)}, expected a list of {len(spoken)} texts, "
             "one for each utterance"
         )
     heard = iter(texts)
     return [next(heard) if len(units) else "" for units in utterances]
 
 
-def model_recogniser(trained: TrainedModel, batch_rows: int) -> Recogniser:
+def model_recognizer(trained: TrainedModel, batch_rows: int) -> Recognizer:
     """A model that was fine-tuned for recognition."""
 
     def run(utterances: Sequence[np.ndarray]) -> list[str]:
-        return [answer.text for answer in recognise(trained, utterances, batch_rows=batch_rows)]
+        return [answer.text for answer in transcribe(trained, utterances, batch_rows=batch_rows)]
 
     return run
 
 
-def command_recogniser(command: str, vocoder: UnitVocoder | None) -> Recogniser:
+def command_recognizer(command: str, vocoder: UnitVocoder | None) -> Recognizer:
     """A command that prints what it understands of one utterance.
 
     Args:
@@ -68,12 +68,12 @@ def command_recogniser(command: str, vocoder: UnitVocoder | None) -> Recogniser:
     try:
         words = shlex.split(command)
     except ValueError as error:
-        raise ValueError(f"recogniser_command is {command!r}: {error}") from error
+        raise ValueError(f"recognizer_command is {command!r}: {error}") from error
     if not words:
-        raise ValueError(f"recogniser_command is {command!r}, expected a command")
+        raise ValueError(f"recognizer_command is {command!r}, expected a command")
     takes_sound = any(_WAV in word for word in words)
     if takes_sound and vocoder is None:
-        raise ValueError(f"recogniser_command is {command!r}; {_WAV} needs --encoder for a vocoder")
+        raise ValueError(f"recognizer_command is {command!r}; {_WAV} needs --encoder for a vocoder")
 
     def run_one(units: np.ndarray, folder: str) -> str:
         wav, given = pathlib.Path(folder) / "utterance.wav", " ".join(map(str, units.tolist()))
@@ -87,7 +87,7 @@ def command_recogniser(command: str, vocoder: UnitVocoder | None) -> Recogniser:
         done = subprocess.run(filled, input=given, capture_output=True, check=False, **text)
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-            raise ValueError(f"recogniser_command failed with status {done.returncode}: {reason}")
+            raise ValueError(f"recognizer_command failed with status {done.returncode}: {reason}")
         return done.stdout.strip()
 
     def run(utterances: Sequence[np.ndarray]) -> list[str]:
@@ -97,7 +97,7 @@ def command_recogniser(command: str, vocoder: UnitVocoder | None) -> Recogniser:
     return run
 
 
-def function_recogniser(name: str) -> Recogniser:
+def function_recognizer(name: str) -> Recognizer:
     """A Python function `package.module:function` from units of utterances to their texts.
 
     Raises:
@@ -108,8 +108,8 @@ def function_recogniser(name: str) -> Recogniser:
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
-            f"recogniser is {name!r}, expected package.module:function ({error})"
+            f"recognizer is {name!r}, expected package.module:function ({error})"
         ) from error
     if not callable(found):
-        raise ValueError(f"recogniser is {name!r}, expected a function")
+        raise ValueError(f"recognizer is {name!r}, expected a function")
     return found

@@ -31,8 +31,8 @@ from lst_jax.vocabulary import TextTokenizer, Vocabulary
 
 matplotlib.use("Agg")
 
-# Colours that colour-blind readers tell apart (Okabe and Ito), one for each model.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+# Colors that color-blind readers tell apart (Okabe and Ito), one for each model.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 _SPOKEN = "#56B4E9"
 _SILENT = "#DDDDDD"
 # Seconds of the utterance that the figure shows: few enough for words to be read.
@@ -142,8 +142,8 @@ def write_report(
         "<h1>Latent Speech-Text Transformer on spoken short stories</h1>",
         "<p>"
         + " and ".join(html.escape(model.name) for model in models)
-        + ", trained for the same number of steps with the same units a step (a unit is a patch;"
-        " for the unpatched baseline a token), then asked which ending a story has.</p>",
+        + ", trained for the same number of steps with the same patches a step (for the unpatched"
+        " baseline a token is a patch), then asked which ending a story has.</p>",
         "<h2>Story completion</h2>",
         _accuracy_table(models),
         f"<p class='note'>Accuracy in percent with its 95 % Wilson interval, "
@@ -155,7 +155,7 @@ def write_report(
         *(_speech_html(example, speech_directory) for example in speech),
         _figure_html(spectrogram_figure(speech, speech_directory)),
         "<p class='note'>All sound is made of units, by the built-in vocoder, so what is said to a"
-        " model sounds as it hears it. The recogniser is the same small model after a minute of"
+        " model sounds as it hears it. The recognizer is the same small model after a minute of"
         " fine-tuning; it guesses where it does not understand.</p>",
         "<h2>What was spent</h2>",
         _cost_table(models),
@@ -202,9 +202,9 @@ def loss_figure(models: Sequence[ModelReport]) -> Figure:
     )
     figure, axes = plt.subplots(2, 2, figsize=(10, 6), sharex=True, layout="constrained")
     for axis, (key, label) in zip(axes.flat, panels, strict=True):
-        for model, colour in zip(models, _COLOURS, strict=False):
+        for model, color in zip(models, _COLORS, strict=False):
             points = [(r["step"], r[key]) for r in model.records if r[key] is not None]
-            axis.plot(*zip(*points, strict=True), color=colour, label=model.name)
+            axis.plot(*zip(*points, strict=True), color=color, label=model.name)
         axis.set_ylabel(label)
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
@@ -238,7 +238,7 @@ def utterance_figure(example: SpokenExample, tokenizer: TextTokenizer, patch_siz
     _draw_labels(axis, 0, example.words, example.unit_counts, example.frame_rate, end)
     units = example.units[: round(end * example.frame_rate)]
     axis.imshow(
-        units[None] * 37 % 501,  # neighbouring ids look different
+        units[None] * 37 % 501,  # neighboring ids look different
         extent=(0, len(units) / example.frame_rate, 1.4, 0.6),
         cmap="nipy_spectral",
         aspect="auto",
@@ -289,8 +289,8 @@ def _draw_spans(
     starts = ends - np.asarray(lengths) / frame_rate
     shown = starts < end
     spans = np.stack([starts, ends - starts], axis=1)[shown]
-    colours = [_SPOKEN if flag else _SILENT for flag in np.asarray(spoken)[shown]]
-    axis.broken_barh(spans, (row - 0.4, 0.8), facecolors=colours, edgecolors="white", linewidth=1.0)
+    colors = [_SPOKEN if flag else _SILENT for flag in np.asarray(spoken)[shown]]
+    axis.broken_barh(spans, (row - 0.4, 0.8), facecolors=colors, edgecolors="white", linewidth=1.0)
 
 
 def _draw_labels(
@@ -338,7 +338,7 @@ COST_HEADER = (
     "model",
     "parameters",
     "steps",
-    "units",
+    "patches",
     "tokens",
     "speech units",
     "mean patch",
@@ -354,7 +354,7 @@ def cost_row(model: ModelReport) -> list[str]:
         model.name,
         f"{model.num_parameters:,}",
         f"{last['step']:,}",
-        f"{last['total_units']:,}",
+        f"{last['total_patches']:,}",
         f"{last['total_tokens']:,}",
         f"{last['total_speech_units']:,}",
         f"{mean_patch_length(model.records):.2f}",

@@ -13,13 +13,13 @@ import numpy as np
 from data_pipelines.speech.audio import write_wav
 from data_pipelines.speech.vocoder import MelVocoder, decode_known
 from experiments.common.outputs import write_json
-from experiments.common.recognizers import hear, model_recogniser
+from experiments.common.recognizers import hear, model_recognizer
 from lst_jax.evaluation.spoken_texts import SpokenText
 from lst_jax.evaluation.story_completion import StoryExample
 from lst_jax.inference.generation import GenerationLimits, generate
 from lst_jax.inference.sampling import SamplingConfig
 from lst_jax.inference.trained_model import TrainedModel
-from lst_jax.inference.transcription import synthesise
+from lst_jax.inference.transcription import synthesize
 
 _SECONDS = 6.0
 _SAMPLING = SamplingConfig(temperature=0.7, top_p=0.95)
@@ -128,7 +128,7 @@ def _continue(
         "A spoken prompt, continued in speech",
         (
             ("prompt", text),
-            ("prompt and continuation, as the recogniser hears them", _hear(asr, whole)),
+            ("prompt and continuation, as the recognizer hears them", _hear(asr, whole)),
         ),
         (
             writer.write("prompt", "the prompt", units),
@@ -142,22 +142,22 @@ def _transcribe(
 ) -> SpeechExample:
     return SpeechExample(
         "Speech, transcribed",
-        (("said", text), ("recognised", _hear(asr, units))),
+        (("said", text), ("recognized", _hear(asr, units))),
         (writer.write("transcribed", "what was said", units),),
     )
 
 
 def _speak(tts: TrainedModel, asr: TrainedModel, text: str, writer: _ClipWriter) -> SpeechExample:
-    (answer,) = synthesise(tts, [text], sampling=_SAMPLING, batch_rows=tts.mesh.size)
+    (answer,) = synthesize(tts, [text], sampling=_SAMPLING, batch_rows=tts.mesh.size)
     return SpeechExample(
         "A text, spoken",
-        (("text", text), ("as the recogniser hears it", _hear(asr, answer.units))),
+        (("text", text), ("as the recognizer hears it", _hear(asr, answer.units))),
         (writer.write("spoken", "the model's speech", answer.units),),
     )
 
 
 def _hear(asr: TrainedModel, units: np.ndarray) -> str:
-    (text,) = hear(model_recogniser(asr, asr.mesh.size), [units])
+    (text,) = hear(model_recognizer(asr, asr.mesh.size), [units])
     return text
 
 

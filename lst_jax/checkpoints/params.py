@@ -116,7 +116,7 @@ def restore_initial_params(
 def _changed_conventions(
     there: Mapping[str, Any], here: Mapping[str, Any]
 ) -> Iterator[tuple[str, Any, Any]]:
-    """Name and both values of what a model has learnt to rely on, where they differ."""
+    """Name and both values of what a model has learned to rely on, where they differ."""
     for name in ("visibility", "patching.patch_size", "patching.join_speech_mode"):
         first, _, second = name.partition(".")
         old, new = there.get(first), here.get(first)

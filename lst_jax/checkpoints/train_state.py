@@ -25,7 +25,7 @@ from lst_jax.sharding import (
     tree_shardings,
 )
 
-# Of the rows that parameters are initialised with; parameter shapes do not depend on it.
+# Of the rows that parameters are initialized with; parameter shapes do not depend on it.
 _INIT_LENGTH = 4
 
 

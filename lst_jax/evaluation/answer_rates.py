@@ -1,7 +1,7 @@
 """How well recognition and synthesis work: error rates, and the units that they take.
 
 Recognition (ASR) is judged by the errors of its texts. Synthesis (TTS) is judged by what a
-recogniser understands of it, against the text that it should say.
+recognizer understands of it, against the text that it should say.
 
 Costs are counted in units, patches, as in the paper's Table 5: the context (of the question) and
 the generation (of the answer). The unpatched baseline's units are its tokens, so units per token
@@ -45,14 +45,14 @@ class TaskResult:
     """Errors and costs of a model on a set of utterances.
 
     Attributes:
-      context_units, context_tokens: of the questions: patches, and tokens.
-      generation_units, generation_tokens: the same of the answers.
-      errors: of what was recognised.
+      context_patches, context_tokens: of the questions: patches, and tokens.
+      generation_patches, generation_tokens: the same of the answers.
+      errors: of what was recognized.
     """
 
-    context_units: int
+    context_patches: int
     context_tokens: int
-    generation_units: int
+    generation_patches: int
     generation_tokens: int
     errors: ErrorRates
 
@@ -62,7 +62,7 @@ class TaskResult:
 
 
 def error_rates(spoken: Sequence[SpokenText], hypotheses: Sequence[str]) -> ErrorRates:
-    """Errors of what was recognised of utterances, at least one.
+    """Errors of what was recognized of utterances, at least one.
 
     Raises:
       ValueError: a reference has no words.
@@ -81,16 +81,16 @@ def judge(
 
     Args:
       spoken: the utterances, at least one.
-      hypotheses: what was recognised of each, by the model itself or of what it said.
+      hypotheses: what was recognized of each, by the model itself or of what it said.
       answers: the model's, which took the units.
 
     Raises:
       ValueError: a reference has no words.
     """
     return TaskResult(
-        context_units=sum(answer.question_units for answer in answers),
+        context_patches=sum(answer.question_patches for answer in answers),
         context_tokens=sum(answer.question_tokens for answer in answers),
-        generation_units=sum(answer.answer_units for answer in answers),
+        generation_patches=sum(answer.answer_patches for answer in answers),
         generation_tokens=sum(len(answer.generation.tokens) for answer in answers),
         errors=error_rates(spoken, hypotheses),
     )
@@ -107,10 +107,10 @@ def table_row(name: str, result: TaskResult) -> list[str]:
         name,
         str(len(result.errors.utterances)),
         *error_cells(result.errors),
-        f"{result.context_units:,}",
-        f"{result.context_units / result.context_tokens:.2f}",
-        f"{result.generation_units:,}",
-        f"{result.generation_units / result.generation_tokens:.2f}",
+        f"{result.context_patches:,}",
+        f"{result.context_patches / result.context_tokens:.2f}",
+        f"{result.generation_patches:,}",
+        f"{result.generation_patches / result.generation_tokens:.2f}",
     ]
 
 

@@ -1,6 +1,6 @@
 """Word and character error rates of transcripts.
 
-Both sides are normalised first (`normalise`). Errors are substitutions, deletions and insertions of
+Both sides are normalized first (`normalize`). Errors are substitutions, deletions and insertions of
 the least costly alignment, counted by jiwer; a rate is the sum of the errors of all utterances over
 the sum of their reference words (WER) or characters (CER, spaces included), so it may exceed 1.
 """
@@ -30,7 +30,7 @@ class UtteranceErrors:
 
     Attributes:
       utterance_id: its name.
-      reference, hypothesis: normalised.
+      reference, hypothesis: normalized.
       word_errors, words: errors, and words of the reference.
       character_errors, characters: the same in characters.
     """
@@ -67,7 +67,7 @@ class ErrorRate:
     interval: tuple[float, float]
 
 
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     """Words in lower case, apart by single spaces.
 
     Unicode compatibility forms are folded (NFKC), everything that is no letter, digit or apostrophe
@@ -88,7 +88,7 @@ def count_errors(utterance_id: str, reference: str, hypothesis: str) -> Utteranc
     Raises:
       ValueError: the reference has no words.
     """
-    reference, hypothesis = normalise(reference), normalise(hypothesis)
+    reference, hypothesis = normalize(reference), normalize(hypothesis)
     if not reference:
         raise ValueError(f"the reference of utterance {utterance_id!r} has no words, expected some")
     words = jiwer.process_words(reference, hypothesis)

@@ -74,7 +74,7 @@ class PairScores:
     token_counts: tuple[int, int]
 
     @property
-    def normalised(self) -> tuple[float, ...]:
+    def normalized(self) -> tuple[float, ...]:
         """Log-probability per unit of each member."""
         return per_token(self.log_probabilities, self.token_counts)
 
@@ -88,8 +88,8 @@ class MinimalPairsResult:
       n: number of pairs.
       accuracy: by the summed log-probability, the headline.
       interval: 95 % Wilson interval of `accuracy`.
-      normalised_accuracy: by the log-probability per unit.
-      normalised_interval: 95 % Wilson interval of `normalised_accuracy`.
+      normalized_accuracy: by the log-probability per unit.
+      normalized_interval: 95 % Wilson interval of `normalized_accuracy`.
     """
 
     set_name: str
@@ -97,8 +97,8 @@ class MinimalPairsResult:
     n: int
     accuracy: float
     interval: tuple[float, float]
-    normalised_accuracy: float
-    normalised_interval: tuple[float, float]
+    normalized_accuracy: float
+    normalized_interval: tuple[float, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,10 +247,10 @@ def evaluate_minimal_pairs(
             pairs, log_probabilities.reshape(-1, 2).tolist(), strict=True
         )
     ]
-    return summarise(scores)
+    return summarize(scores)
 
 
-def summarise(scores: Sequence[PairScores]) -> MinimalPairsResults:
+def summarize(scores: Sequence[PairScores]) -> MinimalPairsResults:
     """Accuracies of scored pairs, by set and category."""
     groups: dict[str, dict[str | None, list[PairScores]]] = {}
     for entry in scores:
@@ -260,31 +260,31 @@ def summarise(scores: Sequence[PairScores]) -> MinimalPairsResults:
         if entry.category is not None:
             categories.setdefault(entry.category, []).append(entry)
     table = itertools.chain.from_iterable(
-        (_summarise_group(set_name, category, group) for category, group in categories.items())
+        (_summarize_group(set_name, category, group) for category, group in categories.items())
         for set_name, categories in groups.items()
     )
     return MinimalPairsResults(tuple(table), tuple(scores))
 
 
-def _summarise_group(
+def _summarize_group(
     set_name: str, category: str | None, group: Sequence[PairScores]
 ) -> MinimalPairsResult:
     accuracy = measure_accuracy((entry.log_probabilities, entry.correct) for entry in group)
-    normalised = measure_accuracy((entry.normalised, entry.correct) for entry in group)
+    normalized = measure_accuracy((entry.normalized, entry.correct) for entry in group)
     return MinimalPairsResult(
         set_name=set_name,
         category=category,
         n=len(group),
         accuracy=accuracy.share,
         interval=accuracy.interval,
-        normalised_accuracy=normalised.share,
-        normalised_interval=normalised.interval,
+        normalized_accuracy=normalized.share,
+        normalized_interval=normalized.interval,
     )
 
 
 def format_table(results: MinimalPairsResults) -> str:
     """The results as an aligned table, numbers in percent: a line per set and category."""
-    header = ("set", "category", "accuracy", "95 % interval", "n", "normalised")
+    header = ("set", "category", "accuracy", "95 % interval", "n", "normalized")
     rows = [
         (
             result.set_name,
@@ -292,7 +292,7 @@ def format_table(results: MinimalPairsResults) -> str:
             format_percent(result.accuracy),
             format_interval(result.interval),
             str(result.n),
-            format_percent(result.normalised_accuracy),
+            format_percent(result.normalized_accuracy),
         )
         for result in results.table
     ]

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from lst_jax.evaluation.error_rates import normalise
+from lst_jax.evaluation.error_rates import normalize
 from lst_jax.evaluation.jsonl import check_unit_count, field, parse_units, read_examples, show
 
 
@@ -57,7 +57,7 @@ def read_spoken_texts(
 
     def parse(fields: Mapping[str, Any], origin: str) -> SpokenText:
         text = field(fields, "text", str)
-        if not normalise(text):
+        if not normalize(text):
             raise ValueError(f"text is {show(text)}; expected a string with words")
         units = parse_units(field(fields, "units", list), "units", unit_count)
         return SpokenText(field(fields, "id", str), "", text, units, origin)

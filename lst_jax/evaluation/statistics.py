@@ -34,10 +34,10 @@ def wilson_interval(successes: float, n: int, confidence: float = 0.95) -> tuple
         raise ValueError(f"confidence is {confidence}; expected a value inside (0, 1)")
     z = statistics.NormalDist().inv_cdf(0.5 + confidence / 2)
     p = successes / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    center = (p + z * z / (2 * n)) / (1 + z * z / n)
     half_width = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     # At p = 0 and p = 1 rounding could move a bound past p by one ulp.
-    return max(0.0, min(p, centre - half_width)), min(1.0, max(p, centre + half_width))
+    return max(0.0, min(p, center - half_width)), min(1.0, max(p, center + half_width))
 
 
 def bootstrap_ratio_interval(

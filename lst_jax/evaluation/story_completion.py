@@ -94,7 +94,7 @@ class EndingScores:
     token_counts: tuple[int, ...]
 
     @property
-    def normalised(self) -> tuple[float, ...]:
+    def normalized(self) -> tuple[float, ...]:
         """Log-probability per token of each ending."""
         return per_token(self.log_probabilities, self.token_counts)
 
@@ -109,8 +109,8 @@ class StoryCompletionResult:
       chance: accuracy of guessing, the mean of 1 / number of endings.
       accuracy: by the summed log-probability, the headline.
       interval: 95 % Wilson interval of `accuracy`.
-      normalised_accuracy: by the log-probability per token.
-      normalised_interval: 95 % Wilson interval of `normalised_accuracy`.
+      normalized_accuracy: by the log-probability per token.
+      normalized_interval: 95 % Wilson interval of `normalized_accuracy`.
     """
 
     set_name: str
@@ -119,8 +119,8 @@ class StoryCompletionResult:
     chance: float
     accuracy: float
     interval: tuple[float, float]
-    normalised_accuracy: float
-    normalised_interval: tuple[float, float]
+    normalized_accuracy: float
+    normalized_interval: tuple[float, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -348,27 +348,27 @@ def evaluate_story_completion(
         )
         for (example, direction), endings in zip(questions, continuations, strict=True)
     )
-    return StoryCompletionResults(_summarise(scores), scores)
+    return StoryCompletionResults(_summarize(scores), scores)
 
 
-def _summarise(scores: Sequence[EndingScores]) -> tuple[StoryCompletionResult, ...]:
+def _summarize(scores: Sequence[EndingScores]) -> tuple[StoryCompletionResult, ...]:
     """One entry per set and direction, in the order in which they first appear."""
     groups: dict[str, dict[str, list[EndingScores]]] = {}
     for entry in scores:
         groups.setdefault(entry.set_name, {}).setdefault(entry.direction, []).append(entry)
     return tuple(
-        _summarise_group(set_name, direction, group)
+        _summarize_group(set_name, direction, group)
         for set_name, by_direction in groups.items()
         for direction, group in by_direction.items()
     )
 
 
-def _summarise_group(
+def _summarize_group(
     set_name: str, direction: str, group: Sequence[EndingScores]
 ) -> StoryCompletionResult:
     n = len(group)
     accuracy = measure_accuracy((entry.log_probabilities, entry.label) for entry in group)
-    normalised = measure_accuracy((entry.normalised, entry.label) for entry in group)
+    normalized = measure_accuracy((entry.normalized, entry.label) for entry in group)
     return StoryCompletionResult(
         set_name=set_name,
         direction=direction,
@@ -376,14 +376,14 @@ def _summarise_group(
         chance=sum(1 / len(entry.log_probabilities) for entry in group) / n,
         accuracy=accuracy.share,
         interval=accuracy.interval,
-        normalised_accuracy=normalised.share,
-        normalised_interval=normalised.interval,
+        normalized_accuracy=normalized.share,
+        normalized_interval=normalized.interval,
     )
 
 
 def format_table(results: StoryCompletionResults) -> str:
     """The results as an aligned table, numbers in percent: a line per set and direction."""
-    header = ("set", "direction", "accuracy", "95 % interval", "chance", "n", "normalised")
+    header = ("set", "direction", "accuracy", "95 % interval", "chance", "n", "normalized")
     rows = [
         (
             result.set_name,
@@ -392,7 +392,7 @@ def format_table(results: StoryCompletionResults) -> str:
             format_interval(result.interval),
             format_percent(result.chance),
             str(result.n),
-            format_percent(result.normalised_accuracy),
+            format_percent(result.normalized_accuracy),
         )
         for result in results.table
     ]

@@ -28,11 +28,11 @@ class Answer:
     """What a model made of a question.
 
     Attributes:
-      text: recognised; empty for synthesis.
-      units: (U,) int32 synthesised; empty for recognition.
+      text: recognized; empty for synthesis.
+      units: (U,) int32 synthesized; empty for recognition.
       question_tokens: tokens of the prompt.
-      question_units: its patches, steps of the global transformer; for the baseline, its tokens.
-      answer_units: patches that the tokens made add to them, the last one's too, though no step
+      question_patches: its patches, steps of the global transformer; for the baseline, its tokens.
+      answer_patches: patches that the tokens made add to them, the last one's too, though no step
         is taken for it any more.
       generation: the tokens made, and the steps that they took.
     """
@@ -40,12 +40,12 @@ class Answer:
     text: str
     units: np.ndarray
     question_tokens: int
-    question_units: int
-    answer_units: int
+    question_patches: int
+    answer_patches: int
     generation: Generation
 
 
-def recognise(
+def transcribe(
     trained: TrainedModel,
     utterances: Sequence[np.ndarray],
     *,
@@ -80,7 +80,7 @@ def recognise(
     return _answer(trained, names, prompts, "text", SamplingConfig(), limits, None, batch_rows)
 
 
-def synthesise(
+def synthesize(
     trained: TrainedModel,
     texts: Sequence[str],
     *,
@@ -174,8 +174,8 @@ def _answer(
             text="" if speech else tokenizer.decode(made).strip(),
             units=vocabulary.ids_to_units(made) if speech else np.zeros(0, np.int32),
             question_tokens=len(prompts[i]),
-            question_units=patches,
-            answer_units=whole.num_patches - patches,
+            question_patches=patches,
+            answer_patches=whole.num_patches - patches,
             generation=generation,
         )
     return [answers[i] for i in range(len(prompts))]

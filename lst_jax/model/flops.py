@@ -3,7 +3,7 @@
 A multiply-add counts as two. Products with weights count real tokens and patches; attention counts
 the lengths of the key ranges (intervals, not padded squares), 4 d for every query-key pair: scores
 and weighted sum. The backward pass does twice the forward's products; recomputation by
-rematerialisation is not counted (model FLOPs, not hardware FLOPs).
+rematerialization is not counted (model FLOPs, not hardware FLOPs).
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def truncated_normal(stddev: float | Array) -> Initializer:
 
 
 def remat_layer(layer: type[nn.Module], policy: str) -> type[nn.Module]:
-    """`layer` under the rematerialisation policy of that name.
+    """`layer` under the rematerialization policy of that name.
 
     Raises:
       ValueError: the policy is unknown.
@@ -72,7 +72,7 @@ class Linear(nn.Module):
     Attributes:
       features: output width.
       axes: logical names of the kernel's (input, output) axes.
-      stddev: of the truncated normal initialisation.
+      stddev: of the truncated normal initialization.
     """
 
     features: int
@@ -88,7 +88,7 @@ class Linear(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm with a learnt scale; statistics in float32."""
+    """Root-mean-square norm with a learned scale; statistics in float32."""
 
     epsilon: float
 
@@ -137,7 +137,7 @@ class Attention(nn.Module):
       width: d, of queries, memory and result.
       num_heads: heads H; the width must divide by it.
       config: attention backend and rotary base.
-      depth: layer index, for the initialisation.
+      depth: layer index, for the initialization.
       use_rotary: rotate queries and keys by their positions (self-attention only).
     """
 

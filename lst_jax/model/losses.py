@@ -53,12 +53,12 @@ def _nll(hidden: Array, kernel: Array, targets: Array, vocab_size: int, chunk: i
 def _forward(
     hidden: Array, kernel: Array, targets: Array, vocab_size: int, chunk: int
 ) -> tuple[Array, tuple[Array, ...]]:
-    """The loss, and what the backward pass needs, the log of each token's normaliser included."""
+    """The loss, and what the backward pass needs, the log of each token's normalizer included."""
     rows, columns = _specs()
     local = functools.partial(_local_forward, vocab_size=vocab_size, chunk=chunk)
     run = _over_mesh(local, (rows, columns, rows), (rows, rows))
-    nll, normaliser = run(hidden, kernel, targets)
-    return nll, (hidden, kernel, targets, normaliser)
+    nll, normalizer = run(hidden, kernel, targets)
+    return nll, (hidden, kernel, targets, normalizer)
 
 
 def _backward(
@@ -100,7 +100,7 @@ def _local_forward(
     batch_axes: tuple[str, ...],
     vocab_axes: tuple[str, ...],
 ) -> tuple[Array, Array]:
-    """Losses and log-normalisers (b, N) of a device's rows; `kernel` (d, v) are its columns."""
+    """Losses and log-normalizers (b, N) of a device's rows; `kernel` (d, v) are its columns."""
     del batch_axes  # rows need nothing of each other
     columns = _column_ids(kernel, vocab_axes)
 
@@ -110,19 +110,19 @@ def _local_forward(
         total = jnp.sum(jnp.exp(scores - peak[:, None]), axis=-1)
         chosen = jnp.sum(jnp.where(columns == target[:, None], scores, 0.0), axis=-1)
         total, chosen = jax.lax.psum((total, chosen), vocab_axes)
-        normaliser = peak + jnp.log(total)
-        return normaliser - chosen, normaliser
+        normalizer = peak + jnp.log(total)
+        return normalizer - chosen, normalizer
 
     chunks = _split(hidden, chunk), _split(targets, chunk)
-    nll, normaliser = jax.lax.map(lambda pair: chunk_nll(*pair), chunks)
-    return _join(nll, targets.shape), _join(normaliser, targets.shape)
+    nll, normalizer = jax.lax.map(lambda pair: chunk_nll(*pair), chunks)
+    return _join(nll, targets.shape), _join(normalizer, targets.shape)
 
 
 def _local_backward(
     hidden: Array,
     kernel: Array,
     targets: Array,
-    normaliser: Array,
+    normalizer: Array,
     d_nll: Array,
     vocab_size: int,
     chunk: int,
@@ -141,7 +141,7 @@ def _local_backward(
         update = jnp.einsum("cd,cv->dv", h, d_scores, preferred_element_type=jnp.float32)
         return d_kernel + update, d_hidden.astype(h.dtype)
 
-    arrays = hidden, targets, normaliser, d_nll
+    arrays = hidden, targets, normalizer, d_nll
     start = jnp.zeros(kernel.shape, jnp.float32)
     d_kernel, d_hidden = jax.lax.scan(add_chunk, start, tuple(_split(x, chunk) for x in arrays))
     d_hidden = jax.lax.psum(_join(d_hidden, hidden.shape), vocab_axes)

@@ -101,7 +101,7 @@ class TokenTransformer(nn.Module):
         return {"hidden": self.run_tokens(tokens, key_range)}
 
     def run_tokens(self, tokens: Array, key_range: AnyKeyRange) -> Array:
-        """Tokens (B, N) to normalised states (B, N, D)."""
+        """Tokens (B, N) to normalized states (B, N, D)."""
         return self.norm(self.transformer(self.embedding(tokens), key_range))
 
 

@@ -37,7 +37,7 @@ class PatchDecoder(nn.Module):
           ranges: key ranges of the batch.
 
         Returns:
-          (B, N, d) normalised states, ready for the output projection.
+          (B, N, d) normalized states, ready for the output projection.
         """
         memory = self.latent_vectors(patches)
         return self.decode_tokens(h, memory, ranges.token_self, ranges.decoder_cross)
@@ -52,5 +52,5 @@ class PatchDecoder(nn.Module):
     def decode_tokens(
         self, h: Array, memory: Array | None, token_self: AnyKeyRange, decoder_cross: AnyKeyRange
     ) -> Array:
-        """Token states (B, N, d) to normalised ones; without a memory, all is in the cache."""
+        """Token states (B, N, d) to normalized ones; without a memory, all is in the cache."""
         return self.norm(self.transformer(h, token_self, memory, decoder_cross))

@@ -38,7 +38,7 @@ def pool_patches(
 
 
 def _segmented_scan(x: Array, ids: Array, combine: Callable[[Array, Array], Array]) -> Array:
-    """Inclusive scan of x (B, N, d) by `combine` that starts anew where ids (B, N) change."""
+    """Inclusive scan of x (B, N, d) by `combine` that restarts where ids (B, N) change."""
     shift = 1
     while shift < x.shape[1]:
         same = (ids[:, shift:] == ids[:, :-shift])[..., None]

@@ -491,7 +491,7 @@ def linear(width_in: int, width_out: int) -> nn.Linear:
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm with a learnt scale; statistics in float32."""
+    """Root-mean-square norm with a learned scale; statistics in float32."""
 
     def __init__(self, width: int, epsilon: float) -> None:
         super().__init__()
@@ -788,7 +788,7 @@ class LatentSpeechTextTransformer(nn.Module):
     """LST: patch encoder, global transformer over patches, patch decoder.
 
     Activations have the parameters' dtype; norm statistics, rotations, pooling and logits are in
-    float32. A new module has PyTorch's default initialisation; it is there to be loaded into.
+    float32. A new module has PyTorch's default initialization; it is there to be loaded into.
     """
 
     def __init__(self, config: LSTConfig) -> None:

@@ -195,7 +195,7 @@ class _Run:
             start = f"resumed at step {int(self._state.step)}"
         self._step = int(self._state.step)
         self._saved_step = self._step if restored else None
-        self._learnt = False  # whether any token of this start's batches has a loss
+        self._learned = False  # whether any token of this start's batches has a loss
         self._train_step = make_train_step(
             model,
             optimizer_config,
@@ -289,11 +289,11 @@ class _Run:
         self._check_finite(host, step)
         self._progress.add(host, seconds)
         training = self._training
-        self._learnt = self._learnt or host["text_weight"] + host["speech_weight"] > 0
+        self._learned = self._learned or host["text_weight"] + host["speech_weight"] > 0
         whole_window = step % training.log_every == 0 or step == training.num_steps
-        if whole_window and not self._learnt:
+        if whole_window and not self._learned:
             raise ValueError(
-                f"no token of the batches up to step {step} is learnt, expected some: is a row of "
+                f"no token of the batches up to step {step} is learned, expected some: is a row of "
                 f"{self._num_patches} patches shorter than a question with its answer?"
             )
         if step == 1 or whole_window:

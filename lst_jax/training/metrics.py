@@ -44,7 +44,7 @@ class Progress:
     """Totals of a run and the sums since its last record.
 
     Attributes:
-      patches: patches trained on ("units" of the paper's protocols; a token each for the baseline).
+      patches: patches trained on (the paper's tables say units; the baseline's are tokens).
       tokens: tokens trained on, text and speech.
       speech_units: speech units among them.
       flops: model FLOPs, forward and backward.
@@ -104,12 +104,12 @@ class Progress:
             "aligned_fraction": _ratio(window["aligned_examples"], window["speech_examples"]),
             "patch_padding": 1 - window["patches"] / (steps * context.patch_slots),
             "token_padding": 1 - window["tokens"] / (steps * context.token_slots),
-            "units_per_second": window["patches"] / seconds,
+            "patches_per_second": window["patches"] / seconds,
             "tokens_per_second": window["tokens"] / seconds,
             "mfu": flops_per_second / peak,
             "step_seconds": seconds / steps,
             "eta_seconds": (context.num_steps - step) * seconds / steps,
-            "total_units": self.patches,
+            "total_patches": self.patches,
             "total_tokens": self.tokens,
             "total_speech_units": self.speech_units,
             "total_flops": self.flops,
@@ -222,7 +222,7 @@ def format_record(record: Record, num_steps: int) -> str:
         f"speech {_number(record['loss_speech'], '.3f')})",
         f"grad {record['gradient_norm']:.2f}",
         f"lr {record['learning_rate']:.2e}",
-        f"{_rate(record['units_per_second'])} units/s",
+        f"{_rate(record['patches_per_second'])} patches/s",
         f"{_rate(record['tokens_per_second'])} tokens/s",
         f"MFU {record['mfu']:.1%}",
         f"padding {record['patch_padding']:.1%} of patches {record['token_padding']:.1%} of tokens",

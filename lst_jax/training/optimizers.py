@@ -1,4 +1,4 @@
-"""AdamW with the paper's learning rate (paper, "Optimisation")."""
+"""AdamW with the paper's learning rate (paper, "Optimization")."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class TrainingConfig:
       keep_checkpoints: latest checkpoints that stay.
       seed: of the parameters.
       initial_checkpoint: run (or a step of it) whose parameters this one starts from, in place of
-        random ones; everything else starts anew.
+        random ones; everything else starts from zero.
     """
 
     num_steps: int

@@ -53,8 +53,8 @@ def test_the_table_has_every_set_and_direction_and_both_costs(demo):
     lst, baseline = results["models"]
     assert lst["training"]["step"] == baseline["training"]["step"] == 6
     assert len(lst["results"]) == len(baseline["results"]) == 12
-    # The budget is one: as many units a step, up to what packing leaves empty.
-    units = [model["training"]["total_units"] for model in (lst, baseline)]
+    # The budget is one: as many patches a step, up to what packing leaves empty.
+    units = [model["training"]["total_patches"] for model in (lst, baseline)]
     assert 0.8 < units[0] / units[1] < 1.25
     assert lst["training"]["total_tokens"] > baseline["training"]["total_tokens"]
 

@@ -13,12 +13,12 @@ from data_pipelines.speech.units import MelFeatures, MelKMeansEncoder
 from tests.experiments.test_evaluate import ROOT, UNIT_COUNT, write_run, write_tokenizer
 
 TEXT = "ann lost her key she found it a bed"
-RECOGNISER = "def hear(utterances):\n    return ['ann lost her key' for _ in utterances]\n"
+RECOGNIZER = "def hear(utterances):\n    return ['ann lost her key' for _ in utterances]\n"
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Untrained models, utterances, an encoder of noise, sound, and a recogniser."""
+    """Untrained models, utterances, an encoder of noise, sound, and a recognizer."""
     folder = tmp_path_factory.mktemp("speech")
     tokenizer = write_tokenizer(folder / "words.model", TEXT)
     for kind in ("lst", "baseline"):
@@ -37,7 +37,7 @@ def place(tmp_path_factory):
     encoder.save(folder / "encoder.npz")
     write_wav(folder / "noise.wav", noise, features.sample_rate)
     (folder / "broken.wav").write_bytes(b"RIFF nothing")
-    (folder / "recognisers.py").write_text(RECOGNISER)
+    (folder / "recognizers.py").write_text(RECOGNIZER)
     lines[1] |= {"units": [1] * 3000}
     (folder / "long.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     prompts = [{"text": "ann"}, {"units": [1] * 3000}]
@@ -73,10 +73,10 @@ def test_recognition_counts_errors_and_units_of_each_model(place):
     done = run(place, "evaluate_asr", *arguments, "--max_tokens=12", "--output=asr.json")
     lst, baseline = results(place, done, "asr.json")
     # Patches of three: bos, `<s>`, ⌈U / 3⌉ patches, `<t>`.
-    assert lst["context_units"] == sum(3 + n // 3 for n in (9, 21, 12))
-    assert baseline["context_units"] == lst["context_tokens"] == baseline["context_tokens"]
+    assert lst["context_patches"] == sum(3 + n // 3 for n in (9, 21, 12))
+    assert baseline["context_patches"] == lst["context_tokens"] == baseline["context_tokens"]
     for result in (lst, baseline):
-        assert result["generation_units"] == result["generation_tokens"]  # all of it text
+        assert result["generation_patches"] == result["generation_tokens"]  # all of it text
         utterances = result["errors"]["utterances"]
         assert [u["words"] for u in utterances] == [4, 4, 4]
         rate = result["errors"]["wer"]
@@ -87,25 +87,25 @@ def test_recognition_counts_errors_and_units_of_each_model(place):
 
 
 @pytest.mark.parametrize(
-    "recogniser",
+    "recognizer",
     [
-        "--recogniser=recognisers:hear",
-        "--recogniser_command=sh -c 'test -s {wav} && echo ANN lost her key!'",
-        "--recogniser_checkpoint=lst",
+        "--recognizer=recognizers:hear",
+        "--recognizer_command=sh -c 'test -s {wav} && echo ANN lost her key!'",
+        "--recognizer_checkpoint=lst",
     ],
     ids=["function", "command", "model"],
 )
-def test_synthesis_is_judged_by_any_recogniser(place, recogniser):
+def test_synthesis_is_judged_by_any_recognizer(place, recognizer):
     done = run(
         place,
         "evaluate_tts",
         *("--checkpoint=lst", "--data=data.jsonl", "--limit=2", "--max_seconds=1"),
-        *("--encoder=encoder.npz", "--output=tts.json", recogniser),
+        *("--encoder=encoder.npz", "--output=tts.json", recognizer),
     )
     (result,) = results(place, done, "tts.json")
     assert len(result["errors"]["utterances"]) == 2
-    assert result["generation_units"] < result["generation_tokens"] <= 2 * 26
-    if "checkpoint" not in recogniser:
+    assert result["generation_patches"] < result["generation_tokens"] <= 2 * 26
+    if "checkpoint" not in recognizer:
         assert result["errors"]["wer"]["rate"] == 0
     assert "the data's own speech" in done.stdout
 
@@ -164,15 +164,15 @@ MISTAKES = {
     "no sound": ("generate", (*LST, "--wav=broken.wav", "--encoder=encoder.npz"), "broken.wav"),
     "no encoder": ("generate", (*LST, "--wav=noise.wav"), "needs --encoder"),
     "temperature": ("generate", (*LST, "--text=ann", "--temperature=-1"), "temperature"),
-    "no recogniser": ("evaluate_tts", (*LST, "--data=data.jsonl"), "expected exactly one of"),
+    "no recognizer": ("evaluate_tts", (*LST, "--data=data.jsonl"), "expected exactly one of"),
     "function": (
         "evaluate_tts",
-        (*LST, "--data=data.jsonl", "--recogniser=recognisers:nothing"),
+        (*LST, "--data=data.jsonl", "--recognizer=recognizers:nothing"),
         "expected package.module:function",
     ),
     "command": (
         "evaluate_tts",
-        (*LST, "--data=data.jsonl", "--limit=1", "--max_seconds=1", "--recogniser_command=false"),
+        (*LST, "--data=data.jsonl", "--limit=1", "--max_seconds=1", "--recognizer_command=false"),
         "failed with status 1",
     ),
     "no checkpoint": ("evaluate_asr", ("--checkpoint=no", "--data=data.jsonl"), "no run there"),

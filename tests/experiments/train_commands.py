@@ -38,13 +38,13 @@ SETTINGS = {
     "CHECKPOINT_EVERY": 3,
 }
 # Of a record, what is not a measurement of time.
-TIMES = {"units_per_second", "tokens_per_second", "mfu", "step_seconds", "eta_seconds"} | {
+TIMES = {"patches_per_second", "tokens_per_second", "mfu", "step_seconds", "eta_seconds"} | {
     "total_seconds"
 }
 
 
 def write_corpus(root):
-    """The flags that name a tokenizer, records and the kept programmes."""
+    """The flags that name a tokenizer, records and the kept programs."""
     tokenizer = TextTokenizer(
         train_tokenizer(["the quick brown fox jumps over the lazy dog"], root / "t", 300)
     )
@@ -52,7 +52,7 @@ def write_corpus(root):
     return [
         f"--gin.TOKENIZER={tokenizer.model_path}",
         f"--gin.SPEECH_RECORDS={root / 'speech'}",
-        f"--compilation_cache_dir={root / 'programmes'}",
+        f"--compilation_cache_dir={root / 'programs'}",
     ]
 
 

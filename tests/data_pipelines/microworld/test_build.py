@@ -18,7 +18,7 @@ from data_pipelines.microworld.build import (
     story_voice,
     text_story,
 )
-from data_pipelines.microworld.speech import synthesise
+from data_pipelines.microworld.speech import synthesize
 from data_pipelines.records.storage import SILENCE, open_records
 from data_pipelines.speech.units import MelKMeansEncoder
 from lst_jax.evaluation.spoken_texts import read_spoken_texts
@@ -83,7 +83,7 @@ def test_spoken_texts_are_the_test_sets_stories_with_their_right_endings(corpus)
 def test_units_of_a_record_are_those_of_its_audio(corpus):
     encoder = MelKMeansEncoder.load(corpus.encoder)
     story = speech_story(0, 1)
-    spoken = synthesise(story_text(story), story_voice(0, story.story_id))
+    spoken = synthesize(story_text(story), story_voice(0, story.story_id))
     utterance = open_records(corpus.speech_records)[1]
     np.testing.assert_array_equal(
         encoder.encode(spoken.samples, spoken.sample_rate), utterance.units
@@ -106,7 +106,7 @@ def test_prompts_and_endings_are_spoken_apart_by_one_voice(corpus, kind):
         assert item["set"] == kind
         assert 0 <= item["label"] < len(item["endings"]) == (4 if kind == "HellaSwag" else 2)
         for passage in (item["prompt"], *item["endings"]):
-            spoken = synthesise(passage["text"], story_voice(0, item["id"]))
+            spoken = synthesize(passage["text"], story_voice(0, item["id"]))
             units = encoder.encode(spoken.samples, spoken.sample_rate)
             assert passage["units"] == units.tolist()
 

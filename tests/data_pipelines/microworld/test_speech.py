@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.microworld import stories
-from data_pipelines.microworld.speech import VOICES, Voice, synthesise
+from data_pipelines.microworld.speech import VOICES, Voice, synthesize
 
 _VOICE = VOICES[0]
 _AWKWARD = (
@@ -27,7 +27,7 @@ def _rms(samples: np.ndarray) -> float:
 @pytest.mark.parametrize("voice", VOICES, ids=lambda voice: f"{voice.variant}-{voice.rate}")
 def test_every_word_of_a_story_is_timed_once_in_every_voice(voice):
     text = " ".join(stories.generate_story(0, "train", 3).sentences)
-    spoken = synthesise(text, voice)
+    spoken = synthesize(text, voice)
     assert [timing.word for timing in spoken.words] == text.split()
     last = 0.0
     for timing in spoken.words:
@@ -40,7 +40,7 @@ def test_every_word_of_the_lexicon_is_timed():
     words = sorted(stories.vocabulary())
     for start in range(0, len(words), 40):
         chunk = words[start : start + 40]
-        spoken = synthesise(" ".join(chunk), _VOICE)
+        spoken = synthesize(" ".join(chunk), _VOICE)
         assert [timing.word for timing in spoken.words] == chunk
         durations = [timing.end_s - timing.start_s for timing in spoken.words]
         assert min(durations) > 0.02
@@ -55,7 +55,7 @@ def test_every_word_of_the_lexicon_is_timed():
     )
 )
 def test_timings_cover_any_words_in_order(words):
-    spoken = synthesise(" ".join(words), _VOICE)
+    spoken = synthesize(" ".join(words), _VOICE)
     assert [timing.word for timing in spoken.words] == words
     edges = [x for timing in spoken.words for x in (timing.start_s, timing.end_s)]
     assert edges == sorted(edges)
@@ -64,13 +64,13 @@ def test_timings_cover_any_words_in_order(words):
 
 def test_words_that_are_run_together_are_cut_at_phonemes():
     # eSpeak NG reports "in the" and "out of the" as one word each.
-    spoken = synthesise("he was in the garden and went out of the house.", _VOICE)
+    spoken = synthesize("he was in the garden and went out of the house.", _VOICE)
     for timing in spoken.words:
         assert 0.03 < timing.end_s - timing.start_s < 0.5
 
 
 def test_silence_lies_between_sentences_and_words_are_audible():
-    spoken = synthesise("tom found the ball. then anna went home.", _VOICE)
+    spoken = synthesize("tom found the ball. then anna went home.", _VOICE)
     rate = spoken.sample_rate
     gap = spoken.words[4].start_s - spoken.words[3].end_s
     assert gap > 0.1
@@ -84,32 +84,32 @@ def test_silence_lies_between_sentences_and_words_are_audible():
 
 
 def test_speech_does_not_depend_on_what_was_spoken_before():
-    first = synthesise("the cat sat on the mat.", VOICES[1])
+    first = synthesize("the cat sat on the mat.", VOICES[1])
     for voice in VOICES:
-        synthesise("something else entirely.", voice)
+        synthesize("something else entirely.", voice)
     time.sleep(1.1)  # eSpeak NG seeds its noise with the clock's seconds
-    again = synthesise("the cat sat on the mat.", VOICES[1])
+    again = synthesize("the cat sat on the mat.", VOICES[1])
     np.testing.assert_array_equal(first.samples, again.samples)
     assert first.words == again.words
 
 
 def test_voices_differ_and_a_higher_rate_is_shorter():
     text = "the cat sat on the mat."
-    audio = {synthesise(text, voice).samples.tobytes() for voice in VOICES}
+    audio = {synthesize(text, voice).samples.tobytes() for voice in VOICES}
     assert len(audio) == len(VOICES)
-    fast = synthesise(text, dataclasses.replace(_VOICE, rate=300))
-    assert fast.duration_s < synthesise(text, _VOICE).duration_s
+    fast = synthesize(text, dataclasses.replace(_VOICE, rate=300))
+    assert fast.duration_s < synthesize(text, _VOICE).duration_s
 
 
 @pytest.mark.parametrize("text", ["", "  \n ", "a\0b"])
 def test_text_without_words_or_with_nul_is_refused(text):
     with pytest.raises(ValueError, match="text is"):
-        synthesise(text, _VOICE)
+        synthesize(text, _VOICE)
 
 
 def test_an_unknown_voice_is_refused():
     with pytest.raises(ValueError, match="gmw/xx"):
-        synthesise("hello", Voice("gmw/xx", "", 200, 50))
+        synthesize("hello", Voice("gmw/xx", "", 200, 50))
 
 
 @pytest.mark.parametrize(
@@ -123,4 +123,4 @@ def test_a_voice_out_of_range_is_refused(change):
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "espeakng_loader", None)
     with pytest.raises(ImportError, match="espeakng-loader"):
-        synthesise("hello", _VOICE)
+        synthesize("hello", _VOICE)

@@ -370,7 +370,7 @@ def test_malformed_metadata_is_named(directory, contents):
         {"totals": {"pages": 1}},
         {"shards": [{"name": 1, "records": 10, "bytes": 5}]},
         {"shards": [7]},
-        {"colour": "red"},
+        {"color": "red"},
     ],
 )
 def test_impossible_metadata_is_named(directory, changes):

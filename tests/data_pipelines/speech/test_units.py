@@ -180,7 +180,7 @@ def test_alignment_is_exact_where_edges_are_on_frames(lengths):
     assert list(zip(words, counts.tolist(), strict=True)) == [*expected, (SILENCE, 2)]
 
 
-def test_frames_are_labelled_with_the_part_of_the_word_at_their_centre():
+def test_frames_are_labeled_with_the_part_of_the_word_at_their_center():
     timings = [WordTiming("The", 0.04, 0.12), WordTiming("dog's.", 0.16, 0.32)]
     labels = label_frames(timings, 9, 25.0)
     expected = [SILENCE, "the/1", "the/3", SILENCE, "dog's/0", "dog's/1", "dog's/2", "dog's/3"]

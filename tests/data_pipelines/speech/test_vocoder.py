@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.microworld.build import speech_story, story_text, story_voice
-from data_pipelines.microworld.speech import Speech, synthesise
+from data_pipelines.microworld.speech import Speech, synthesize
 from data_pipelines.speech.alignment import label_frames
 from data_pipelines.speech.units import MelFeatures, MelKMeansEncoder
 from data_pipelines.speech.vocoder import MelVocoder, UnitVocoder
@@ -18,7 +18,7 @@ _FITTED = 12  # stories that the units are fitted on; the next ones are heard fo
 
 def _story(index: int) -> Speech:
     story = speech_story(0, index)
-    return synthesise(story_text(story), story_voice(0, story.story_id))
+    return synthesize(story_text(story), story_voice(0, story.story_id))
 
 
 @pytest.fixture(scope="module")
@@ -100,9 +100,9 @@ def test_a_held_unit_keeps_its_envelope(encoder, vocoder):
 def test_envelopes_glide_between_units(encoder, vocoder):
     quiet, loud = _typical(encoder, slice(None))
     samples = vocoder.decode(np.repeat([quiet, loud, quiet], 5))
-    edge = 5 * _FEATURES.hop  # halfway between the centres of two frames
+    edge = 5 * _FEATURES.hop  # halfway between the centers of two frames
     step = _FEATURES.hop // 3
-    # Between the two centres the level rises all the time.
+    # Between the two centers the level rises all the time.
     levels = [_rms(samples[edge + i * step : edge + (i + 1) * step]) for i in range(-2, 2)]
     assert levels == sorted(levels)
     assert levels[-1] > 20 * levels[0]

@@ -20,7 +20,7 @@ from tests.data_pipelines.training.test_interleaving import (
 )
 
 
-def learnt(tokens, answer_begin, config=None, lengths=None):
+def learned(tokens, answer_begin, config=None, lengths=None):
     """The tokens that a document's loss is about."""
     config = config or PatchingConfig("static")
     document = patch_document(tokens, config, VOCABULARY, lengths, answer_begin=answer_begin)
@@ -30,7 +30,7 @@ def learnt(tokens, answer_begin, config=None, lengths=None):
 @pytest.mark.parametrize("task", ["asr", "tts"])
 @settings(max_examples=100, deadline=None)
 @given(ENTRIES, st.booleans())
-def test_question_and_answer_are_whole_and_only_the_answer_is_learnt(task, entries, align):
+def test_question_and_answer_are_whole_and_only_the_answer_is_learned(task, entries, align):
     utterance = make_utterance(entries)
     example = task_example(utterance, task, VOCABULARY, align=align)
     segments = split_segments(example.tokens)
@@ -39,7 +39,7 @@ def test_question_and_answer_are_whole_and_only_the_answer_is_learnt(task, entri
     for speech, content in segments:
         np.testing.assert_array_equal(content, units if speech else text)
     answer = [*(text if task == "asr" else units), VOCABULARY.eos_id]
-    found = learnt(example.tokens, example.answer_begin, lengths=example.aligned_lengths)
+    found = learned(example.tokens, example.answer_begin, lengths=example.aligned_lengths)
     np.testing.assert_array_equal(found, answer)
     assert (example.aligned_lengths is not None) == align
 
@@ -82,11 +82,11 @@ def test_batches_learn_the_text_and_never_the_units(config, strategy):
     iterator = iter(make_training_dataset(config, vocabulary, prefetch=0))
     for _ in range(4):
         batch = next(iterator)
-        learnt = batch["loss_weights"] > 0
-        assert not vocabulary.is_unit(batch["targets"][learnt]).any()
+        learned = batch["loss_weights"] > 0
+        assert not vocabulary.is_unit(batch["targets"][learned]).any()
         documents = sum(len(np.unique(ids[ids > 0])) for ids in batch["document_ids"])
-        assert (batch["targets"][learnt] == vocabulary.eos_id).sum() == documents
-        assert learnt.sum() == 7 * documents  # six words of a piece each, and eos
+        assert (batch["targets"][learned] == vocabulary.eos_id).sum() == documents
+        assert learned.sum() == 7 * documents  # six words of a piece each, and eos
 
 
 @pytest.mark.parametrize(

@@ -52,20 +52,20 @@ def small_mesh(name):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def shared_programmes():
-    """Tests of this file compile the same few programmes, and begin with states made on the host.
+def shared_programs():
+    """Tests of this file compile the same few programs, and begin with states made on the host.
 
-    Programmes are shared within the process: those of several CPU devices that come from JAX's
-    persistent cache may wait for each other's collectives for ever.
+    Programs are shared within the process: those of several CPU devices that come from JAX's
+    persistent cache may wait forever for each other's collectives.
     """
-    programmes = {}
+    programs = {}
 
     def compile_once(function, *arguments):
         lowered = function.lower(*arguments)
         text = lowered.as_text()
-        if text not in programmes:
-            programmes[text] = lowered.compile({"xla_backend_optimization_level": 0})
-        return programmes[text]
+        if text not in programs:
+            programs[text] = lowered.compile({"xla_backend_optimization_level": 0})
+        return programs[text]
 
     def random_state(config, optimizer, seed, mesh):
         rng = np.random.default_rng(seed)

@@ -29,7 +29,7 @@ SETTINGS = {"BATCH_ROWS": 8, "CHECKPOINT_EVERY": 10, "KEEP_CHECKPOINTS": 3}
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    # Without kept programmes: XLA has been seen to hang in collectives of those it loads on CPUs.
+    # Without kept programs: XLA has been seen to hang in collectives of those it loads on CPUs.
     return write_corpus(tmp_path_factory.mktemp("corpus"))[:-1]
 
 

@@ -227,7 +227,7 @@ def test_a_directory_of_no_run_is_named(tmp_path):
 
 
 def model_params():
-    """Parameters of the tiny model without initialising it."""
+    """Parameters of the tiny model without initializing it."""
     shapes = param_shapes(TINY, make_mesh())
     leaves, tree = jax.tree.flatten(shapes)
     values = [jnp.arange(leaf.size, dtype=jnp.float32).reshape(leaf.shape) for leaf in leaves]

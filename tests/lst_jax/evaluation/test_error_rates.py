@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from lst_jax.evaluation.error_rates import (
     character_error_rate,
     count_errors,
-    normalise,
+    normalize,
     word_error_rate,
 )
 
@@ -38,9 +38,9 @@ def test_errors_are_the_edit_distance(reference, hypothesis):
 
 @settings(max_examples=100, deadline=None)
 @given(st.text(max_size=30))
-def test_normalising_twice_is_normalising_once(text):
-    once = normalise(text)
-    assert normalise(once) == once
+def test_normalizing_twice_is_normalizing_once(text):
+    once = normalize(text)
+    assert normalize(once) == once
     assert once == " ".join(once.split())
 
 
@@ -54,7 +54,7 @@ def test_normalising_twice_is_normalising_once(text):
     ],
 )
 def test_case_and_punctuation_do_not_count(text, expected):
-    assert normalise(text) == expected
+    assert normalize(text) == expected
 
 
 def test_rates_weigh_utterances_by_their_length():

@@ -19,7 +19,7 @@ from lst_jax.evaluation.minimal_pairs import (
     evaluate_minimal_pairs,
     format_table,
     read_speech_pairs,
-    summarise,
+    summarize,
 )
 from lst_jax.evaluation.statistics import wilson_interval
 from lst_jax.inference.scoring import ScoringShape
@@ -200,7 +200,7 @@ def scores(first, second, correct, *, set_name="a", category=None, counts=(1, 1)
 
 
 def test_the_likelier_member_wins_and_ties_count_half():
-    (result,) = summarise(
+    (result,) = summarize(
         [scores(-1.0, -2.0, 0), scores(-1.0, -2.0, 1), scores(-2.0, -1.0, 1), scores(-3.0, -3.0, 0)]
     ).table
     assert (result.set_name, result.category, result.n) == ("a", None, 4)
@@ -209,13 +209,13 @@ def test_the_likelier_member_wins_and_ties_count_half():
 
 
 def test_per_unit_a_long_member_can_win_that_loses_by_the_sum():
-    (result,) = summarise([scores(-4.0, -3.0, 0, counts=(4, 2))]).table
-    assert (result.accuracy, result.normalised_accuracy) == (0, 1)
-    assert result.normalised_interval == wilson_interval(1, 1)
+    (result,) = summarize([scores(-4.0, -3.0, 0, counts=(4, 2))]).table
+    assert (result.accuracy, result.normalized_accuracy) == (0, 1)
+    assert result.normalized_interval == wilson_interval(1, 1)
 
 
 def test_a_set_comes_before_its_categories_and_counts_pairs_without_one_too():
-    results = summarise(
+    results = summarize(
         [
             scores(-1.0, -2.0, 0, category="oov"),
             scores(-1.0, -2.0, 1, set_name="b"),
@@ -269,7 +269,7 @@ def test_a_scorer_that_knows_how_likely_units_are_finds_the_likelier_members(mon
     assert results.scores[3].token_counts == (1, 3)
     (result,) = results.table
     assert result.accuracy == (1 + 0 + 0.5 + 1 + 0) / 5
-    assert result.normalised_accuracy == (1 + 0 + 0.5 + 1 + 1) / 5
+    assert result.normalized_accuracy == (1 + 0 + 0.5 + 1 + 1) / 5
 
 
 @pytest.fixture(scope="module", params=["lst", "baseline"])
@@ -326,7 +326,7 @@ def test_calling_the_other_member_right_gives_the_rest(evaluate):
     inverted = [make_pair(seed, correct=1 - pair.correct) for seed, pair in enumerate(pairs)]
     (one,), (other,) = evaluate(pairs).table, evaluate(inverted).table
     assert one.accuracy + other.accuracy == pytest.approx(1)
-    assert one.normalised_accuracy + other.normalised_accuracy == pytest.approx(1)
+    assert one.normalized_accuracy + other.normalized_accuracy == pytest.approx(1)
 
 
 def test_scores_do_not_depend_on_what_else_is_evaluated(evaluate):
@@ -345,13 +345,13 @@ def test_a_model_that_knows_nothing_is_at_chance_by_its_ties(evaluate):
     # Zero weights give every token the same probability, so members of equal length tie.
     members = (np.array([1, 2, 3], np.int32), np.array([1, 2, 4], np.int32))
     (result,) = evaluate([make_pair(i, members=members) for i in range(6)], scale=0.0).table
-    assert result.accuracy == result.normalised_accuracy == 0.5
+    assert result.accuracy == result.normalized_accuracy == 0.5
 
 
 def test_members_with_the_same_units_tie(evaluate):
     members = (np.array([1, 2], np.int32),) * 2
     (result,) = evaluate([make_pair(i, members=members) for i in range(3)]).table
-    assert result.accuracy == result.normalised_accuracy == 0.5
+    assert result.accuracy == result.normalized_accuracy == 0.5
 
 
 def test_json_holds_everything(evaluate):
@@ -360,7 +360,7 @@ def test_json_holds_everything(evaluate):
     assert [entry["category"] for entry in values["results"]] == [None, "x"]
     assert set(values["results"][0]) == {
         *("set_name", "category", "n", "accuracy", "interval"),
-        *("normalised_accuracy", "normalised_interval"),
+        *("normalized_accuracy", "normalized_interval"),
     }
     assert len(values["scores"]) == 2
     assert "scores" not in results.as_dict(with_scores=False)

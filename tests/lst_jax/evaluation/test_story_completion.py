@@ -353,8 +353,8 @@ def test_table_counts_what_the_scores_say(evaluate):
         assert entry.n == len(group) == 10
         right = sum(np.argmax(scores.log_probabilities) == scores.label for scores in group)
         assert entry.accuracy == pytest.approx(right / 10)
-        right = sum(np.argmax(scores.normalised) == scores.label for scores in group)
-        assert entry.normalised_accuracy == pytest.approx(right / 10)
+        right = sum(np.argmax(scores.normalized) == scores.label for scores in group)
+        assert entry.normalized_accuracy == pytest.approx(right / 10)
         chance = np.mean([1 / len(scores.log_probabilities) for scores in group])
         assert entry.chance == pytest.approx(chance)
         assert entry.interval[0] <= entry.accuracy <= entry.interval[1]
@@ -385,14 +385,14 @@ def test_a_model_that_knows_nothing_is_at_chance_by_its_ties(evaluate):
     endings = tuple(Passage(None, unit) for unit in units)
     examples = [make_example(seed, 4, endings=endings, label=seed % 4) for seed in range(8)]
     (entry,) = evaluate(examples, scale=0.0, directions=["S-S"]).table
-    assert entry.accuracy == entry.normalised_accuracy == entry.chance == 0.25
+    assert entry.accuracy == entry.normalized_accuracy == entry.chance == 0.25
 
 
 def test_equal_endings_share_the_credit(evaluate):
     ending = Passage("she found it", np.array([1, 2], np.int32))
     examples = [make_example(seed, endings=(ending, ending), label=1) for seed in range(6)]
     for entry in evaluate(examples).table:
-        assert entry.accuracy == entry.normalised_accuracy == 0.5
+        assert entry.accuracy == entry.normalized_accuracy == 0.5
 
 
 def test_table_is_aligned_and_json_holds_everything(evaluate):
@@ -409,7 +409,7 @@ def test_table_is_aligned_and_json_holds_everything(evaluate):
     assert len(values["scores"]) == 16
     assert set(values["results"][0]) == {
         *("set_name", "direction", "n", "chance", "accuracy", "interval"),
-        *("normalised_accuracy", "normalised_interval"),
+        *("normalized_accuracy", "normalized_interval"),
     }
     assert "scores" not in results.as_dict(with_scores=False)
 

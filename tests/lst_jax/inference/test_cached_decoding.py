@@ -45,9 +45,9 @@ def test_logits_equal_those_of_the_full_forward_pass(case, seed):
     for row, tokens in enumerate(streams):
         wanted = expected[row][splits[row] - 1 : -1]
         np.testing.assert_allclose(logits[row], wanted, atol=1e-4)
-        normaliser = np.log(np.exp(wanted.astype(np.float64)).sum(-1))
+        normalizer = np.log(np.exp(wanted.astype(np.float64)).sum(-1))
         chosen = wanted[np.arange(len(wanted)), tokens[splits[row] :]]
-        np.testing.assert_allclose(log_probs[row], chosen - normaliser, atol=1e-4)
+        np.testing.assert_allclose(log_probs[row], chosen - normalizer, atol=1e-4)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -80,8 +80,8 @@ def test_greedy_tokens_are_the_argmax_of_the_full_forward_pass(case, seed, modal
         # Whatever is as probable but for rounding may be taken.
         np.testing.assert_allclose(chosen, logits[:, allowed].max(-1), atol=1e-4)
         assert allowed[generation.tokens].all()
-        normaliser = np.log(np.exp(logits).sum(-1))
-        np.testing.assert_allclose(generation.log_probs, chosen - normaliser, atol=1e-4)
+        normalizer = np.log(np.exp(logits).sum(-1))
+        np.testing.assert_allclose(generation.log_probs, chosen - normalizer, atol=1e-4)
 
 
 @both

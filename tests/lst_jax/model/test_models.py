@@ -56,7 +56,7 @@ def parameters(name):
     params = nn.unbox(init(jax.random.key(0)))["params"]
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
-    # Larger than the initialisation, so that what must not be seen would show.
+    # Larger than the initialization, so that what must not be seen would show.
     noisy = [x + 0.3 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)]
     return jax.tree.unflatten(tree, noisy)
 
@@ -160,7 +160,7 @@ def test_documents_of_a_row_do_not_see_each_other(name, seed, aligned):
 
 
 @pytest.mark.parametrize("remat", ["dots", "full"])
-def test_rematerialisation_changes_no_gradient(remat):
+def test_rematerialization_changes_no_gradient(remat):
     rng = np.random.default_rng(0)
     batch = stack_rows([[random_document(rng, False), random_document(rng, True)]], P, N)
     params = parameters("lst")

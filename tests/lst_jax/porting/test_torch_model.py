@@ -206,7 +206,7 @@ def published_batch(rng):
 @pytest.mark.parametrize("kind", ["causal", "reference", "published"])
 def test_logits_and_gradients_are_those_of_the_flax_model(name, kind):
     params, module = models(name)
-    # Not drawn anew each time: a maximum that rounding decides would change a gradient.
+    # Drawn once: a maximum that rounding decides would change a gradient.
     batch = random_batch(np.random.default_rng(len(name)), kind)
     gradients, scores = compiled(name)(params, batch)
     our_scores, our_gradients = run_torch(module, batch)

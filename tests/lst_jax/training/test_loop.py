@@ -26,7 +26,7 @@ OPTIMIZER = OptimizerConfig(peak_learning_rate=1e-2, warmup_steps=1)
 TRAINING = TrainingConfig(num_steps=6, accumulation_steps=4, log_every=2, checkpoint_every=2)
 MESH = MeshConfig(data=2, fsdp=2, tensor=2)
 # Of a record, what is not a measurement of time.
-TIMES = {"units_per_second", "tokens_per_second", "mfu", "step_seconds", "eta_seconds"} | {
+TIMES = {"patches_per_second", "tokens_per_second", "mfu", "step_seconds", "eta_seconds"} | {
     "total_seconds"
 }
 
@@ -134,7 +134,7 @@ def test_training_lowers_the_loss_of_both_modalities(finished):
     assert [record["step"] for record in records] == [1, 2, 4, 6]
     for name in ("loss", "loss_text", "loss_speech"):
         assert records[-1][name] < records[0][name]
-    assert records[-1]["total_units"] == finished[1].progress.patches
+    assert records[-1]["total_patches"] == finished[1].progress.patches
     assert finished[1].finished
 
 
@@ -226,7 +226,7 @@ def test_batches_without_anything_to_learn_are_an_error(tmp_path):
     batch = random_batch(0)
     batch["loss_weights"] = np.zeros_like(batch["loss_weights"])
     dataset = grain.MapDataset.source([batch]).repeat().to_iter_dataset()
-    with pytest.raises(ValueError, match="no token of the batches up to step 2 is learnt"):
+    with pytest.raises(ValueError, match="no token of the batches up to step 2 is learned"):
         train_in(tmp_path, iter(dataset))
     assert not list((tmp_path / "checkpoints").iterdir())
 

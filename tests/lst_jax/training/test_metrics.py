@@ -52,12 +52,12 @@ def test_a_record_weighs_every_token_alike():
     assert record["aligned_fraction"] == 0.25
     assert record["patch_padding"] == 0.5
     assert record["token_padding"] == 0.25
-    assert record["units_per_second"] == 20.0
+    assert record["patches_per_second"] == 20.0
     assert record["tokens_per_second"] == 60.0
     assert record["mfu"] == pytest.approx(400 / 2000)
     assert record["step_seconds"] == 2.5
     assert record["eta_seconds"] == 20.0
-    assert (record["total_units"], record["total_tokens"]) == (100, 300)
+    assert (record["total_patches"], record["total_tokens"]) == (100, 300)
     assert progress.window == {}
 
 

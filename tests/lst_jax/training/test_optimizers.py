@@ -29,7 +29,7 @@ def test_warm_up_is_linear_and_loses_no_step():
 def test_the_rate_rises_to_the_peak_and_falls_to_the_final_ratio(warmup, more, ratio):
     config = OptimizerConfig(peak_learning_rate=3e-4, warmup_steps=warmup, final_ratio=ratio)
     num_steps = warmup + more
-    # One shape for all examples, so that nothing is compiled anew.
+    # One shape for all examples, so that nothing is compiled twice.
     rates = np.asarray(learning_rate_schedule(config, num_steps)(np.arange(256)))[:num_steps]
     top = max(warmup - 1, 0)
     assert np.all(np.diff(rates[: top + 1]) > 0)
