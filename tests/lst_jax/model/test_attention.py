@@ -170,7 +170,7 @@ def test_auto_is_the_best_backend_of_the_mesh_and_else_of_the_default_device():
 
     assert "triton_forward_kernel" in lowered("gpu")
     assert "forward_kernel" in lowered("tpu") and "triton_forward" not in lowered("tpu")
-    assert "pallas" not in lowered("cpu") and lowered("cpu") == trace("blocked") == trace("auto")
+    assert "pallas" not in lowered("cpu") and trace("blocked") == trace("auto")
     assert best_backend("an unknown platform") == "blocked"
     assert {best_backend(platform) for platform in ("cpu", "gpu", "tpu")} < set(BACKENDS)
 

@@ -56,11 +56,14 @@ def test_kernels_compile_for_every_chip(topology, shape, dtype, mesh_shape):
     text = compiled.as_text()
     for kernel in ("forward_kernel", "dq_kernel", "dkv_kernel"):
         assert f"%{kernel}" in text
-    # No copy of q, k or v in another layout, let alone scores.
+    # What is there besides arguments and results takes as much as q, k and v three times. Compilers
+    # add some percent of their own; a copy of q, k or v in another layout would be more than half
+    # of the smallest of them, and scores far more.
     devices = mesh_shape[0] * mesh_shape[1] * mesh_shape[2]
     rows, queries, keys, heads, width = shape
-    size = rows * (queries + keys) * heads * max(width, 128) * jnp.dtype(dtype).itemsize
-    assert compiled.memory_analysis().temp_size_in_bytes < 3 * size / devices
+    of_position = rows * heads * max(width, 128) * jnp.dtype(dtype).itemsize / devices
+    bound = 3 * (queries + keys) * of_position + min(queries, keys) * of_position / 2
+    assert compiled.memory_analysis().temp_size_in_bytes < bound
 
 
 def test_more_visits_than_a_tpu_can_list_are_refused():
