@@ -8,6 +8,7 @@ that the files are Orbax's in every detail.
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -173,6 +174,11 @@ class _StreamedLeaf:
     dtype: np.dtype
     tensors: Sequence[PublishedTensor]
     read: Callable[[str], np.ndarray]
+
+    @property
+    def size(self) -> int:
+        """Numbers that it holds; Orbax adds up the bytes that it writes."""
+        return math.prod(self.shape)
 
 
 class _StreamedLeafHandler(ocp.type_handlers.NumpyHandler):

@@ -22,6 +22,7 @@ Who touches shared memory, and when:
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -66,6 +67,11 @@ _LOG2_E = math.log2(math.e)
 
 # How kernels run where no GPU is compiled for; JAX before 0.11 cannot.
 _INTERPRETER = getattr(plgpu, "InterpretGPUParams", lambda: None)()
+
+# JAX before 0.10.2 calls a kernel's results and memory by other names.
+_NAMES = ("out_type", "scratch_types")
+if _NAMES[0] not in inspect.signature(plgpu.kernel).parameters:
+    _NAMES = ("out_shape", "scratch_shapes")
 
 # How products want blocks of a matrix in shared memory, and how they spread one over registers.
 _TILED = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
@@ -255,10 +261,10 @@ def _call(
             plgpu.set_max_registers(_COPY_REGISTERS, action="decrease")
             _fill(slots, blocks, limits[:2], size, head)
 
+    results = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in outputs]
     return plgpu.kernel(
         body,
-        out_type=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in outputs],
-        scratch_types=scratch,
+        **dict(zip(_NAMES, (results, scratch), strict=True)),
         grid=(matrices[0].shape[1], len(bounds[0])),
         grid_names=("head", "block"),
         num_threads=_GROUPS + 1,
