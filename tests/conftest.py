@@ -9,6 +9,7 @@ A virtual device waits for the others at every collective; on a busy machine lon
 """
 
 import importlib.metadata
+import importlib.util
 import os
 
 _FLAGS = (
@@ -23,8 +24,15 @@ _OLD_FLAGS = ("--xla_cpu_use_fusion_emitters=false",)
 _JAXLIB = tuple(int(part) for part in importlib.metadata.version("jaxlib").split(".")[:2])
 if _JAXLIB < (0, 11):
     _FLAGS += _OLD_FLAGS
-    # No interpreter for Mosaic GPU kernels yet; the lane `accelerator` runs these tests.
-    collect_ignore = ["lst_jax/model/test_mosaic_gpu_attention.py"]
+
+# Files that this environment cannot run, each with the lane that does.
+collect_ignore = []
+if _JAXLIB < (0, 11):  # no interpreter for Mosaic GPU kernels yet: lane `accelerator`
+    collect_ignore += ["lst_jax/model/test_mosaic_gpu_attention.py"]
+if importlib.util.find_spec("torch") is None:  # `.ci/run` installs it, and lane `floor`
+    _PORTING = ("test_port.py", "test_torch_model.py", "test_reference_case.py")
+    collect_ignore += [f"lst_jax/porting/{name}" for name in _PORTING]
+    collect_ignore += ["experiments/test_porting_binaries.py"]
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
