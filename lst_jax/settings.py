@@ -38,6 +38,7 @@ import numpy as np
 
 try:
     import pydantic
+    import pydantic_core
 except ImportError:  # see above
     pydantic = None
 
@@ -113,7 +114,9 @@ PositiveInt = Annotated[int, Bounds(least=1, most=2**31 - 1)]  # steps, windows:
 NaturalInt = Annotated[int, Bounds(least=0, most=2**31 - 1)]
 Width = Annotated[int, Bounds(least=1, most=2**16)]  # features of a layer, heads
 Depth = Annotated[int, Bounds(least=1, most=2**10)]  # layers
-VocabularySize = Annotated[int, Bounds(least=1, most=2**22)]  # ids, which size an embedding
+TextSize = Annotated[int, Bounds(least=2, most=2**21)]  # pieces of a tokenizer
+UnitCount = Annotated[int, Bounds(least=1, most=2**20)]
+VocabularySize = Annotated[int, Bounds(least=1, most=2**22)]  # ids: an embedding has as many rows
 BatchRows = Annotated[int, Bounds(least=1, most=2**20)]
 RowSlots = Annotated[int, Bounds(least=1, most=2**24)]  # patches or tokens of a row
 Workers = Annotated[int, Bounds(least=0, most=2**10)]  # processes, and what they prepare ahead
@@ -271,8 +274,8 @@ def _prepare(hint: Any, value: Any, build: Callable[[type, Any], Any] | None) ->
 @functools.cache
 def _adapter(hint: Any) -> Any:
     """Returns pydantic's strict validator of a type."""
-    if dataclasses.is_dataclass(hint):  # checked itself when it was made
-        hint = pydantic.InstanceOf[hint]
+    if dataclasses.is_dataclass(hint):  # which TypeAdapter takes no `config` for
+        return pydantic_core.SchemaValidator(_instance_schema(hint))
     config = pydantic.ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
     return pydantic.TypeAdapter(hint, config=config)
 
@@ -309,8 +312,6 @@ def configuration(cls: type[_T]) -> type[_T]:
     return dataclasses.dataclass(frozen=True)(cls)
 
 
-def _instance_schema(cls: type, _source: Any, _handler: Any) -> Any:
-    """Returns the schema of a configuration inside another's field: an instance, as it is."""
-    from pydantic_core import core_schema
-
-    return core_schema.is_instance_schema(cls)
+def _instance_schema(cls: type, *_: Any) -> Any:
+    """Returns the schema of a configuration in a field: an instance, as it was made."""
+    return pydantic_core.core_schema.is_instance_schema(cls)
