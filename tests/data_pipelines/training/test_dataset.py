@@ -308,7 +308,7 @@ def test_bad_arguments_are_named(config):
         ({"seed": -1}, "seed"),
         ({"num_epochs": 0}, "num_epochs"),
         ({"patching": PatchingConfig("none")}, "patches_per_row"),
-        ({"patches_per_row": 2}, "num_patches"),
+        ({"patches_per_row": 2}, "patches_per_row"),
     ]:
         with pytest.raises(ValueError, match=name):
             dataclasses.replace(config, **change)
