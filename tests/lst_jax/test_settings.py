@@ -2,9 +2,13 @@
 
 import copy
 import dataclasses
+import pathlib
 import pickle
+import re
 import subprocess
 import sys
+import types
+import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -13,7 +17,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import lst_jax
+from data_pipelines.microworld.build import MicroworldConfig
+from data_pipelines.microworld.speech import Voice
+from data_pipelines.speech.units import MelFeatures
+from data_pipelines.training.dataset import DataConfig, SourceConfig
+from data_pipelines.training.packing import PackingConfig
+from experiments.common.experiment import Experiment
+from experiments.common.step_config import StepConfig
+from lst_jax import config as config_module
+from lst_jax.config import LSTConfig, TokenTransformerConfig
+from lst_jax.inference.generation import GenerationLimits
+from lst_jax.inference.sampling import SamplingConfig
+from lst_jax.inference.scoring import ScoringShape
+from lst_jax.model.attention import BACKENDS
+from lst_jax.model.layers import REMAT_POLICIES
+from lst_jax.patching import PatchingConfig
 from lst_jax.settings import (
+    Bounds,
     Fraction,
     NaturalInt,
     PathText,
@@ -28,6 +49,10 @@ from lst_jax.settings import (
     validate_fields,
     validate_value,
 )
+from lst_jax.sharding import MeshConfig
+from lst_jax.training.optimizers import OptimizerConfig
+from lst_jax.training.step import TrainingConfig
+from lst_jax.vocabulary import Vocabulary
 
 
 @configuration
@@ -40,6 +65,7 @@ class Inner:
 class Outer:
     inners: tuple[Inner, ...]
     main: Inner | None = None
+    sole: Inner = Inner(2)
     count: PositiveInt = 3
     maybe: NaturalInt | None = None
     rate: PositiveFloat = 1.0
@@ -65,6 +91,7 @@ NOT_FINITE += [np.float32("nan"), np.float64("inf")]
 WRONG = {
     "inners": [None, 5, "ab", [{"width": 4}], {"width": 4}, INNERS[0], [None], set(INNERS)],
     "main": [{"width": 4}, "main", 5, [INNERS[0]]],
+    "sole": [None, {"width": 4}, [INNERS[0]], Inner],
     "count": [*NOT_WHOLE, 0, -1, 2**31, 10**30, -(10**5000)],
     "maybe": [*(value for value in NOT_WHOLE if value is not None), -1, 2**31],
     "rate": [*NOT_FINITE, 0, 0.0, -1e-9],
@@ -78,6 +105,7 @@ WRONG = {
 RIGHT = {
     "inners": [(), INNERS, list(INNERS)],
     "main": [None, INNERS[0]],
+    "sole": [INNERS[1]],
     "count": [1, 99, np.int8(5), np.uint64(99), np.int64(7)],
     "maybe": [None, 0, 2**31 - 1, np.int32(0)],
     "rate": [1e-300, 2.5, 3, np.float32(0.5), np.float64(7), np.int32(2)],
@@ -236,3 +264,138 @@ def test_without_pydantic_only_checks_across_fields_are_left():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+PATCHING = PatchingConfig("static", curriculum_end=3)
+SOURCE = SourceConfig("records", "speech")
+MODEL = LSTConfig(10, 8, 16, 1, 1, 1, 2, 2)
+DATA = DataConfig((SOURCE,), 4, 64, 96, patching=PATCHING)
+# One of every class that is decorated in the three packages.
+CONFIGURATIONS = [
+    *(PATCHING, SOURCE, MODEL, DATA, Vocabulary(10), MeshConfig(), OptimizerConfig()),
+    *(TokenTransformerConfig(10, 16, 1, 2), TrainingConfig(5), SamplingConfig()),
+    *(GenerationLimits(), ScoringShape(), PackingConfig(64, 96), MicroworldConfig()),
+    *(Voice("gmw/en-US", "", 260, 50), MelFeatures()),
+    Experiment(LSTConfig, "t.model", DATA, TrainingConfig(5)),
+    StepConfig(MODEL, Vocabulary(10), OptimizerConfig(), TrainingConfig(5), PATCHING, 64, 96, 8),
+]
+FIELDS = [(config, f.name) for config in CONFIGURATIONS for f in dataclasses.fields(config)]
+FIELD_IDS = [f"{type(config).__name__}.{name}" for config, name in FIELDS]
+
+BY_KIND = {
+    bool: [True, False, np.bool_(False)],
+    int: [1, np.int64(1)],
+    float: [2.0, 2.5, np.float32(2)],
+    str: ["false", "2", ""],
+    type(None): [None],
+    tuple: [(), (1,), [2]],
+}
+NEVER = [float("nan"), float("inf"), np.float64("nan"), 1j, b"2", {"a": 1}, {1}, object, 10**4000]
+
+
+def kinds_of(hint):
+    """The kinds of `BY_KIND` that a declared type may take something of."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return kinds_of(arguments[0])
+    if origin in (typing.Union, types.UnionType):
+        return set().union(*map(kinds_of, arguments))
+    if origin is Literal:
+        return {type(choice) for choice in arguments}
+    return {int, float} if hint is float else {origin or hint}
+
+
+def bounds_of(hint):
+    """Values one step outside of the bounds of a declared number."""
+    arguments = typing.get_args(hint)
+    outside = [
+        value for part in arguments if not isinstance(part, str) for value in bounds_of(part)
+    ]
+    for bounds in arguments[1:] if typing.get_origin(hint) is typing.Annotated else ():
+        if isinstance(bounds, Bounds):
+            step = 1 if arguments[0] is int else 1e-6
+            outside += [] if bounds.least is None else [bounds.least - step]
+            outside += [] if bounds.most is None else [bounds.most + step]
+            outside += [edge for edge in (bounds.above, bounds.below) if edge is not None]
+    return outside
+
+
+def test_every_configuration_is_tried():
+    root = pathlib.Path(lst_jax.__file__).parent.parent
+    decorated = [
+        name
+        for package in ("lst_jax", "data_pipelines", "experiments")
+        for file in (root / package).rglob("*.py")
+        for name in re.findall(r"^@configuration\nclass (\w+)", file.read_text(), re.MULTILINE)
+    ]
+    assert sorted(decorated) == sorted(type(config).__name__ for config in CONFIGURATIONS)
+
+
+@pytest.mark.parametrize(("config", "name"), FIELDS, ids=FIELD_IDS)
+def test_no_field_of_any_configuration_takes_another_kind(config, name):
+    hint = typing.get_type_hints(type(config), include_extras=True)[name]
+    kinds = kinds_of(hint)
+    wrong = [value for kind in BY_KIND if kind not in kinds for value in BY_KIND[kind]]
+    never = [value for value in NEVER if value is not object or Callable not in kinds]
+    if typing.get_origin(hint) is Literal or Literal in map(
+        typing.get_origin, typing.get_args(hint)
+    ):
+        wrong += ["no such choice", ""]
+    for value in [*wrong, *never, *bounds_of(hint)]:
+        message = refusal(dataclasses.replace, config, **{name: value})
+        named = f"{type(config).__name__}.{name} is {quote(value)}, expected {describe_type(hint)}"
+        assert message == named
+
+
+@pytest.mark.parametrize("config", CONFIGURATIONS, ids=lambda config: type(config).__name__)
+def test_every_configuration_is_copied_hashed_and_sent_to_other_processes(config):
+    copied = dataclasses.replace(config)
+    assert copied == config and hash(copied) == hash(config) and copied is not config
+    assert pickle.loads(pickle.dumps(config)) == config
+    assert {field.name for field in dataclasses.fields(config)} == set(dataclasses.asdict(config))
+
+
+@given(st.sampled_from(FIELDS), JSON)
+def test_any_json_value_of_any_field_is_taken_or_refused_in_one_line(field, value):
+    config, name = field
+    try:
+        changed = dataclasses.replace(config, **{name: value})
+    except ValueError:
+        assert f"{type(config).__name__}." in refusal(dataclasses.replace, config, **{name: value})
+    else:
+        held = getattr(changed, name)
+        assert held == (tuple(value) if isinstance(value, list) else value)
+        assert isinstance(held, bool) == isinstance(value, bool)
+
+
+def test_names_of_choices_are_those_of_the_code_that_they_choose():
+    assert set(typing.get_args(config_module.Remat)) == set(REMAT_POLICIES)
+    assert set(typing.get_args(config_module.AttentionBackend)) == set(BACKENDS)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: Vocabulary(10, bos_id=10), "Vocabulary.bos_id is 10, expected an id, 0 … 9"),
+        (lambda: Vocabulary(10, eos_id=10), "Vocabulary.eos_id is 10, expected an id, 0 … 9"),
+        (lambda: Vocabulary(10, 2, 2), "Vocabulary.eos_id is 2, expected another id than bos_id"),
+        (lambda: MeshConfig(0), "MeshConfig.data is 0, expected a positive number of devices"),
+        (lambda: MeshConfig(-1, -1), "MeshConfig is {'data': -1, "),
+        (lambda: PatchingConfig(curriculum_start=1), "PatchingConfig.curriculum_start is 1, exp"),
+        (lambda: dataclasses.replace(MODEL, num_heads_local=8), "LSTConfig.num_heads_local is 8"),
+        (lambda: dataclasses.replace(MODEL, num_heads_cross=3), "LSTConfig.num_heads_cross is 3"),
+        (lambda: dataclasses.replace(DATA, sources=[]), "DataConfig.sources is ()"),
+        (
+            lambda: dataclasses.replace(DATA, batch_size=2**20, tokens_per_row=2**10),
+            "DataConfig.batch_size is 1048576, expected at most 262144 rows of 1024 tokens",
+        ),
+        (
+            lambda: dataclasses.replace(DATA, task="asr", sources=[SourceConfig("t", "text")]),
+            "DataConfig.task is 'asr', expected None where sources hold text",
+        ),
+        (lambda: MicroworldConfig(unit_clusters=503), "MicroworldConfig.unit_clusters is 503"),
+        (lambda: MelFeatures(min_hz=9000), "MelFeatures.min_hz is 9000.0, expected less than max"),
+    ],
+)
+def test_fields_that_do_not_go_together_are_named(make, message):
+    assert refusal(make).startswith(message)
