@@ -170,7 +170,8 @@ def _choices(hint: Any) -> list[str]:
         markers = [m for m in arguments[1:] if isinstance(m, Bounds | NotEmpty)]
         return [markers[0].describe(noun) if markers else noun]
     if origin in (Union, types.UnionType):
-        return [choice for kind in arguments for choice in _choices(kind)]
+        kinds = sorted(arguments, key=lambda kind: kind is not type(None))  # None first
+        return [choice for kind in kinds for choice in _choices(kind)]
     if origin is Literal:
         return list(map(repr, arguments))
     if origin is tuple and arguments[-1:] == (...,):

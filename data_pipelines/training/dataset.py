@@ -120,7 +120,8 @@ class DataConfig:
         )
         kinds = {source.kind for source in self.sources}
         speech = self.task is None or kinds == {"speech"}
-        require(speech, "DataConfig.task", self.task, "None where sources hold text")
+        expected = f"only speech for task {self.task!r}"
+        require(speech, "DataConfig.sources", self.sources, expected)
 
     @property
     def packing(self) -> PackingConfig:

@@ -259,7 +259,10 @@ def test_mistakes_are_errors_that_name_them(files, bindings, message):
             "TEXT_RECORDS=1e3",
             "SourceConfig.path is 1000.0, expected a path (one of digits alone as",
         ),
-        ("INITIAL_CHECKPOINT=48213", "TrainingConfig.initial_checkpoint is 48213, expected a path"),
+        (
+            "INITIAL_CHECKPOINT=48213",
+            "TrainingConfig.initial_checkpoint is 48213, expected None or a",
+        ),
         ("VISIBILITY=all", "DataConfig.visibility is 'all', expected 'causal' or 'reference'"),
         ("REMAT=half", "LSTConfig.remat is 'half', expected 'none', 'dots' or 'full'"),
         ("ATTENTION=fast", "LSTConfig.attention is 'fast', expected 'auto', 'dense', "),
