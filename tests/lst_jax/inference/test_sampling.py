@@ -114,7 +114,7 @@ def test_what_may_be_made_follows_the_modality():
         ({"temperature": -0.1}, r"temperature is -0.1, expected a finite number"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"temperature": float("inf")}, "temperature is inf"),
-        ({"top_k": 0}, "top_k is 0, expected an integer, 1"),
+        ({"top_k": 0}, "top_k is 0, expected None or an integer, 1"),
         ({"top_k": 2.5}, "top_k is 2.5"),
         ({"top_p": 0.0}, "top_p is 0.0, expected a finite number, above 0 and at most 1"),
         ({"top_p": 1.5}, "top_p is 1.5"),
