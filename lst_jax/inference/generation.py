@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -38,7 +38,7 @@ from lst_jax.inference.sampling import (
 )
 from lst_jax.model.models import LatentSpeechTextTransformer, TokenTransformer
 from lst_jax.patching import Document, PatchingConfig, fill_row
-from lst_jax.settings import NaturalInt, RowSlots, configuration, require
+from lst_jax.settings import Bounds, configuration, require
 from lst_jax.sharding import batch_sharding, check_heads, check_rows, mesh_context, replicated
 from lst_jax.vocabulary import Vocabulary
 
@@ -47,7 +47,9 @@ STOP_REASONS = ("", "eos", "mode", "units", "tokens", "context")
 
 # Lengths that are compiled for are at least this, and few above.
 _SMALLEST_SIZE = 64
-_UNLIMITED = np.iinfo(np.int32).max
+_UNLIMITED = 2**31 - 1
+# Memory follows what is made, up to the context, and not what is asked for.
+Limit = Annotated[int, Bounds(least=1, most=_UNLIMITED - 1)]
 
 
 @configuration
@@ -63,10 +65,10 @@ class GenerationLimits:
       stop_at_mode: whether a mode token stops it too.
     """
 
-    max_tokens: RowSlots = 256
-    max_units: RowSlots | None = None
-    max_patches: RowSlots | None = None
-    min_tokens: NaturalInt = 0
+    max_tokens: Limit = 256
+    max_units: Limit | None = None
+    max_patches: Limit | None = None
+    min_tokens: Annotated[int, Bounds(least=0, most=_UNLIMITED - 1)] = 0
     stop_at_mode: bool = False
 
 
