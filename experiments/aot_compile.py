@@ -87,8 +87,8 @@ def read_config(
         gin.query_parameter("train.model")
     except ValueError:
         raise ValueError("train.model is not set, expected a model file (--gin_file)") from None
-    data = gin.get_configurable(DataConfig)(sources=(SourceConfig("", "text"),))
-    experiment = gin.get_configurable("train")(tokenizer="", data=data)
+    data = gin.get_configurable(DataConfig)(sources=(SourceConfig("none", "text"),))
+    experiment = gin.get_configurable("train")(tokenizer="none", data=data)
     vocabulary = Vocabulary(text_size, unit_count=experiment.unit_count)
     return StepConfig(
         model=experiment.model(vocab_size=vocabulary.size, attention=attention),

@@ -1,22 +1,35 @@
-"""Model configurations: frozen dataclasses that validate themselves and nothing else."""
+"""Model configurations: settings that are checked when they are made, and nothing else."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
+
+from lst_jax.settings import (
+    Bounds,
+    Depth,
+    PositiveFloat,
+    PositiveInt,
+    VocabularySize,
+    Width,
+    configuration,
+    require,
+)
 
 Pooling = Literal["max", "mean"]
 CrossResidual = Literal["single", "double"]
 Layers = Literal["all", "last"]
+ComputeType = Literal["bfloat16", "float32"]
+# By name, so that a configuration loads none of what they name: `layers.REMAT_POLICIES` and
+# `attention.BACKENDS` have the same names.
+Remat = Literal["none", "dots", "full"]
+AttentionBackend = Literal[
+    "auto", "dense", "blocked", "lockstep", "pallas_tpu", "mosaic_gpu", "triton", "gpu"
+]
+Epsilon = Annotated[float, Bounds(above=0, most=1)]
 
 # A width that compilers tile well; inside the model the vocabulary is padded to a multiple of it.
 LANE = 128
-
-
-def require(condition: bool, argument: str, value: object, expected: str) -> None:
-    """Raises a `ValueError` that names the argument, its value and what was expected."""
-    if not condition:
-        raise ValueError(f"{argument}={value!r}: expected {expected}")
 
 
 def hidden_width(width: int, multiple_of: int) -> int:
@@ -29,22 +42,17 @@ def padded_size(size: int) -> int:
     return LANE * -(-size // LANE)
 
 
-def _require_positive(config: object, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        require(isinstance(value, int) and value > 0, name, value, "a positive integer")
-
-
-def _require_heads(width_name: str, width: int, heads_name: str, heads: int) -> None:
+def _require_heads(config: ModelConfig, width_name: str, heads_name: str) -> None:
+    width, heads = getattr(config, width_name), getattr(config, heads_name)
     require(
         width % heads == 0 and (width // heads) % 2 == 0,
-        heads_name,
+        f"{type(config).__name__}.{heads_name}",
         heads,
-        f"a divisor of {width_name}={width} that leaves an even head width (RoPE rotates pairs)",
+        f"a divisor of {width_name} = {width} that leaves an even head width (RoPE rotates pairs)",
     )
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class LSTConfig:
     """Shape and numerics of a `LatentSpeechTextTransformer` (paper section 3, Table 7).
 
@@ -74,68 +82,44 @@ class LSTConfig:
       attention: attention backend by name (`attention.BACKENDS`).
     """
 
-    vocab_size: int
-    dim_local: int
-    dim_global: int
-    num_layers_encoder: int
-    num_layers_global: int
-    num_layers_decoder: int
-    num_heads_local: int
-    num_heads_global: int
-    num_heads_cross: int | None = None
-    latent_vectors_per_patch: int = 2
-    local_window: int = 512
-    encoder_cross_window: int = 512
-    decoder_cross_window: int = 512
+    vocab_size: VocabularySize
+    dim_local: Width
+    dim_global: Width
+    num_layers_encoder: Depth
+    num_layers_global: Depth
+    num_layers_decoder: Depth
+    num_heads_local: Width
+    num_heads_global: Width
+    num_heads_cross: Width | None = None
+    latent_vectors_per_patch: Width = 2
+    local_window: PositiveInt = 512
+    encoder_cross_window: PositiveInt = 512
+    decoder_cross_window: PositiveInt = 512
     pooling: Pooling = "max"
     encoder_cross_layers: Layers = "all"
     cross_residual: CrossResidual = "single"
     document_cross_masking: bool = True
-    multiple_of: int = 256
-    rope_theta: float = 5e5
-    norm_eps: float = 1e-5
-    dtype: str = "bfloat16"
-    remat: str = "none"
-    attention: str = "auto"
+    multiple_of: Width = 256
+    rope_theta: PositiveFloat = 5e5
+    norm_eps: Epsilon = 1e-5
+    dtype: ComputeType = "bfloat16"
+    remat: Remat = "none"
+    attention: AttentionBackend = "auto"
 
     def __post_init__(self) -> None:
-        _require_positive(
-            self,
-            *("vocab_size", "dim_local", "dim_global", "num_layers_encoder", "num_layers_global"),
-            *("num_layers_decoder", "num_heads_local", "num_heads_global"),
-            *("latent_vectors_per_patch", "local_window", "encoder_cross_window"),
-            *("decoder_cross_window", "multiple_of"),
-        )
-        _require_heads("dim_local", self.dim_local, "num_heads_local", self.num_heads_local)
-        _require_heads("dim_global", self.dim_global, "num_heads_global", self.num_heads_global)
+        _require_heads(self, "dim_local", "num_heads_local")
+        _require_heads(self, "dim_global", "num_heads_global")
         require(
-            self.num_heads_cross is None
-            or (self.num_heads_cross > 0 and self.dim_local % self.num_heads_cross == 0),
-            "num_heads_cross",
+            self.dim_local % self.cross_attention_heads == 0,
+            "LSTConfig.num_heads_cross",
             self.num_heads_cross,
-            f"None or a divisor of dim_local={self.dim_local}",
-        )
-        require(self.pooling in ("max", "mean"), "pooling", self.pooling, "'max' or 'mean'")
-        require(
-            self.encoder_cross_layers in ("all", "last"),
-            "encoder_cross_layers",
-            self.encoder_cross_layers,
-            "'all' or 'last'",
-        )
-        require(
-            self.cross_residual in ("single", "double"),
-            "cross_residual",
-            self.cross_residual,
-            "'single' or 'double'",
+            f"None or a divisor of dim_local = {self.dim_local}",
         )
         require(
             self.dim_local != self.dim_global or self.latent_vectors_per_patch == 1,
-            "latent_vectors_per_patch",
+            "LSTConfig.latent_vectors_per_patch",
             self.latent_vectors_per_patch,
             "1 where dim_local equals dim_global (the patch is then one vector, not projected)",
-        )
-        require(
-            self.dtype in ("bfloat16", "float32"), "dtype", self.dtype, "'bfloat16' or 'float32'"
         )
 
     @property
@@ -144,7 +128,7 @@ class LSTConfig:
         return self.num_heads_cross or self.num_heads_local
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class TokenTransformerConfig:
     """Shape and numerics of the unpatched baseline (the paper's Base SpeechLLM).
 
@@ -152,25 +136,19 @@ class TokenTransformerConfig:
     heads are those of the LST's global transformer. Attributes are as in `LSTConfig`.
     """
 
-    vocab_size: int
-    dim_global: int
-    num_layers_global: int
-    num_heads_global: int
-    multiple_of: int = 256
-    rope_theta: float = 5e5
-    norm_eps: float = 1e-5
-    dtype: str = "bfloat16"
-    remat: str = "none"
-    attention: str = "auto"
+    vocab_size: VocabularySize
+    dim_global: Width
+    num_layers_global: Depth
+    num_heads_global: Width
+    multiple_of: Width = 256
+    rope_theta: PositiveFloat = 5e5
+    norm_eps: Epsilon = 1e-5
+    dtype: ComputeType = "bfloat16"
+    remat: Remat = "none"
+    attention: AttentionBackend = "auto"
 
     def __post_init__(self) -> None:
-        _require_positive(
-            self, "vocab_size", "dim_global", "num_layers_global", "num_heads_global", "multiple_of"
-        )
-        _require_heads("dim_global", self.dim_global, "num_heads_global", self.num_heads_global)
-        require(
-            self.dtype in ("bfloat16", "float32"), "dtype", self.dtype, "'bfloat16' or 'float32'"
-        )
+        _require_heads(self, "dim_global", "num_heads_global")
 
 
 ModelConfig = LSTConfig | TokenTransformerConfig

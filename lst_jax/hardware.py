@@ -84,7 +84,7 @@ def tpu_chip(device_kind: str) -> Chip:
       ValueError: the figures of that kind are not known.
     """
     if device_kind not in _CHIPS:
-        raise ValueError(f"device_kind={device_kind!r}: expected one of {sorted(_CHIPS)}")
+        raise ValueError(f"device_kind is {device_kind!r}, expected one of {sorted(_CHIPS)}")
     return _CHIPS[device_kind]
 
 

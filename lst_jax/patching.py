@@ -15,10 +15,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
+from lst_jax.settings import (
+    Fraction,
+    NaturalInt,
+    PositiveInt,
+    configuration,
+    require,
+    validate_value,
+)
 from lst_jax.vocabulary import Vocabulary
 
 Strategy = Literal["none", "static", "aligned", "mixed", "curriculum"]
@@ -26,7 +34,7 @@ Silence = Literal["separate", "merged"]
 Visibility = Literal["causal", "reference"]
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class PatchingConfig:
     """How speech is segmented.
 
@@ -44,27 +52,20 @@ class PatchingConfig:
     """
 
     strategy: Strategy = "static"
-    patch_size: int = 4
+    patch_size: PositiveInt = 4
     silence: Silence = "separate"
-    mixed_aligned_probability: float = 0.5
-    curriculum_start: int = 0
-    curriculum_end: int = 0
+    mixed_aligned_probability: Fraction = 0.5
+    curriculum_start: NaturalInt = 0
+    curriculum_end: NaturalInt = 0
     join_speech_mode: bool = False
 
     def __post_init__(self) -> None:
-        _check_choice("strategy", self.strategy, get_args(Strategy))
-        _check_choice("silence", self.silence, get_args(Silence))
-        if self.patch_size < 1:
-            raise ValueError(f"patch_size is {self.patch_size}, expected at least 1")
-        if not 0 <= self.mixed_aligned_probability <= 1:
-            raise ValueError(
-                f"mixed_aligned_probability is {self.mixed_aligned_probability}, expected 0 … 1"
-            )
-        if not 0 <= self.curriculum_start <= self.curriculum_end:
-            raise ValueError(
-                f"curriculum_start is {self.curriculum_start} and curriculum_end is "
-                f"{self.curriculum_end}, expected 0 <= curriculum_start <= curriculum_end"
-            )
+        require(
+            self.curriculum_start <= self.curriculum_end,
+            "PatchingConfig.curriculum_start",
+            self.curriculum_start,
+            f"at most curriculum_end = {self.curriculum_end}",
+        )
 
     @property
     def may_align(self) -> bool:
@@ -144,8 +145,7 @@ def static_patches(
     Returns:
       `patch_lengths` int32 (Q,) and `provable` bool (Q,), see `Document`.
     """
-    if patch_size < 1:
-        raise ValueError(f"patch_size is {patch_size}, expected at least 1")
+    require(patch_size >= 1, "patch_size", patch_size, "at least 1")
     tokens = np.asarray(tokens)
     starts, ends = vocabulary.split_runs(tokens)
     if join_speech_mode and len(starts):
@@ -346,7 +346,7 @@ def fill_row(
     Raises:
       ValueError: the documents do not fit.
     """
-    _check_choice("visibility", visibility, get_args(Visibility))
+    validate_value(Visibility, visibility, "visibility")
     row = {
         "tokens": np.zeros(num_tokens, np.int32),
         "targets": np.zeros(num_tokens, np.int32),
@@ -382,8 +382,3 @@ def fill_row(
     row["patch_ids"][:used] = np.repeat(np.arange(len(patch_lengths)), patch_lengths)
     row["visible_patch"][:used] = visible_patches(patch_lengths, provable)
     return row
-
-
-def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(choices)}")

@@ -17,7 +17,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -26,9 +26,12 @@ from jax.experimental import mesh_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lst_jax.config import LSTConfig, ModelConfig
+from lst_jax.settings import Bounds, configuration, require
 
 MESH_AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
+
+MeshAxis = Annotated[int, Bounds(least=-1, most=2**20)]
 
 LogicalRules = Sequence[tuple[str, str | tuple[str, ...] | None]]
 
@@ -47,21 +50,19 @@ DEFAULT_RULES: LogicalRules = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class MeshConfig:
     """How many devices each mesh axis has; -1 (at most once) takes the devices that are left."""
 
-    data: int = 1
-    fsdp: int = -1
-    tensor: int = 1
+    data: MeshAxis = 1
+    fsdp: MeshAxis = -1
+    tensor: MeshAxis = 1
 
     def __post_init__(self) -> None:
         sizes = dataclasses.asdict(self)
         for name, size in sizes.items():
-            if size < 1 and size != -1:
-                raise ValueError(f"{name} is {size}, expected a positive number of devices or -1")
-        if list(sizes.values()).count(-1) > 1:
-            raise ValueError(f"mesh axes are {sizes}, expected at most one -1")
+            require(size != 0, f"MeshConfig.{name}", size, "a positive number of devices, or -1")
+        require(list(sizes.values()).count(-1) <= 1, "MeshConfig", sizes, "at most one -1")
 
 
 def make_mesh(

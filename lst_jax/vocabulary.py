@@ -14,7 +14,6 @@ which for Llama 2's 32,000 pieces and 502 units is the layout of the published c
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import itertools
 import pathlib
@@ -22,12 +21,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lst_jax.settings import NaturalInt, TextSize, UnitCount, configuration, require
+
 _NUM_RESERVED = 4  # ids V … V+3 of the published layout, never used in a document
 _WORD_START = "\u2581"  # SentencePiece's mark of a word beginning
 _MAX_CACHED_WORDS = 1_000_000
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class Vocabulary:
     """Which id means what; the whole model and data pipeline share one of these.
 
@@ -38,22 +39,19 @@ class Vocabulary:
       unit_count: number of speech units C.
     """
 
-    text_size: int
-    bos_id: int = 1
-    eos_id: int = 2
-    unit_count: int = 502
+    text_size: TextSize
+    bos_id: NaturalInt = 1
+    eos_id: NaturalInt = 2
+    unit_count: UnitCount = 502
 
     def __post_init__(self) -> None:
-        if self.text_size < 2:
-            raise ValueError(f"text_size is {self.text_size}, expected at least 2")
-        if self.unit_count < 1:
-            raise ValueError(f"unit_count is {self.unit_count}, expected at least 1")
-        for name in ("bos_id", "eos_id"):
-            value = getattr(self, name)
-            if not 0 <= value < self.text_size:
-                raise ValueError(f"{name} is {value}, expected 0 … {self.text_size - 1}")
-        if self.bos_id == self.eos_id:
-            raise ValueError(f"bos_id and eos_id are both {self.bos_id}, expected different ids")
+        last = self.text_size - 1
+        require(self.bos_id <= last, "Vocabulary.bos_id", self.bos_id, f"an id, 0 … {last}")
+        require(self.eos_id <= last, "Vocabulary.eos_id", self.eos_id, f"an id, 0 … {last}")
+        different = self.bos_id != self.eos_id
+        require(
+            different, "Vocabulary.eos_id", self.eos_id, f"another id than bos_id, {self.bos_id}"
+        )
 
     @property
     def text_mode_id(self) -> int:

@@ -36,6 +36,14 @@ from data_pipelines.speech import alignment, audio, units
 from data_pipelines.speech.alignment import align_units, label_frames
 from data_pipelines.speech.units import MelFeatures, MelKMeansEncoder
 from data_pipelines.tokenizers import train_tokenizer
+from lst_jax.settings import (
+    NaturalInt,
+    PositiveInt,
+    TextSize,
+    UnitCount,
+    configuration,
+    require,
+)
 from lst_jax.vocabulary import TextTokenizer
 
 TEST_SETS: tuple[stories.ClozeKind, ...] = ("StoryCloze", "TopicStoryCloze", "HellaSwag")
@@ -47,7 +55,7 @@ _T = TypeVar("_T")
 _R = TypeVar("_R")
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class MicroworldConfig:
     """What the corpus holds.
 
@@ -63,32 +71,24 @@ class MicroworldConfig:
       example_count: spoken stories kept as wav files for a report.
     """
 
-    seed: int = 0
-    text_stories: int = 20_000
-    speech_stories: int = 3_000
-    test_items: int = 200
-    fit_stories: int = 300
-    unit_clusters: int = 501
-    unit_count: int = 502
-    tokenizer_size: int = 768
-    example_count: int = 4
+    seed: NaturalInt = 0
+    text_stories: PositiveInt = 20_000
+    speech_stories: PositiveInt = 3_000
+    test_items: PositiveInt = 200
+    fit_stories: PositiveInt = 300
+    unit_clusters: UnitCount = 501
+    unit_count: UnitCount = 502
+    tokenizer_size: TextSize = 768
+    example_count: NaturalInt = 4
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            least = 0 if field.name in ("seed", "example_count") else 1
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"{field.name} is {value!r}, expected an integer from {least}")
         for small, large in (
             ("fit_stories", "speech_stories"),
             ("example_count", "speech_stories"),
             ("unit_clusters", "unit_count"),
         ):
-            if getattr(self, small) > getattr(self, large):
-                raise ValueError(
-                    f"{small} is {getattr(self, small)}, expected at most "
-                    f"{large} = {getattr(self, large)}"
-                )
+            value, most = getattr(self, small), getattr(self, large)
+            require(value <= most, f"MicroworldConfig.{small}", value, f"at most {large} = {most}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,10 +21,12 @@ import sys
 import threading
 import types
 from collections.abc import Iterator, Sequence
+from typing import Annotated
 
 import numpy as np
 
 from data_pipelines.speech.alignment import WordTiming
+from lst_jax.settings import Bounds, NotEmpty, configuration
 
 # speak_lib.h: espeak_AUDIO_OUTPUT, initialization options, event types, parameters, text flags.
 _OUTPUT_SYNCHRONOUS = 2
@@ -75,7 +77,7 @@ _SynthCallback = ctypes.CFUNCTYPE(
 )
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class Voice:
     """A voice of eSpeak NG.
 
@@ -86,18 +88,10 @@ class Voice:
       pitch: 0…99; 50 is the voice's own.
     """
 
-    name: str
+    name: Annotated[str, NotEmpty("a language file such as 'gmw/en-US'")]
     variant: str
-    rate: int
-    pitch: int
-
-    def __post_init__(self) -> None:
-        if not self.name:
-            raise ValueError(f"name is {self.name!r}; expected a language file such as 'gmw/en-US'")
-        if not 80 <= self.rate <= 450:
-            raise ValueError(f"rate is {self.rate}; expected 80…450 words per minute")
-        if not 0 <= self.pitch <= 99:
-            raise ValueError(f"pitch is {self.pitch}; expected 0…99")
+    rate: Annotated[int, Bounds(least=80, most=450)]
+    pitch: Annotated[int, Bounds(least=0, most=99)]
 
     @property
     def espeak_name(self) -> str:

@@ -15,11 +15,12 @@ import json
 import pathlib
 import zipfile
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Annotated, Protocol, runtime_checkable
 
 import numpy as np
 
 from data_pipelines.speech.audio import float_samples
+from lst_jax.settings import Bounds, NaturalFloat, configuration, require
 
 _FORMAT = "lst-jax-mel-kmeans-1"
 _LOG_FLOOR = 1e-7  # power below which a mel band counts as silent
@@ -69,7 +70,11 @@ class UnitEncoder(Protocol):
         ...
 
 
-@dataclasses.dataclass(frozen=True)
+Rate = Annotated[int, Bounds(least=1, most=2**20)]  # a second
+Bands = Annotated[int, Bounds(least=1, most=2**12)]
+
+
+@configuration
 class MelFeatures:
     """Log-mel frames of an utterance and the vectors that are clustered.
 
@@ -82,36 +87,27 @@ class MelFeatures:
       context: frames on either side whose cepstra join a frame's vector.
     """
 
-    sample_rate: int = 22050
-    frame_rate: int = 25
-    window_s: float = 0.06
-    mel_count: int = 40
-    min_hz: float = 60.0
-    max_hz: float = 8000.0
-    cepstrum_count: int = 16
-    context: int = 3
+    sample_rate: Rate = 22050
+    frame_rate: Rate = 25
+    window_s: Annotated[float, Bounds(above=0, most=1)] = 0.06
+    mel_count: Bands = 40
+    min_hz: NaturalFloat = 60.0
+    max_hz: NaturalFloat = 8000.0
+    cepstrum_count: Bands = 16
+    context: Annotated[int, Bounds(least=0, most=1000)] = 3
 
     def __post_init__(self) -> None:
-        if self.frame_rate < 1 or self.sample_rate < 1 or self.sample_rate % self.frame_rate:
-            raise ValueError(
-                f"sample_rate is {self.sample_rate}, expected a multiple of "
-                f"frame_rate = {self.frame_rate}"
-            )
-        if not 0 <= self.min_hz < self.max_hz <= self.sample_rate / 2:
-            raise ValueError(
-                f"min_hz and max_hz are {self.min_hz} and {self.max_hz}, expected "
-                f"0 <= min_hz < max_hz <= {self.sample_rate / 2}"
-            )
-        if not 1 <= self.cepstrum_count <= self.mel_count:
-            raise ValueError(
-                f"cepstrum_count is {self.cepstrum_count}, expected 1…{self.mel_count}"
-            )
-        if self.context < 0:
-            raise ValueError(f"context is {self.context}, expected at least 0")
-        if not 1 / self.frame_rate <= self.window_s <= 1:
-            raise ValueError(
-                f"window_s is {self.window_s}, expected {1 / self.frame_rate}…1 seconds"
-            )
+        name, rate, half = "MelFeatures", self.frame_rate, self.sample_rate / 2
+        multiple = self.sample_rate % rate == 0
+        expected = f"a multiple of frame_rate = {rate}"
+        require(multiple, f"{name}.sample_rate", self.sample_rate, expected)
+        require(self.max_hz <= half, f"{name}.max_hz", self.max_hz, f"at most {half}")
+        lower = self.min_hz < self.max_hz
+        require(lower, f"{name}.min_hz", self.min_hz, f"less than max_hz = {self.max_hz}")
+        kept, bands = self.cepstrum_count, self.mel_count
+        require(kept <= bands, f"{name}.cepstrum_count", kept, f"at most mel_count = {bands}")
+        covers = self.window_s >= 1 / rate
+        require(covers, f"{name}.window_s", self.window_s, f"{1 / rate} … 1 seconds")
 
     @property
     def hop(self) -> int:

@@ -18,7 +18,7 @@ import dataclasses
 import json
 from collections import deque
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 from absl import logging
@@ -32,9 +32,14 @@ from lst_jax.patching import (
     largest_head,
     patch_document,
 )
+from lst_jax.settings import Bounds, Fraction, configuration
 from lst_jax.vocabulary import Vocabulary
 
 Row = dict[str, np.ndarray]
+
+# A row must hold a continuation's prefix and one patch more, or long documents never end.
+RowSize = Annotated[int, Bounds(least=16, most=2**24)]
+OpenRows = Annotated[int, Bounds(least=1, most=2**16)]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -65,7 +70,7 @@ class DraftStream(Protocol):
         ...
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class PackingConfig:
     """The shape of a row and how it is filled.
 
@@ -80,27 +85,14 @@ class PackingConfig:
       visibility: see `fill_row`.
     """
 
-    num_patches: int
-    num_tokens: int
-    open_rows: int = 8
-    largest_gap: float = 0.05
+    num_patches: RowSize
+    num_tokens: RowSize
+    open_rows: OpenRows = 8
+    largest_gap: Fraction = 0.05
     patching: PatchingConfig = dataclasses.field(default_factory=PatchingConfig)
     visibility: Visibility = "causal"
 
-    def __post_init__(self) -> None:
-        # A row must hold a continuation's prefix and one patch more, or long documents never end.
-        for name in ("num_patches", "num_tokens"):
-            if getattr(self, name) < _SMALLEST_ROW:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)}, expected at least {_SMALLEST_ROW}"
-                )
-        if self.open_rows < 1:
-            raise ValueError(f"open_rows is {self.open_rows}, expected at least 1")
-        if not 0 <= self.largest_gap <= 1:
-            raise ValueError(f"largest_gap is {self.largest_gap}, expected 0 … 1")
 
-
-_SMALLEST_ROW = 16
 _PREFIX = 2  # bos and mode token of a continuation
 
 

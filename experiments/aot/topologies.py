@@ -36,7 +36,7 @@ def tpu_devices(topology: str, num_slices: int = 1) -> list[jax.Device]:
     if num_slices < 1:
         raise ValueError(f"num_slices is {num_slices}, expected at least 1")
     if not topology:  # libtpu would take a chip of its own choice
-        raise ValueError("topology='': expected a chip and a shape such as 'v5e:16x16'")
+        raise ValueError("topology is '', expected a chip and a shape such as 'v5e:16x16'")
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     slices = {"num_slices": num_slices} if num_slices > 1 else {}
@@ -45,6 +45,6 @@ def tpu_devices(topology: str, num_slices: int = 1) -> list[jax.Device]:
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
-            f"topology={topology!r}: expected a chip and a shape such as 'v5e:16x16' ({reason})"
+            f"topology is {topology!r}, expected a chip and a shape such as 'v5e:16x16' ({reason})"
         ) from error
     return list(description.devices)

@@ -106,7 +106,7 @@ def _device_backends() -> list[str]:
 def _cases(documents: str, length: int) -> list[AttentionCase]:
     """The four attentions over one batch."""
     if documents not in ("packed", "one"):
-        raise ValueError(f"documents={documents!r}: expected packed or one")
+        raise ValueError(f"documents is {documents!r}, expected packed or one")
     return attention_cases(
         _make_config(),
         _VOCABULARY,

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from data_pipelines.training.dataset import DataConfig, make_training_dataset, merge_states
 from lst_jax.checkpoints.description import ModelDescription
 from lst_jax.config import ModelConfig
+from lst_jax.settings import PathText, UnitCount, Workers, configuration
 from lst_jax.sharding import MeshConfig, check_rows, make_mesh, row_share
 from lst_jax.training.loop import TrainResult, train
 from lst_jax.training.optimizers import OptimizerConfig
@@ -16,7 +17,7 @@ from lst_jax.training.step import TrainingConfig
 from lst_jax.vocabulary import TextTokenizer
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class Experiment:
     """Everything that a run is determined by; `train` in Gin files.
 
@@ -34,14 +35,14 @@ class Experiment:
     """
 
     model: Callable[..., ModelConfig]
-    tokenizer: str
+    tokenizer: PathText
     data: DataConfig
     training: TrainingConfig
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
-    unit_count: int = 502
-    num_workers: int = 0
-    prefetch: int = 2
+    unit_count: UnitCount = 502
+    num_workers: Workers = 0
+    prefetch: Workers = 2
 
     def describe(self) -> ModelDescription:
         """What `model.json` will say.

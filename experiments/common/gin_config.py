@@ -12,6 +12,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import pathlib
+import re
 from collections.abc import Iterator, Sequence
 
 import gin
@@ -19,8 +20,9 @@ from absl import flags
 
 from data_pipelines.training.dataset import DataConfig, SourceConfig
 from experiments.common.experiment import Experiment
-from lst_jax.config import LSTConfig, TokenTransformerConfig
+from lst_jax.config import LSTConfig, ModelConfig, TokenTransformerConfig
 from lst_jax.patching import PatchingConfig
+from lst_jax.settings import Fraction, PositiveInt, require, validate_value
 from lst_jax.sharding import MeshConfig
 from lst_jax.training.optimizers import OptimizerConfig
 from lst_jax.training.step import TrainingConfig
@@ -30,15 +32,15 @@ flags.disclaim_key_flags()  # they are those of the binary that asks for them
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _FLAG_PREFIX = "--gin."
 _BINDING_FLAG = "gin_binding"
+_GIN_CALL = re.compile(
+    r"\n +In call to configurable '(\w+)' \(.*?\)(?: in scope '([^']*)')?(?=\n|$)"
+)
 
 
 def step_fraction(num_steps: int, fraction: float) -> int:
     """The step at a share of a run, for schedules in a Gin file (a third of the run, say)."""
-    if not isinstance(num_steps, int):
-        raise ValueError(f"num_steps is {num_steps!r}, expected an integer")
-    if not 0 <= fraction <= 1:
-        raise ValueError(f"fraction is {fraction}, expected 0 … 1")
-    return round(num_steps * fraction)
+    num_steps = validate_value(PositiveInt, num_steps, "num_steps")
+    return round(num_steps * validate_value(Fraction, fraction, "fraction"))
 
 
 gin.add_config_file_search_path(str(_ROOT))
@@ -101,11 +103,17 @@ def parse(files: Sequence[str], bindings: Sequence[str] = ()) -> None:
     if required:
         flags_needed = ", ".join(f"--gin.{name}=VALUE" for name in required)
         raise ValueError(f"required and not set: {flags_needed}")
+    for name, value in _assignments():
+        if name.endswith("Config.vocab_size"):
+            expected = "no value: the tokenizer and UNIT_COUNT determine it"
+            raise ValueError(f"{name} is {value[:80]}, expected {expected}")
     gin.finalize()
 
 
 def build_experiment() -> Experiment:
     """The run that the configuration describes.
+
+    The model's settings are checked too, which are else only read when the tokenizer is there.
 
     Raises:
       ValueError: a part is missing, or a value is not valid.
@@ -114,9 +122,19 @@ def build_experiment() -> Experiment:
         if field.default is field.default_factory is dataclasses.MISSING:
             _check_part(field.name)
     try:
-        return gin.get_configurable("train")()
-    except TypeError as error:  # a value of another type than its check expects
-        raise ValueError(str(error)) from error
+        experiment = gin.get_configurable("train")()
+        model = experiment.model(vocab_size=1)
+    except (TypeError, ValueError) as error:  # a TypeError where a parameter is missing
+        raise ValueError(_in_one_line(str(error))) from error
+    is_model = isinstance(model, ModelConfig)
+    require(is_model, "train.model", experiment.model, "@LSTConfig or @TokenTransformerConfig")
+    return experiment
+
+
+def _in_one_line(message: str) -> str:
+    """A message without what Gin appends to it, but for the scope, which tells calls apart."""
+    short = _GIN_CALL.sub(lambda call: f" (in {call[2]}/{call[1]})" if call[2] else "", message)
+    return " ".join(short.split())
 
 
 def _check_part(name: str) -> None:

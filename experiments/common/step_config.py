@@ -11,12 +11,13 @@ import dataclasses
 
 from lst_jax.config import LSTConfig, ModelConfig, baseline_of
 from lst_jax.patching import PatchingConfig
+from lst_jax.settings import BatchRows, RowSlots, configuration
 from lst_jax.training.optimizers import OptimizerConfig
 from lst_jax.training.step import TrainingConfig
 from lst_jax.vocabulary import Vocabulary
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class StepConfig:
     """A training step at its real shapes.
 
@@ -36,9 +37,9 @@ class StepConfig:
     optimizer: OptimizerConfig
     training: TrainingConfig
     patching: PatchingConfig
-    num_patches: int
-    num_tokens: int
-    num_rows: int
+    num_patches: RowSlots
+    num_tokens: RowSlots
+    num_rows: BatchRows
 
 
 @dataclasses.dataclass(frozen=True)

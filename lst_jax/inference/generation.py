@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -24,7 +24,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lst_jax.config import require
 from lst_jax.inference.decoding import caches
 from lst_jax.inference.decoding.decode_loop import Decoder, Progress, State, decode_batch
 from lst_jax.inference.decoding.lst_decoder import LSTDecoder
@@ -39,6 +38,7 @@ from lst_jax.inference.sampling import (
 )
 from lst_jax.model.models import LatentSpeechTextTransformer, TokenTransformer
 from lst_jax.patching import Document, PatchingConfig, fill_row
+from lst_jax.settings import Bounds, configuration, require
 from lst_jax.sharding import batch_sharding, check_heads, check_rows, mesh_context, replicated
 from lst_jax.vocabulary import Vocabulary
 
@@ -47,10 +47,12 @@ STOP_REASONS = ("", "eos", "mode", "units", "tokens", "context")
 
 # Lengths that are compiled for are at least this, and few above.
 _SMALLEST_SIZE = 64
-_UNLIMITED = np.iinfo(np.int32).max
+_UNLIMITED = 2**31 - 1
+# Memory follows what is made, up to the context, and not what is asked for.
+Limit = Annotated[int, Bounds(least=1, most=_UNLIMITED - 1)]
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class GenerationLimits:
     """When a row stops, besides at eos.
 
@@ -63,20 +65,11 @@ class GenerationLimits:
       stop_at_mode: whether a mode token stops it too.
     """
 
-    max_tokens: int = 256
-    max_units: int | None = None
-    max_patches: int | None = None
-    min_tokens: int = 0
+    max_tokens: Limit = 256
+    max_units: Limit | None = None
+    max_patches: Limit | None = None
+    min_tokens: Annotated[int, Bounds(least=0, most=_UNLIMITED - 1)] = 0
     stop_at_mode: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("max_tokens", "max_units", "max_patches"):
-            value = getattr(self, name)
-            optional = value is None and name != "max_tokens"
-            whole = isinstance(value, int) and 0 < value < _UNLIMITED
-            require(optional or whole, name, value, "a positive integer")
-        whole = isinstance(self.min_tokens, int) and 0 <= self.min_tokens < _UNLIMITED
-        require(whole, "min_tokens", self.min_tokens, "an integer, at least 0")
 
 
 class Steps(NamedTuple):
@@ -488,7 +481,7 @@ def _check_tokens(name: str, tokens: np.ndarray, vocabulary: Vocabulary) -> None
     require(is_ids, name, shape, "a sequence of token ids")
     outside = tokens[(tokens < 0) | (tokens >= vocabulary.size)]
     if outside.size:
-        raise ValueError(f"{name} holds {outside[0]}: expected ids in 0 … {vocabulary.size - 1}")
+        raise ValueError(f"{name} holds {outside[0]}, expected ids in 0 … {vocabulary.size - 1}")
 
 
 def _check_seeds(seeds: Sequence[int], count: int) -> np.ndarray:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from typing import Literal, NamedTuple, get_args
+from typing import Annotated, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lst_jax.config import require
+from lst_jax.settings import Bounds, NaturalFloat, PositiveInt, configuration, require
 from lst_jax.vocabulary import Vocabulary
 
 Modality = Literal["speech", "text"]
+Probability = Annotated[float, Bounds(above=0, most=1)]
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class SamplingConfig:
     """How the next token is drawn.
 
@@ -28,16 +27,9 @@ class SamplingConfig:
         this temperature, among the top k), and no more of them than needed.
     """
 
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float = 1.0
-
-    def __post_init__(self) -> None:
-        finite = math.isfinite(self.temperature) and self.temperature >= 0
-        require(finite, "temperature", self.temperature, "a finite number, at least 0")
-        whole = self.top_k is None or (isinstance(self.top_k, int) and self.top_k >= 1)
-        require(whole, "top_k", self.top_k, "a positive integer, or None for all tokens")
-        require(0 < self.top_p <= 1, "top_p", self.top_p, "a number above 0, at most 1")
+    temperature: NaturalFloat = 0.0
+    top_k: PositiveInt | None = None
+    top_p: Probability = 1.0
 
 
 class SamplingArrays(NamedTuple):

@@ -25,6 +25,7 @@ from lst_jax.model.key_ranges import shared_lst_key_ranges, shared_token_key_ran
 from lst_jax.model.losses import token_nll
 from lst_jax.model.models import output_kernel
 from lst_jax.patching import Document, PatchingConfig, Visibility, patch_document
+from lst_jax.settings import BatchRows, RowSlots, configuration
 from lst_jax.sharding import batch_sharding, check_rows, mesh_context, replicated
 from lst_jax.vocabulary import Vocabulary
 
@@ -60,7 +61,7 @@ class Continuation:
                 )
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class ScoringShape:
     """Static shape of the batches.
 
@@ -72,16 +73,9 @@ class ScoringShape:
         N = P, always.
     """
 
-    batch_rows: int = 8
-    patches_per_row: int = 1024
-    tokens_per_row: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("batch_rows", "patches_per_row"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
-        if self.tokens_per_row is not None and self.tokens_per_row < 1:
-            raise ValueError(f"tokens_per_row is {self.tokens_per_row}; expected at least 1")
+    batch_rows: BatchRows = 8
+    patches_per_row: RowSlots = 1024
+    tokens_per_row: RowSlots | None = None
 
 
 def score_continuations(

@@ -18,6 +18,7 @@ from lst_jax.config import LSTConfig, ModelConfig, hidden_width, padded_size
 from lst_jax.model.attention import attend
 from lst_jax.model.attention.ring import ring_attention
 from lst_jax.model.key_ranges import AnyKeyRange, KeyRange, SharedKeyRange
+from lst_jax.settings import quote
 
 # What each layer keeps of its forward pass for the backward pass; the rest is computed again.
 REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
@@ -50,7 +51,7 @@ def remat_layer(layer: type[nn.Module], policy: str) -> type[nn.Module]:
       ValueError: the policy is unknown.
     """
     if policy not in REMAT_POLICIES:
-        raise ValueError(f"remat={policy!r}: expected one of {sorted(REMAT_POLICIES)}")
+        raise ValueError(f"remat is {quote(policy)}, expected one of {sorted(REMAT_POLICIES)}")
     if policy == "none":
         return layer
     return nn.remat(layer, policy=REMAT_POLICIES[policy], prevent_cse=False)

@@ -20,6 +20,7 @@ from lst_jax.model.key_ranges import AnyKeyRange, LSTKeyRanges, lst_key_ranges, 
 from lst_jax.model.layers import Embedding, RMSNorm, TransformerLayers, padded_vocabulary_init
 from lst_jax.model.patch_decoder import PatchDecoder
 from lst_jax.model.patch_encoder import PatchEncoder
+from lst_jax.settings import quote
 
 Batch = Mapping[str, Array]
 
@@ -94,7 +95,7 @@ class TokenTransformer(nn.Module):
         tokens = batch["tokens"]
         if num_patches != tokens.shape[1]:
             raise ValueError(
-                f"num_patches={num_patches}: expected {tokens.shape[1]}, one for every token,"
+                f"num_patches is {num_patches}, expected {tokens.shape[1]}, one for every token,"
                 ' for the unpatched baseline (strategy "none")'
             )
         key_range = token_key_range(batch["document_ids"], None)
@@ -125,7 +126,7 @@ def build_model(config: ModelConfig) -> LatentSpeechTextTransformer | TokenTrans
         return LatentSpeechTextTransformer(config)
     if isinstance(config, TokenTransformerConfig):
         return TokenTransformer(config)
-    raise ValueError(f"config={config!r}: expected LSTConfig or TokenTransformerConfig")
+    raise ValueError(f"config is {quote(config)}, expected LSTConfig or TokenTransformerConfig")
 
 
 def output_kernel(params: Mapping[str, Any]) -> Array:

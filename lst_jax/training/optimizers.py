@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import optax
+
+from lst_jax.settings import (
+    Bounds,
+    Fraction,
+    NaturalFloat,
+    NaturalInt,
+    PositiveFloat,
+    configuration,
+    require,
+)
+
+Decay = Annotated[float, Bounds(least=0, below=1)]
 
 # Leaves that are gains or offsets and not matrices, whatever their rank (scanned layers stack
 # vectors into matrices).
 _VECTOR_NAMES = ("scale", "bias")
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class OptimizerConfig:
     """AdamW, linear warm-up, cosine decay; the defaults are the paper's.
 
@@ -30,23 +41,14 @@ class OptimizerConfig:
       clip_norm: largest global norm of the gradient.
     """
 
-    peak_learning_rate: float = 4e-4
-    warmup_steps: int = 2000
-    final_ratio: float = 0.01
-    beta1: float = 0.9
-    beta2: float = 0.95
-    epsilon: float = 1e-8
-    weight_decay: float = 0.1
-    clip_norm: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name in ("peak_learning_rate", "epsilon", "clip_norm"):
-            _require(name, getattr(self, name), getattr(self, name) > 0, "a positive number")
-        for name in ("beta1", "beta2"):
-            _require(name, getattr(self, name), 0 <= getattr(self, name) < 1, "0 ≤ beta < 1")
-        _require("final_ratio", self.final_ratio, 0 <= self.final_ratio <= 1, "0 … 1")
-        _require("warmup_steps", self.warmup_steps, self.warmup_steps >= 0, "0 or more steps")
-        _require("weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
+    peak_learning_rate: PositiveFloat = 4e-4
+    warmup_steps: NaturalInt = 2000
+    final_ratio: Fraction = 0.01
+    beta1: Decay = 0.9
+    beta2: Decay = 0.95
+    epsilon: PositiveFloat = 1e-8
+    weight_decay: NaturalFloat = 0.1
+    clip_norm: PositiveFloat = 1.0
 
 
 def learning_rate_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
@@ -63,10 +65,12 @@ def learning_rate_schedule(config: OptimizerConfig, num_steps: int) -> optax.Sch
     Raises:
       ValueError: the warm-up is not shorter than the run.
     """
-    if not config.warmup_steps < num_steps:
-        raise ValueError(
-            f"warmup_steps is {config.warmup_steps}, expected fewer than num_steps = {num_steps}"
-        )
+    require(
+        config.warmup_steps < num_steps,
+        "OptimizerConfig.warmup_steps",
+        config.warmup_steps,
+        f"fewer than num_steps = {num_steps}",
+    )
     final = config.peak_learning_rate * config.final_ratio
     warmup = max(config.warmup_steps, 1)
     decay = max(num_steps - warmup, 1)
@@ -111,8 +115,3 @@ def is_matrix(params: Any) -> Any:
         return names.isdisjoint(_VECTOR_NAMES)
 
     return jax.tree_util.tree_map_with_path(decayed, params)
-
-
-def _require(name: str, value: float, valid: bool, expected: str) -> None:
-    if not valid:
-        raise ValueError(f"{name} is {value}, expected {expected}")

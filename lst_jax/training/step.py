@@ -6,7 +6,6 @@ nor Orbax is installed.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,6 +19,7 @@ from lst_jax.config import ModelConfig
 from lst_jax.model.flops import training_flops
 from lst_jax.model.losses import token_nll
 from lst_jax.model.models import build_model, output_kernel
+from lst_jax.settings import PathText, PositiveInt, Seed32, configuration
 from lst_jax.sharding import DEFAULT_RULES, LogicalRules, batch_sharding, replicated
 from lst_jax.training.optimizers import OptimizerConfig, learning_rate_schedule, make_optimizer
 
@@ -28,7 +28,7 @@ Sums = dict[str, Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Sums]]
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class TrainingConfig:
     """How long and how a run trains.
 
@@ -44,21 +44,13 @@ class TrainingConfig:
         random ones; everything else starts from zero.
     """
 
-    num_steps: int
-    accumulation_steps: int = 1
-    log_every: int = 50
-    checkpoint_every: int = 1000
-    keep_checkpoints: int = 2
-    seed: int = 0
-    initial_checkpoint: str | None = None
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name in ("seed", "initial_checkpoint"):
-                continue
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{field.name} is {value!r}, expected a positive integer")
+    num_steps: PositiveInt
+    accumulation_steps: PositiveInt = 1
+    log_every: PositiveInt = 50
+    checkpoint_every: PositiveInt = 1000
+    keep_checkpoints: PositiveInt = 2
+    seed: Seed32 = 0
+    initial_checkpoint: PathText | None = None
 
 
 def make_train_step(

@@ -40,6 +40,7 @@ from jax.sharding import PartitionSpec
 
 from lst_jax.model.attention.platform import target
 from lst_jax.model.key_ranges import KeyRange
+from lst_jax.settings import quote
 
 _Attention = Callable[[Array, Array, Array, KeyRange], Array]
 
@@ -74,13 +75,16 @@ def attend(q: Array, k: Array, v: Array, key_range: KeyRange, backend: str = "bl
       ValueError: unknown backend, or shapes that do not fit together.
     """
     if backend not in BACKENDS:
-        raise ValueError(f"backend={backend!r}: expected one of {BACKENDS}")
+        raise ValueError(f"backend is {quote(backend)}, expected one of {BACKENDS}")
     if k.shape != v.shape or q.ndim != 4 or q.shape[:1] + q.shape[2:] != k.shape[:1] + k.shape[2:]:
         raise ValueError(
-            f"q={q.shape}, k={k.shape}, v={v.shape}: expected (B, Q, H, D), (B, K, H, D) twice"
+            f"shapes of q, k, v are {q.shape}, {k.shape}, {v.shape}, expected (B, Q, H, D), "
+            "(B, K, H, D) twice"
         )
     if key_range.start.shape != q.shape[:2] or key_range.end.shape != q.shape[:2]:
-        raise ValueError(f"key_range={key_range.start.shape}: expected {q.shape[:2]}, as in q")
+        raise ValueError(
+            f"shape of key_range is {key_range.start.shape}, expected {q.shape[:2]}, as in q"
+        )
     if backend == "auto":
         backend = best_backend(target().platform)
     module = importlib.import_module(f"{__name__}.{backend}")

@@ -158,7 +158,9 @@ def mosaic_gpu_attention(q: Array, k: Array, v: Array, key_range: KeyRange) -> A
     if problem.interpreted and _INTERPRETER is None:
         reason = reason or f"JAX {jax.__version__} without a GPU"
     if reason:
-        raise ValueError(f"q={q.shape}: expected what the Mosaic kernels support, not {reason}")
+        raise ValueError(
+            f"shape of q is {q.shape}, expected what the Mosaic kernels support, not {reason}"
+        )
     padded = next(x for x in _WIDTHS if x >= width)
     padding = ((0, 0), (0, 0), (0, 0), (0, padded - width))
     ranges = end_to_end_ranges(key_range, k.shape[1], _BLOCK, _BLOCK)

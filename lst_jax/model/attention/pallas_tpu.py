@@ -88,8 +88,9 @@ def pallas_tpu_attention(q: Array, k: Array, v: Array, key_range: KeyRange) -> A
     pairs = rows * -(-length // shape.queries) * -(-k.shape[1] // shape.keys)
     if pairs > _MOST_VISITS:
         raise ValueError(
-            f"q={q.shape}, k={k.shape}: expected at most {_MOST_VISITS} pairs of a query block and "
-            f"a key block ({shape.queries} and {shape.keys} long), these are {pairs}"
+            f"shapes of q and k are {q.shape} and {k.shape}, expected at most {_MOST_VISITS} "
+            f"pairs of a query block and a key block ({shape.queries} and "
+            f"{shape.keys} long), these are {pairs}"
         )
     ranges = end_to_end_ranges(key_range, k.shape[1], shape.queries, shape.keys)
     flat = [_merge_heads(q, shape, shape.queries)]

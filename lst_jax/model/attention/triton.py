@@ -88,7 +88,9 @@ def triton_attention(q: Array, k: Array, v: Array, key_range: KeyRange) -> Array
     rows, length, _, width = q.shape
     reason = unsupported(q.dtype.name, width)
     if reason:
-        raise ValueError(f"q={q.shape}: expected what the Triton kernels support, not {reason}")
+        raise ValueError(
+            f"shape of q is {q.shape}, expected what the Triton kernels support, not {reason}"
+        )
     padded = _padded_width(width)
     split = 1 if padded * q.dtype.itemsize <= _HEAD_BYTES else 2
     problem = _Problem(width**-0.5, QUERY_BLOCK // split, KEY_BLOCK // split)

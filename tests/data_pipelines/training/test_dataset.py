@@ -301,6 +301,18 @@ def test_another_configuration_refuses_the_state_but_moved_records_do_not(
     assert_same([next(iterator)], batches[1:2])
 
 
+def test_a_state_goes_on_whatever_kind_its_numbers_were_written_as(config):
+    config = dataclasses.replace(config, interleaved_share=1)
+    iterator = iter(make_training_dataset(config, VOCABULARY, prefetch=0))
+    state = json.loads(json.dumps(iterator.get_state()))
+    # An int once, so that its text had another digest.
+    state["settings"][0]["interleaved_share"] = int(state["settings"][0]["interleaved_share"])
+    iterator.set_state({**state, "config": "the digest of 1, not of 1.0"})
+    state["settings"][0]["interleaved_share"] = 0.5
+    with pytest.raises(ValueError, match=r"interleaved_share is 0.5 in the checkpoint and 1.0"):
+        iterator.set_state({**state, "config": "another"})
+
+
 def test_bad_arguments_are_named(config):
     for change, name in [
         ({"sources": ()}, "sources"),
@@ -308,7 +320,7 @@ def test_bad_arguments_are_named(config):
         ({"seed": -1}, "seed"),
         ({"num_epochs": 0}, "num_epochs"),
         ({"patching": PatchingConfig("none")}, "patches_per_row"),
-        ({"patches_per_row": 2}, "num_patches"),
+        ({"patches_per_row": 2}, "patches_per_row"),
     ]:
         with pytest.raises(ValueError, match=name):
             dataclasses.replace(config, **change)

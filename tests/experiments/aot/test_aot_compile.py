@@ -131,9 +131,9 @@ def test_lines_that_the_compiler_writes_past_python_are_captured(capfd):
 @pytest.mark.parametrize(
     "topology, mesh, rows, message",
     [
-        ("v5e:3x5", MESH, None, "topology='v5e:3x5': expected a chip and a shape"),
-        ("v0:2x2", MESH, None, "topology='v0:2x2': expected a chip and a shape"),
-        ("", MESH, None, "topology='': expected a chip and a shape"),
+        ("v5e:3x5", MESH, None, "topology is 'v5e:3x5', expected a chip and a shape"),
+        ("v0:2x2", MESH, None, "topology is 'v0:2x2', expected a chip and a shape"),
+        ("", MESH, None, "topology is '', expected a chip and a shape"),
         ("v5e:2x2", MeshConfig(data=3), None, "expected sizes that fill 4 devices"),
         ("v5e:2x2", MeshConfig(tensor=4, fsdp=4), None, "expected sizes that fill 4 devices"),
     ],

@@ -36,4 +36,4 @@ def test_a_mistake_is_one_line():
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
     )
     assert result.returncode == 1
-    assert "documents='many': expected packed or one" in result.stderr
+    assert "documents is 'many', expected packed or one" in result.stderr

@@ -221,6 +221,84 @@ def test_mistakes_are_errors_that_name_them(files, bindings, message):
         load(*files, bindings=bindings)
 
 
+@pytest.mark.parametrize(
+    "binding, message",
+    [
+        *(
+            (f"DOCUMENT_CROSS_MASKING={value}", f"LSTConfig.document_cross_masking is {shown}, ")
+            for value, shown in [("false", "'false'"), ("no", "'no'"), ("7", "7"), ("0", "0")]
+        ),
+        (
+            "JOIN_SPEECH_MODE=off",
+            "PatchingConfig.join_speech_mode is 'off', expected True or False",
+        ),
+        ("PATCH_SIZE=2.5", "PatchingConfig.patch_size is 2.5, expected an integer, 1 … "),
+        ("PATCH_SIZE=True", "PatchingConfig.patch_size is True, expected an integer"),
+        ("WARMUP_STEPS=1.5", "OptimizerConfig.warmup_steps is 1.5, expected an integer, 0 … "),
+        ("SEED=-1", "TrainingConfig.seed is -1, expected an integer, 0 … 4294967295"),
+        ("DATA_SEED=-1", "DataConfig.seed is -1, expected an integer, 0 … "),
+        ("LSTConfig.vocab_size=5", "LSTConfig.vocab_size is 5, expected no value: the tokenizer"),
+        ("TokenTransformerConfig.vocab_size=%SEED", "TokenTransformerConfig.vocab_size is %SEED"),
+        ("LSTConfig.norm_eps=-1", "LSTConfig.norm_eps is -1, expected a finite number, above 0"),
+        ("LSTConfig.rope_theta=0", "LSTConfig.rope_theta is 0, expected a finite number, above 0"),
+        ("NUM_STEPS=2.0", "num_steps is 2.0, expected an integer"),
+        ("NUM_STEPS=1e3", "num_steps is 1000.0, expected an integer"),
+        ("NUM_STEPS=abc", "num_steps is 'abc', expected an integer"),
+        ("LOG_EVERY=2.0", "TrainingConfig.log_every is 2.0, expected an integer"),
+        (
+            "PEAK_LEARNING_RATE=nan",
+            "OptimizerConfig.peak_learning_rate is 'nan', expected a finite",
+        ),
+        (
+            "PEAK_LEARNING_RATE=1e999",
+            "OptimizerConfig.peak_learning_rate is inf, expected a finite",
+        ),
+        ("curriculum_end/step_fraction.fraction=inf", "fraction is 'inf', expected a finite"),
+        ("TOKENIZER=123", "Experiment.tokenizer is 123, expected a path"),
+        (
+            "TEXT_RECORDS=1e3",
+            "SourceConfig.path is 1000.0, expected a path (one of digits alone as",
+        ),
+        (
+            "INITIAL_CHECKPOINT=48213",
+            "TrainingConfig.initial_checkpoint is 48213, expected None or a",
+        ),
+        ("VISIBILITY=all", "DataConfig.visibility is 'all', expected 'causal' or 'reference'"),
+        ("REMAT=half", "LSTConfig.remat is 'half', expected 'none', 'dots' or 'full'"),
+        ("ATTENTION=fast", "LSTConfig.attention is 'fast', expected 'auto', 'dense', "),
+        ("MESH_FSDP=2.0", "MeshConfig.fsdp is 2.0, expected an integer"),
+        ("UNIT_COUNT=100000000", "Experiment.unit_count is 100000000, expected an integer, 1 … 10"),
+        ("BATCH_ROWS=1000000000000", "DataConfig.batch_size is 1000000000000, expected an integer"),
+        ("DIM_LOCAL=10000000", "LSTConfig.dim_local is 10000000, expected an integer, 1 … 65536"),
+        ("DIM_LOCAL=97", "LSTConfig.num_heads_local is 4, expected a divisor of dim_local = 97"),
+        ("train.model=@PatchingConfig", "PatchingConfig.__init__() got an unexpected keyword"),
+        ("train.model=@step_fraction", "step_fraction() got an unexpected keyword"),
+        ("train.mesh=5", "Experiment.mesh is 5, expected MeshConfig"),
+        ("DataConfig.sources=(1,)", "DataConfig.sources is (1,), expected a tuple, each item Sour"),
+        (f"STRATEGY={'x' * 10**5}", f"PatchingConfig.strategy is '{'x' * 78}…, expected 'none', "),
+    ],
+)
+def test_values_that_no_setting_may_have_are_refused_in_a_line_that_names_it(binding, message):
+    with pytest.raises(ValueError) as error:
+        load("models/tiny", "data/speech_text", "runs/tiny", bindings=[*DATA, binding])
+    text = str(error.value)
+    assert text.startswith(message)
+    assert len(text) < 500 and len(text.splitlines()) == 1
+
+
+def test_which_of_several_sources_is_wrong_is_told_by_its_scope():
+    bindings = [*DATA, "TEXT_RECORDS=12"]
+    with pytest.raises(ValueError, match=r" \(in text/SourceConfig\)$"):
+        load("models/tiny", "data/speech_text", "runs/tiny", bindings=bindings)
+
+
+def test_a_list_of_sources_is_taken_as_a_tuple():
+    bindings = [*DATA, "DataConfig.sources=[@speech/SourceConfig()]"]
+    run = load("models/tiny", "data/speech_text", "runs/tiny", bindings=bindings)
+    assert [source.kind for source in run.data.sources] == ["speech"]
+    assert type(run.data.sources) is tuple
+
+
 @pytest.mark.parametrize("fraction", [-0.1, 1.5])
 def test_a_fraction_of_a_run_is_between_none_and_all(fraction):
     with pytest.raises(ValueError, match=f"fraction is {fraction}"):

@@ -108,5 +108,5 @@ def test_a_continuation_without_room_is_refused(case):
 
 def test_more_continuations_than_rows_are_refused():
     state = read("baseline", [np.array([VOCABULARY.bos_id], np.int32)])
-    with pytest.raises(ValueError, match="continuations='5 of them': expected at most 4"):
+    with pytest.raises(ValueError, match="continuations is '5 of them', expected at most 4"):
         say("baseline", state, [np.array([3])] * 5)

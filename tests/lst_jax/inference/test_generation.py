@@ -231,10 +231,10 @@ def test_no_prompts_give_no_continuations():
 @pytest.mark.parametrize(
     ("prompt", "named"),
     [
-        (np.zeros(0, np.int32), r"prompts\[1\]=\[\]: expected at least one token"),
-        (np.ones((2, 2), np.int32), r"prompts\[1\]='shape \(2, 2\)"),
-        (np.ones(3), r"prompts\[1\]='shape \(3,\) and type float64'"),
-        (np.array([1, V.size]), rf"prompts\[1\] holds {V.size}: expected ids in 0 … {V.size - 1}"),
+        (np.zeros(0, np.int32), r"prompts\[1\] is \[\], expected at least one token"),
+        (np.ones((2, 2), np.int32), r"prompts\[1\] is 'shape \(2, 2\)"),
+        (np.ones(3), r"prompts\[1\] is 'shape \(3,\) and type float64'"),
+        (np.array([1, V.size]), rf"prompts\[1\] holds {V.size}, expected ids in 0 … {V.size - 1}"),
         (np.array([1, -1]), r"prompts\[1\] holds -1"),
         (
             np.full(21, 5),
@@ -251,17 +251,17 @@ def test_impossible_prompts_are_named(case, prompt, named):
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"seeds": [1]}, "seeds='1 of them': expected 2"),
-        ({"seeds": [1, -1]}, "seeds=-1: expected integers in 0"),
-        ({"seeds": [1, 2**32]}, "seeds=4294967296"),
-        ({"seeds": [1, 0.5]}, "seeds=0.5"),
-        ({"modality": "song"}, "modality='song'"),
+        ({"seeds": [1]}, "seeds is '1 of them', expected 2"),
+        ({"seeds": [1, -1]}, "seeds is -1, expected integers in 0"),
+        ({"seeds": [1, 2**32]}, "seeds is 4294967296"),
+        ({"seeds": [1, 0.5]}, "seeds is 0.5"),
+        ({"modality": "song"}, "modality is 'song'"),
         ({"batch_rows": 0}, "the batch has 0 rows"),
-        ({"limits": {"max_tokens": 0}}, "max_tokens=0: expected a positive integer"),
-        ({"limits": {"max_tokens": None}}, "max_tokens=None"),
-        ({"limits": {"max_units": -5}}, "max_units=-5"),
-        ({"limits": {"max_patches": 1.5}}, "max_patches=1.5"),
-        ({"limits": {"min_tokens": -1}}, "min_tokens=-1"),
+        ({"limits": {"max_tokens": 0}}, "max_tokens is 0, expected an integer, 1"),
+        ({"limits": {"max_tokens": None}}, "max_tokens is None"),
+        ({"limits": {"max_units": -5}}, "max_units is -5"),
+        ({"limits": {"max_patches": 1.5}}, "max_patches is 1.5"),
+        ({"limits": {"min_tokens": -1}}, "min_tokens is -1"),
     ],
 )
 def test_impossible_settings_are_named(settings, named):
@@ -271,7 +271,7 @@ def test_impossible_settings_are_named(settings, named):
 
 def test_models_that_do_not_go_with_vocabulary_or_patching_are_named():
     baseline, lst = decoder_of("baseline"), decoder_of("lst")
-    with pytest.raises(ValueError, match=r"patching.strategy='static': expected \"none\""):
+    with pytest.raises(ValueError, match=r"patching.strategy is 'static', expected \"none\""):
         make_decoder(baseline.model, V, lst.patching)
     with pytest.raises(ValueError, match="expected the 66 ids of the model"):
         make_decoder(lst.model, Vocabulary(text_size=41), lst.patching)

@@ -104,21 +104,21 @@ def test_what_may_be_made_follows_the_modality():
     assert made["speech"] == units | {vocabulary.eos_id}
     modes = {vocabulary.text_mode_id, vocabulary.speech_mode_id}
     assert made[None] == text | units | modes | {vocabulary.eos_id}
-    with pytest.raises(ValueError, match="modality='video': expected None or"):
+    with pytest.raises(ValueError, match="modality is 'video', expected None or"):
         allowed_ids(vocabulary, "video")
 
 
 @pytest.mark.parametrize(
     ("config", "named"),
     [
-        ({"temperature": -0.1}, r"temperature=-0.1: expected a finite number"),
-        ({"temperature": float("nan")}, "temperature=nan"),
-        ({"temperature": float("inf")}, "temperature=inf"),
-        ({"top_k": 0}, "top_k=0: expected a positive integer"),
-        ({"top_k": 2.5}, "top_k=2.5"),
-        ({"top_p": 0.0}, "top_p=0.0: expected a number above 0"),
-        ({"top_p": 1.5}, "top_p=1.5"),
-        ({"top_p": float("nan")}, "top_p=nan"),
+        ({"temperature": -0.1}, r"temperature is -0.1, expected a finite number"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"temperature": float("inf")}, "temperature is inf"),
+        ({"top_k": 0}, "top_k is 0, expected None or an integer, 1"),
+        ({"top_k": 2.5}, "top_k is 2.5"),
+        ({"top_p": 0.0}, "top_p is 0.0, expected a finite number, above 0 and at most 1"),
+        ({"top_p": 1.5}, "top_p is 1.5"),
+        ({"top_p": float("nan")}, "top_p is nan"),
     ],
 )
 def test_impossible_settings_are_named(config, named):

@@ -196,7 +196,7 @@ def test_a_backend_is_imported_when_it_is_first_used():
 def test_bad_arguments_are_named():
     q = jnp.zeros((1, 4, 1, 2))
     ranges = KeyRange(jnp.zeros((1, 4), jnp.int32), jnp.zeros((1, 4), jnp.int32))
-    with pytest.raises(ValueError, match="backend='fast'"):
+    with pytest.raises(ValueError, match="backend is 'fast'"):
         attend(q, q, q, ranges, "fast")
     with pytest.raises(ValueError, match="expected"):
         attend(q, q[..., :1], q, ranges)

@@ -225,21 +225,21 @@ def test_bfloat16_stays_near_float32():
 
 def test_baseline_rejects_rows_made_for_a_patched_model():
     batch = stack_rows([[]], P, N)
-    with pytest.raises(ValueError, match=f"num_patches={P - 1}"):
+    with pytest.raises(ValueError, match=f"num_patches is {P - 1}"):
         build_model(CONFIGS["baseline"]).init(jax.random.key(0), batch, num_patches=P - 1)
 
 
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"num_heads_local": 3}, "num_heads_local=3"),
-        ({"num_heads_cross": 5}, "num_heads_cross=5"),
-        ({"num_heads_cross": 0}, "num_heads_cross=0"),
-        ({"dim_global": 0}, "dim_global=0"),
-        ({"pooling": "min"}, "pooling='min'"),
-        ({"dim_global": 16}, "latent_vectors_per_patch=2"),
-        ({"dtype": "float16"}, "dtype='float16'"),
-        ({"encoder_cross_layers": "first"}, "encoder_cross_layers='first'"),
+        ({"num_heads_local": 3}, "num_heads_local is 3"),
+        ({"num_heads_cross": 5}, "num_heads_cross is 5"),
+        ({"num_heads_cross": 0}, "num_heads_cross is 0"),
+        ({"dim_global": 0}, "dim_global is 0"),
+        ({"pooling": "min"}, "pooling is 'min'"),
+        ({"dim_global": 16}, "latent_vectors_per_patch is 2"),
+        ({"dtype": "float16"}, "dtype is 'float16'"),
+        ({"encoder_cross_layers": "first"}, "encoder_cross_layers is 'first'"),
     ],
 )
 def test_impossible_configurations_are_named(change, named):

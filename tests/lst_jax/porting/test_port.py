@@ -483,7 +483,7 @@ def change_params(tmp_path, **changes):
         ({"cross_attn_all_layers_decoder": False}, ["cross_attn_all_layers_decoder is False"]),
         ({"patching_mode": "entropy"}, ["patching_mode is 'entropy', expected 'lst_static'"]),
         ({"vocab_size": 500}, ["vocab_size is 500, expected at least 511"]),
-        ({"n_heads_global": 5}, ["num_heads_global=5"]),
+        ({"n_heads_global": 5}, ["num_heads_global is 5"]),
     ],
 )
 def test_a_published_configuration_that_is_none_of_ours_is_named(tmp_path, changes, parts):
