@@ -66,7 +66,7 @@ def _choose_parser(line_format: str, unit_count: int) -> Callable[[bytes, str], 
     if line_format == "reference_jsonl":
         return lambda line, place: parse_reference_line(line, unit_count).text
     parse_text = TEXT_PARSERS[line_format]
-    return lambda line, place: parse_text(line)
+    return lambda line, place: parse_text(line).text
 
 
 if __name__ == "__main__":

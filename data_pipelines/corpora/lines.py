@@ -6,9 +6,11 @@ import collections
 import json
 import multiprocessing
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any, TypeVar
+
+from lst_jax.strict_json import find_repeated_key, refuse_constant
 
 _LINES_PER_TASK = 256
 _TASKS_PER_WORKER = 4
@@ -119,7 +121,9 @@ def load_object(line: bytes, fields: dict[str, type]) -> dict[str, Any]:
       BadLine: not UTF-8, not JSON, not an object, a key twice, missing or of another type.
     """
     try:
-        value = json.loads(decode_line(line), object_pairs_hook=_unique_keys)
+        value = json.loads(
+            decode_line(line), object_pairs_hook=_unique_keys, parse_constant=refuse_constant
+        )
     except BadLine:
         raise
     except (ValueError, RecursionError) as error:
@@ -134,6 +138,29 @@ def load_object(line: bytes, fields: dict[str, type]) -> dict[str, Any]:
         if kind is str:
             _check_unicode(key, value[key])
     return value
+
+
+def read_known_texts(value: Mapping[str, Any], keys: Iterable[str]) -> dict[str, str | None]:
+    """Returns the texts under keys that an object may have.
+
+    Args:
+      value: what `load_object` returned.
+      keys: that may be there; one that is absent, or null, is not known.
+
+    Raises:
+      BadLine: a value is something else, or blank.
+    """
+    known: dict[str, str | None] = {}
+    for key in keys:
+        text = known[key] = value.get(key)
+        if text is None:
+            continue
+        if not isinstance(text, str):
+            raise BadLine(f"{key!r} is not a str", f"found {_excerpt(text)}")
+        if not text.strip():
+            raise BadLine(f"empty {key}")
+        _check_unicode(key, text)
+    return known
 
 
 def decode_line(line: bytes) -> str:
@@ -159,8 +186,7 @@ def _excerpt(value: object) -> str:
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
-        repeated = collections.Counter(key for key, _ in pairs).most_common(1)[0][0]
-        raise BadLine("key twice", repr(repeated))
+        raise BadLine("key twice", _excerpt(find_repeated_key(pairs)))
     return value
 
 

@@ -2,7 +2,8 @@
 
 A line is `{"file_id": str, "interleaved": str}`, the string a strict alternation of
 `<LST MODE SEP>TEXT w` and `<LST MODE SEP>HUBERT u u u …`, the first block a TEXT and the last a
-HUBERT. docs/formats.md has the details.
+HUBERT. A line may say more of its recording: `transcript`, `speaker`, `license`, `source`.
+docs/formats.md has the details.
 """
 
 from __future__ import annotations
@@ -12,14 +13,24 @@ import functools
 import pathlib
 from collections.abc import Iterable, Iterator
 
-from data_pipelines.corpora.lines import BadLine, SkipReport, load_object, read_lines
+import numpy as np
+
+from data_pipelines.corpora.lines import (
+    BadLine,
+    SkipReport,
+    load_object,
+    read_known_texts,
+    read_lines,
+)
 from data_pipelines.records.types import SILENCE, Utterance, make_utterance
 from lst_jax.vocabulary import TextTokenizer
 
 _SEPARATOR = "<LST MODE SEP>"
 _CONTINUATION = "[BPE]"  # of the preceding word
+_WORD_START = "\u2581"  # SentencePiece's mark in a piece that opens a word
 _KINDS = ("TEXT", "HUBERT")
 _FIELDS = {"file_id": str, "interleaved": str}
+_KNOWN_TEXTS = ("transcript", "speaker", "license", "source")  # that a line may have
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +43,19 @@ class AlignedWords:
       units: the speech units of the whole recording.
       unit_counts: units spoken during every word, W numbers; 0 occurs where a word is shorter
         than a unit.
+      parts: of every word the blocks that it came in, each its text and number of units.
+      transcript, speaker, license, source: see `Utterance`.
     """
 
     file_id: str
     words: tuple[str, ...]
     units: tuple[int, ...]
     unit_counts: tuple[int, ...]
+    parts: tuple[tuple[tuple[str, int], ...], ...]
+    transcript: str | None = None
+    speaker: str | None = None
+    license: str | None = None
+    source: str | None = None
 
     @property
     def text(self) -> str:
@@ -58,21 +76,33 @@ def parse_reference_line(line: bytes, unit_count: int) -> AlignedWords:
     fields = load_object(line, _FIELDS)
     if not fields["file_id"]:
         raise BadLine("empty file_id")
+    known = read_known_texts(fields, _KNOWN_TEXTS)
     words: list[str] = []
+    parts: list[list[tuple[str, int]]] = []
     units: list[int] = []
     unit_counts: list[int] = []
     for text, spoken in _split_pairs(fields["interleaved"]):
         new_units = _read_units(spoken, unit_count)
         units += new_units
         if text.startswith(_CONTINUATION):
-            _continue_word(words, text.removeprefix(_CONTINUATION).strip())
+            text = text.removeprefix(_CONTINUATION).strip()
+            _continue_word(words, text)
             unit_counts[-1] += len(new_units)
+            parts[-1].append((text, len(new_units)))
         else:
             words.append(_check_word(text))
             unit_counts.append(len(new_units))
+            parts.append([(text, len(new_units))])
     if not units:
         raise BadLine("empty utterance", "it has no units")
-    return AlignedWords(fields["file_id"], tuple(words), tuple(units), tuple(unit_counts))
+    return AlignedWords(
+        fields["file_id"],
+        tuple(words),
+        tuple(units),
+        tuple(unit_counts),
+        tuple(map(tuple, parts)),
+        **known,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +122,7 @@ class ReferenceParser:
         del place  # utterances have names of their own
         aligned = parse_reference_line(line, self.unit_count)
         try:
-            return make_utterance(
+            utterance = make_utterance(
                 aligned.file_id,
                 aligned.words,
                 aligned.units,
@@ -101,6 +131,11 @@ class ReferenceParser:
             )
         except ValueError as error:
             raise BadLine("a word cannot be encoded", str(error)) from error
+        return dataclasses.replace(
+            utterance,
+            piece_unit_counts=_count_piece_units(aligned, utterance, self.tokenizer),
+            **{name: getattr(aligned, name) for name in _KNOWN_TEXTS},
+        )
 
 
 def read_reference_jsonl(
@@ -126,6 +161,30 @@ def read_reference_jsonl(
     """
     parser = ReferenceParser(tokenizer, unit_count)
     return read_lines(paths, parser, skipped=skipped, num_workers=num_workers, unique=True)
+
+
+def _count_piece_units(
+    aligned: AlignedWords, utterance: Utterance, tokenizer: TextTokenizer
+) -> np.ndarray | None:
+    """Returns the units of every piece, int32 (S,), where a line's blocks are the pieces.
+
+    None where some word came in other parts than the tokenizer's, a word of several pieces in one
+    block for instance: only the word's units are known then.
+    """
+    counts: list[int] = []
+    start = 0
+    for pieces, parts in zip(utterance.piece_counts.tolist(), aligned.parts, strict=True):
+        if not pieces:
+            continue
+        if pieces != len(parts):
+            return None
+        texts = [text for text, _ in parts]
+        ids = utterance.pieces[start : start + pieces].tolist()
+        if pieces > 1 and [tokenizer.piece(i).strip(_WORD_START) for i in ids] != texts:
+            return None
+        counts += [count for _, count in parts]
+        start += pieces
+    return np.array(counts, np.int32)
 
 
 @functools.lru_cache(maxsize=8)

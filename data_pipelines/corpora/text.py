@@ -1,4 +1,4 @@
-"""Text corpora: JSONL (`{"text": str}`) or plain text, one document a line."""
+"""Text corpora: JSONL (`{"text": str}`, with more if known) or plain text, one document a line."""
 
 from __future__ import annotations
 
@@ -7,35 +7,58 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
-from data_pipelines.corpora.lines import BadLine, SkipReport, decode_line, load_object, read_lines
+from data_pipelines.corpora.lines import (
+    BadLine,
+    SkipReport,
+    decode_line,
+    load_object,
+    read_known_texts,
+    read_lines,
+)
 from data_pipelines.records.types import TextDocument, make_text_document
 from lst_jax.vocabulary import TextTokenizer
 
 TextFormat = Literal["text", "text_jsonl"]
 
 
-def parse_text_line(line: bytes) -> str:
-    """The document in a line of plain text.
+@dataclasses.dataclass(frozen=True)
+class PlainDocument:
+    """A document as a text corpus has it, not yet encoded.
+
+    Attributes:
+      text: what it says.
+      license, source: see `TextDocument`.
+    """
+
+    text: str
+    license: str | None = None
+    source: str | None = None
+
+
+def parse_text_line(line: bytes) -> PlainDocument:
+    """Returns the document in a line of plain text.
 
     Raises:
       BadLine: the line is blank or not UTF-8.
     """
-    return decode_line(line)
+    return PlainDocument(decode_line(line))
 
 
-def parse_text_jsonl_line(line: bytes) -> str:
-    """The document in a line of JSONL, its `"text"`; other keys play no part.
+def parse_text_jsonl_line(line: bytes) -> PlainDocument:
+    """Returns the document in a line of JSONL: its `text`, and `license` and `source` if there.
+
+    Other keys play no part.
 
     Raises:
-      BadLine: the line is not such an object, or its text is blank.
+      BadLine: the line is not such an object, or a text in it is blank.
     """
-    text = load_object(line, {"text": str})["text"]
-    if not text.strip():
+    fields = load_object(line, {"text": str})
+    if not fields["text"].strip():
         raise BadLine("empty text")
-    return text
+    return PlainDocument(fields["text"], **read_known_texts(fields, ("license", "source")))
 
 
-TEXT_PARSERS: dict[TextFormat, Callable[[bytes], str]] = {
+TEXT_PARSERS: dict[TextFormat, Callable[[bytes], PlainDocument]] = {
     "text": parse_text_line,
     "text_jsonl": parse_text_jsonl_line,
 }
@@ -55,10 +78,12 @@ class TextParser:
 
     def __call__(self, line: bytes, place: str) -> TextDocument:
         """Parses and encodes; a text without pieces is a `BadLine` too."""
-        text = TEXT_PARSERS[self.format](line)
-        document = make_text_document(place, text, self.tokenizer)
+        plain = TEXT_PARSERS[self.format](line)
+        document = make_text_document(
+            place, plain.text, self.tokenizer, license=plain.license, source=plain.source
+        )
         if not len(document.pieces):
-            raise BadLine("a text without pieces", repr(text[:40]))
+            raise BadLine("a text without pieces", repr(plain.text[:40]))
         return document
 
 

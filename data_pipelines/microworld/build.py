@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import multiprocessing
 import pathlib
@@ -22,20 +23,30 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from data_pipelines import tokenizers
 from data_pipelines.microworld import lexicon, speech, stories
 from data_pipelines.microworld.speech import VOICES, Voice, synthesize
+from data_pipelines.records import payloads, storage, types
 from data_pipelines.records.storage import (
     SILENCE,
     Totals,
+    Utterance,
     make_text_document,
     make_utterance,
     open_records,
     write_records,
 )
 from data_pipelines.speech import alignment, audio, units
-from data_pipelines.speech.alignment import align_units, label_frames
+from data_pipelines.speech.alignment import (
+    align_pieces,
+    align_units,
+    label_frames,
+    time_pieces,
+    time_words,
+)
 from data_pipelines.speech.units import MelFeatures, MelKMeansEncoder
 from data_pipelines.tokenizers import train_tokenizer
+from lst_jax import vocabulary
 from lst_jax.settings import (
     NaturalInt,
     PositiveInt,
@@ -49,7 +60,14 @@ from lst_jax.vocabulary import TextTokenizer
 TEST_SETS: tuple[stories.ClozeKind, ...] = ("StoryCloze", "TopicStoryCloze", "HellaSwag")
 
 _FINGERPRINT = "fingerprint"
+_LICENSE = "Apache-2.0"  # this program's, whose work the stories are
+_SOURCE = "lst-jax microworld"
 _TASKS_PER_CHUNK = 8
+# A change in one of these may change what a stage holds.
+_MADE_BY = (
+    *(alignment, audio, units, lexicon, speech, stories, tokenizers),
+    *(payloads, storage, types, vocabulary),
+)
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -152,11 +170,15 @@ class _Task:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _SpokenUnits:
-    """A spoken text: its units, shared between words and silences, and what it took."""
+    """A spoken text: its units, shared between words and silences, its times, what it took."""
 
+    task: _Task
     units: np.ndarray
     words: tuple[str, ...]
     unit_counts: np.ndarray
+    frame_rate: float
+    timings: tuple[alignment.WordTiming, ...]
+    phoneme_starts_s: tuple[tuple[float, ...], ...]
     audio_s: float
     synthesis_cpu_s: float
 
@@ -233,7 +255,7 @@ def story_text(story: stories.Story) -> str:
 def _fingerprint(config: MicroworldConfig) -> str:
     """Changes with the settings and with the code that turns them into a corpus."""
     digest = hashlib.sha256(json.dumps(dataclasses.asdict(config)).encode())
-    for module in (alignment, audio, units, lexicon, speech, stories):
+    for module in _MADE_BY:
         digest.update(pathlib.Path(str(module.__file__)).read_bytes())
     digest.update(pathlib.Path(__file__).read_bytes())
     return digest.hexdigest()
@@ -277,7 +299,10 @@ def _train_tokenizer(config: MicroworldConfig, paths: MicroworldPaths, out: path
 
 def _write_text_records(config: MicroworldConfig, paths: MicroworldPaths, out: pathlib.Path) -> str:
     tokenizer = TextTokenizer(paths.tokenizer)
-    documents = (make_text_document(name, text, tokenizer) for name, text in _read_stories(paths))
+    documents = (
+        make_text_document(name, text, tokenizer, license=_LICENSE, source=_SOURCE)
+        for name, text in _read_stories(paths)
+    )
     metadata = write_records(out, "text", documents, tokenizer, overwrite=True)
     return f"{metadata.totals.text_tokens} tokens"
 
@@ -315,9 +340,7 @@ def _write_speech_records(
                 left = (time.monotonic() - started) * (config.speech_stories / i - 1)
                 progress(f"spoke {i} of {config.speech_stories} stories, {left:.0f} s left")
             story_id = speech_story(config.seed, i).story_id
-            yield make_utterance(
-                story_id, result.words, result.units, result.unit_counts, tokenizer
-            )
+            yield _make_record(story_id, result, tokenizer)
 
     with _pool(processes, paths.encoder) as run:
         spoken = run(_speak_units, _story_tasks(config, config.speech_stories))
@@ -327,6 +350,7 @@ def _write_speech_records(
             utterances(spoken),
             tokenizer,
             unit_count=config.unit_count,
+            encoder_fingerprint=MelKMeansEncoder.load(paths.encoder).fingerprint,
             overwrite=True,
         )
     _write_json(out / "audio.json", {"audio_s": audio_s, "synthesis_cpu_s": synthesis_cpu_s})
@@ -487,7 +511,38 @@ def _speak_units(task: _Task) -> _SpokenUnits:
     words, unit_counts = align_units(spoken.words, heard.size, encoder.frame_rate)
     if SILENCE in (timing.word for timing in spoken.words):
         raise ValueError(f"text is {task.text!r}, expected no word {SILENCE!r}")
-    return _SpokenUnits(heard, words, unit_counts, spoken.duration_s, synthesis_cpu_s)
+    return _SpokenUnits(
+        task,
+        heard,
+        words,
+        unit_counts,
+        encoder.frame_rate,
+        spoken.words,
+        spoken.phoneme_starts_s,
+        spoken.duration_s,
+        synthesis_cpu_s,
+    )
+
+
+def _make_record(story_id: str, spoken: _SpokenUnits, tokenizer: TextTokenizer) -> Utterance:
+    """Returns the record of a spoken story, with all that the synthesizer knows of it."""
+    utterance = make_utterance(story_id, spoken.words, spoken.units, spoken.unit_counts, tokenizer)
+    letters = [sum(map(str.isalnum, tokenizer.piece(piece))) for piece in utterance.pieces.tolist()]
+    ends = np.cumsum(utterance.piece_counts[~utterance.is_silence]).tolist()
+    of_words = [letters[start:end] for start, end in itertools.pairwise([0, *ends])]
+    piece_times_ms = time_pieces(spoken.timings, spoken.phoneme_starts_s, of_words)
+    return dataclasses.replace(
+        utterance,
+        piece_unit_counts=align_pieces(
+            piece_times_ms, utterance.piece_counts, utterance.unit_counts, spoken.frame_rate
+        ),
+        word_times_ms=time_words(spoken.timings, spoken.words, spoken.audio_s),
+        piece_times_ms=piece_times_ms,
+        transcript=spoken.task.text,
+        speaker=spoken.task.voice.espeak_name,
+        license=_LICENSE,
+        source=_SOURCE,
+    )
 
 
 @contextlib.contextmanager

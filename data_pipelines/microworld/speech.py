@@ -1,4 +1,4 @@
-"""Speech for the built-in corpus: eSpeak NG, with the exact time of every word.
+"""Speech for the built-in corpus: eSpeak NG, with the exact time of every word and phoneme.
 
 The library and its voices come from the PyPI package `espeakng-loader`; nothing is installed on
 the system. eSpeak NG reports, while it speaks, at which sample each word and each phoneme starts,
@@ -119,11 +119,14 @@ class Speech:
       sample_rate: Samples per second.
       words: One timing per whitespace word, in order, not overlapping. What lies between them,
         before the first and after the last is silence.
+      phoneme_starts_s: For every word the seconds at which its phonemes start, in order, the first
+        with the word; one or more.
     """
 
     samples: np.ndarray
     sample_rate: int
     words: tuple[WordTiming, ...]
+    phoneme_starts_s: tuple[tuple[float, ...], ...]
 
     @property
     def duration_s(self) -> float:
@@ -262,12 +265,13 @@ def synthesize(text: str, voice: Voice) -> Speech:
         phoneme_counts = {word: _phoneme_count(library, word) for word in merged}
     samples = recorder.samples()
     words = [text[slice(*span)] for span in spans]
-    edges = _word_edges(words, anchors, recorder.phonemes, samples.size, phoneme_counts)
+    bounds = _word_bounds(words, anchors, recorder.phonemes, samples.size, phoneme_counts)
     timings = tuple(
-        WordTiming(word, start / sample_rate, end / sample_rate)
-        for word, (start, end) in zip(words, edges, strict=True)
+        WordTiming(word, places[0] / sample_rate, places[-1] / sample_rate)
+        for word, places in zip(words, bounds, strict=True)
     )
-    return Speech(samples, sample_rate, timings)
+    starts = tuple(tuple(start / sample_rate for start in places[:-1]) for places in bounds)
+    return Speech(samples, sample_rate, timings, starts)
 
 
 def _anchors(
@@ -310,15 +314,15 @@ def _phoneme_count(library: ctypes.CDLL, word: str) -> int:
     return sum(bool(piece.strip()) for piece in (phonemes or b"").split(b"|"))
 
 
-def _word_edges(
+def _word_bounds(
     words: Sequence[str],
     anchors: dict[int, _WordEvent],
     phonemes: Sequence[_PhonemeEvent],
     total: int,
     phoneme_counts: dict[str, int],
-) -> list[tuple[int, int]]:
-    """First and one-past-last sample of every word, non-decreasing, within 0…total."""
-    edges: list[tuple[int, int]] = []
+) -> list[list[int]]:
+    """Samples where each word's phonemes start, and one past its last; never falling in 0…total."""
+    bounds: list[list[int]] = []
     for first, end in _groups(anchors, len(words)):
         anchor = anchors[first]
         following = anchors.get(end, _WordEvent(0, total, len(phonemes)))
@@ -330,11 +334,13 @@ def _word_edges(
             stop = inside.pop().sample
         spoken = [p.sample for p in inside if not p.is_pause]
         weights = [phoneme_counts[word] for word in words[first:end]] if end - first > 1 else [1]
-        edges.extend(itertools.pairwise(_cut_group(anchor.sample, stop, spoken, weights)))
-    return edges
+        bounds.extend(_cut_group(anchor.sample, stop, spoken, weights))
+    return bounds
 
 
-def _cut_group(start: int, stop: int, spoken: Sequence[int], weights: Sequence[int]) -> list[int]:
+def _cut_group(
+    start: int, stop: int, spoken: Sequence[int], weights: Sequence[int]
+) -> list[list[int]]:
     """Cuts [start, stop) into one interval per word.
 
     Args:
@@ -343,12 +349,17 @@ def _cut_group(start: int, stop: int, spoken: Sequence[int], weights: Sequence[i
       weights: Number of phonemes of each word spoken alone.
 
     Returns:
-      len(weights) + 1 samples. A word without phonemes gets an empty interval. Cuts are at
-      phoneme starts in proportion to the weights: exact where the group has just these phonemes.
+      For each word the samples where its phonemes start and where the last one ends. A word
+      without phonemes gets an empty interval. Cuts are at phoneme starts in proportion to the
+      weights: exact where the group has just these phonemes.
     """
     cumulative = np.cumsum([0, *weights])
     if cumulative[-1] == 0 or not spoken:
-        return [int(x) for x in np.linspace(start, stop, len(weights) + 1).round()]
-    bounds = np.maximum.accumulate(np.clip([start, *spoken[1:], stop], start, stop))
-    cuts = np.round(cumulative * (len(spoken) / cumulative[-1])).astype(int)
-    return bounds[cuts].tolist()
+        edges = [int(x) for x in np.linspace(start, stop, len(weights) + 1).round()]
+        return [list(edge) for edge in itertools.pairwise(edges)]
+    bounds = np.maximum.accumulate(np.clip([start, *spoken[1:], stop], start, stop)).tolist()
+    cuts = np.round(cumulative * (len(spoken) / cumulative[-1])).astype(int).tolist()
+    return [
+        bounds[begin : end + 1] if end > begin else [bounds[begin]] * 2
+        for begin, end in itertools.pairwise(cuts)
+    ]

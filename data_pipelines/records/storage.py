@@ -2,7 +2,7 @@
 
 A record directory holds shards and a `metadata.json` that says what is in them. Text is stored
 as piece ids, so that training calls no tokenizer; the tokenizer's fingerprint is stored too, so
-that a record is never read with another one.
+that a record is never read with another one. Version 2 is written, versions 1 and 2 are read.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 import shutil
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,9 +22,10 @@ from typing import Any, Literal, SupportsIndex
 
 from array_record.python import array_record_module
 
-from data_pipelines.records.payloads import decode_record, encode_record
+from data_pipelines.records.payloads import FORMAT_VERSION, decode_record, encode_record
 from data_pipelines.records.types import (
     SILENCE,
+    Count,
     Record,
     TextDocument,
     Totals,
@@ -33,6 +35,8 @@ from data_pipelines.records.types import (
     make_text_document,
     make_utterance,
 )
+from lst_jax.settings import Name, configuration, quote, require, validate_fields
+from lst_jax.strict_json import parse_json
 from lst_jax.vocabulary import TextTokenizer, Vocabulary
 
 __all__ = [
@@ -58,23 +62,27 @@ METADATA_NAME = "metadata.json"
 Kind = Literal["speech", "text"]
 
 _FORMAT = "lst-jax-records"
-_VERSION = 1
 # One record a chunk, so that reading one decompresses no other.
 _WRITER_OPTIONS = "group_size:1,zstd:3"
 _READER_OPTIONS = "readahead_buffer_size:0"
 _READER_BUFFER_BYTES = 32768
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class Shard:
     """One file of a record directory: its name, number of records and size in bytes."""
 
-    name: str
-    records: int
-    bytes: int
+    name: Name
+    records: Count
+    bytes: Count
+
+    def __post_init__(self) -> None:
+        # A path would lead out of the directory.
+        plain = not re.search(r"[/\\\0]", self.name) and self.name not in (".", "..")
+        require(plain, "Shard.name", self.name, "a file's name without its directory")
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class RecordMetadata:
     """What `metadata.json` says of a record directory.
 
@@ -85,58 +93,81 @@ class RecordMetadata:
       unit_count: number of speech units of the unit set; 0 where kind is "text".
       totals: what the records add up to.
       shards: the files, in the order of their records.
+      encoder_fingerprint: SHA-256, hexadecimal, of the encoder that made the units. None: it is
+        not known which one did, as in records of version 1, or there are no units.
     """
 
     kind: Kind
-    fingerprint: str
-    text_size: int
-    unit_count: int
+    fingerprint: Name
+    text_size: Count
+    unit_count: Count
     totals: Totals
     shards: tuple[Shard, ...]
+    encoder_fingerprint: Name | None = None
+
+    def __post_init__(self) -> None:
+        _check_fingerprint("RecordMetadata.fingerprint", self.fingerprint)
+        if self.encoder_fingerprint is not None:
+            _check_fingerprint("RecordMetadata.encoder_fingerprint", self.encoder_fingerprint)
+        records = sum(shard.records for shard in self.shards)
+        require(
+            records == self.totals.documents,
+            "Totals.documents",
+            self.totals.documents,
+            f"{records}, the sum of the shards' records",
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """Returns what tells these records from others, as JSON values.
+
+        A field that is newer than version 1 is there only where it says something: runs that began
+        on older records know them by what these said.
+        """
+        fields = dataclasses.asdict(self)
+        if self.encoder_fingerprint is None:
+            del fields["encoder_fingerprint"]
+        return fields
 
     def to_json(self) -> str:
-        """The contents of `metadata.json`."""
-        fields = {"format": _FORMAT, "version": _VERSION, **dataclasses.asdict(self)}
-        return json.dumps(fields, indent=2) + "\n"
+        """Returns the contents of `metadata.json`."""
+        version = {"format": _FORMAT, "format_version": FORMAT_VERSION}
+        return json.dumps({**version, **dataclasses.asdict(self)}, indent=2) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> RecordMetadata:
-        """Reads `to_json`'s result.
+    def from_json(cls, text: str | bytes, source: object = METADATA_NAME) -> RecordMetadata:
+        """Reads `to_json`'s result, or what it was in an earlier version.
+
+        Args:
+          text: JSON.
+          source: the file that it is from, which errors name.
 
         Raises:
           ValueError: it is something else.
         """
-        fields = json.loads(text)
-        if not isinstance(fields, dict) or fields.get("format") != _FORMAT:
-            raise ValueError(f'expected an object with "format": "{_FORMAT}"')
-        if fields.get("version") != _VERSION:
-            raise ValueError(f"version is {fields.get('version')!r}, expected {_VERSION}")
-        del fields["format"], fields["version"]
         try:
-            metadata = cls(
-                **fields
-                | {
-                    "totals": Totals(**fields["totals"]),
-                    "shards": tuple(Shard(**shard) for shard in fields["shards"]),
-                }
+            fields = parse_json(text)
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from None
+        if not isinstance(fields, dict) or fields.pop("format", None) != _FORMAT:
+            raise ValueError(
+                f'{source} is not the metadata of records: expected "format": "{_FORMAT}"'
             )
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"fields are missing or unknown: {error}") from error
-        metadata._check()
-        return metadata
+        # Version 1 had another name for it, and no fields that version 2 has not.
+        name = "version" if "format_version" not in fields else "format_version"
+        version, expected = fields.pop(name, None), 1 if name == "version" else FORMAT_VERSION
+        if type(version) is not int or version != expected:
+            raise ValueError(
+                f"{source}: {name} is {quote(version)}, expected version 1 or "
+                f"format_version {FORMAT_VERSION}"
+            )
+        if version == 1 and "encoder_fingerprint" in fields:
+            raise ValueError(f"{source}: version 1 has no encoder_fingerprint")
+        return validate_fields(cls, fields, source)
 
-    def _check(self) -> None:
-        if self.kind not in ("speech", "text"):
-            raise ValueError(f"kind is {self.kind!r}, expected 'speech' or 'text'")
-        numbers = [self.text_size, self.unit_count, *dataclasses.astuple(self.totals)]
-        numbers += [number for shard in self.shards for number in (shard.records, shard.bytes)]
-        if not all(type(number) is int and number >= 0 for number in numbers):
-            raise ValueError("a size or count is not a whole number")
-        texts = [self.fingerprint, *(shard.name for shard in self.shards)]
-        if not all(isinstance(text, str) for text in texts):
-            raise ValueError("the fingerprint or a shard's name is not a string")
-        if sum(shard.records for shard in self.shards) != self.totals.documents:
-            raise ValueError("the shards' records do not add up to the number of documents")
+
+def _check_fingerprint(name: str, value: str) -> None:
+    expected = "a SHA-256, 64 hexadecimal digits"
+    require(re.fullmatch("[0-9a-f]{64}", value) is not None, name, value, expected)
 
 
 class _RecordWriter:
@@ -154,6 +185,7 @@ class _RecordWriter:
         *,
         unit_count: int = 502,
         records_per_shard: int = 100_000,
+        encoder_fingerprint: str | None = None,
         overwrite: bool = False,
     ) -> None:
         """Makes ready to write; see `write_records` for the arguments and errors."""
@@ -161,6 +193,8 @@ class _RecordWriter:
             raise ValueError(f"kind is {kind!r}, expected 'speech' or 'text'")
         if records_per_shard < 1:
             raise ValueError(f"records_per_shard is {records_per_shard}, expected at least 1")
+        if encoder_fingerprint is not None:
+            _check_fingerprint("encoder_fingerprint", encoder_fingerprint)
         self._path = pathlib.Path(path).absolute()
         self._overwrite = overwrite
         self._check_output()
@@ -169,6 +203,7 @@ class _RecordWriter:
         self._fingerprint = tokenizer.fingerprint
         self._vocabulary = tokenizer.vocabulary(unit_count)
         self._records_per_shard = records_per_shard
+        self._encoder_fingerprint = encoder_fingerprint
         self._totals = Totals()
         self._counts: list[int] = []
         self._writer: Any = None
@@ -208,6 +243,7 @@ class _RecordWriter:
             self._vocabulary.unit_count if self._kind == "speech" else 0,
             self._totals,
             tuple(self._name_shard(shard) for shard in range(len(self._counts))),
+            self._encoder_fingerprint if self._kind == "speech" else None,
         )
         (self._partial / METADATA_NAME).write_text(metadata.to_json(), encoding="utf-8")
         self._check_output()
@@ -266,6 +302,7 @@ def write_records(
     *,
     unit_count: int = 502,
     records_per_shard: int = 100_000,
+    encoder_fingerprint: str | None = None,
     overwrite: bool = False,
 ) -> RecordMetadata:
     """Writes records to a directory, all or nothing, in the order given.
@@ -277,6 +314,8 @@ def write_records(
       tokenizer: what the pieces were encoded with.
       unit_count: number of speech units of the unit set; plays no part where kind is "text".
       records_per_shard: records a file.
+      encoder_fingerprint: SHA-256 of the encoder that made the units, None where it is unknown;
+        plays no part where kind is "text".
       overwrite: whether to replace an existing output.
 
     Returns:
@@ -292,6 +331,7 @@ def write_records(
         tokenizer,
         unit_count=unit_count,
         records_per_shard=records_per_shard,
+        encoder_fingerprint=encoder_fingerprint,
         overwrite=overwrite,
     )
     try:
@@ -379,9 +419,13 @@ class RecordSource(Sequence[Record]):
         try:
             return [decode_record(payload) for payload in reader.read(positions)]
         except (RuntimeError, ValueError, IndexError) as error:
-            raise ValueError(
-                f"{self._paths[shard]}: cannot read record {_numbers(positions)}: {error}"
-            ) from error
+            if len(positions) == 1:
+                reason = " ".join(str(error).split())[:200]
+                raise ValueError(
+                    f"{self._paths[shard]}: cannot read record {positions[0]}: {reason}"
+                ) from error
+        # One at a time they tell which one it is.
+        return [record for position in positions for record in self._read(shard, [position])]
 
     def _open(self, shard: int) -> Any:
         with self._lock:
@@ -434,12 +478,29 @@ def open_records(
     ]
     merged = dataclasses.replace(
         parts[0],
+        encoder_fingerprint=_common_encoder(directories, parts),
         totals=sum((metadata.totals for metadata in parts), Totals()),
         shards=tuple(itertools.chain.from_iterable(metadata.shards for metadata in parts)),
     )
     for shard_path, shard in zip(paths, merged.shards, strict=True):
         _check_shard_size(shard_path, shard)
     return RecordSource(paths, merged)
+
+
+def _common_encoder(
+    directories: Sequence[pathlib.Path], parts: Sequence[RecordMetadata]
+) -> str | None:
+    """Returns the encoder that made the units of all directories, None where one does not say."""
+    known = {
+        part.encoder_fingerprint: place for place, part in zip(directories, parts, strict=True)
+    }
+    unknown = known.pop(None, None) is not None
+    if len(known) > 1:
+        (first, place), (second, other) = list(known.items())[:2]
+        raise ValueError(
+            f"records {other} have units of the encoder {second}, expected {first}, that of {place}"
+        )
+    return None if unknown or not known else next(iter(known))
 
 
 def _find_directories(path: str | pathlib.Path) -> list[pathlib.Path]:
@@ -459,10 +520,7 @@ def _read_metadata(directory: pathlib.Path) -> RecordMetadata:
         raise FileNotFoundError(f"records {directory}: no such directory")
     if not path.is_file():
         raise FileNotFoundError(f"records {directory}: no {METADATA_NAME} in it")
-    try:
-        return RecordMetadata.from_json(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSON's are ValueErrors
-        raise ValueError(f"{path} is not the metadata of records: {error}") from error
+    return RecordMetadata.from_json(path.read_bytes(), path)
 
 
 def _check_matches(
@@ -514,7 +572,3 @@ def _open_shard(path: str, shard: Shard) -> Any:
     if count != shard.records:
         raise ValueError(f"shard {path} holds {count} records, expected {shard.records}")
     return reader
-
-
-def _numbers(positions: Sequence[int]) -> str:
-    return ", ".join(map(str, positions[:8])) + (" …" if len(positions) > 8 else "")

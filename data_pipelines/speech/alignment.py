@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -68,6 +69,104 @@ def align_units(
     kept = counts > 0
     words = tuple(name for name, keep in zip(names, kept, strict=True) if keep)
     return words, counts[kept].astype(np.int32)
+
+
+def time_words(
+    timings: Sequence[WordTiming], words: Sequence[str], duration_s: float
+) -> np.ndarray:
+    """Returns when the words and silences of an utterance are heard.
+
+    Args:
+      timings: its words.
+      words: the same words with `SILENCE` between some of them, as `align_units` returns them.
+      duration_s: of the recording in seconds.
+
+    Returns:
+      int32 (W, 2): start and end in milliseconds, in order and not overlapping. A silence lasts
+      from the end of the word before it to the start of the next.
+
+    Raises:
+      ValueError: the timings are not as `align_units` has them, end after the recording, or are
+        of other words.
+    """
+    _check_timings(timings)
+    if timings[-1].end_s > duration_s:
+        raise ValueError(f"duration_s is {duration_s}, expected at least {timings[-1].end_s}")
+    if [word for word in words if word != SILENCE] != [timing.word for timing in timings]:
+        raise ValueError(f"words are {len(words)} that differ from the timings' {len(timings)}")
+    edges = [(0.0, 0.0), *((t.start_s, t.end_s) for t in timings), (duration_s, duration_s)]
+    times, spoken = [], 0
+    for word in words:
+        if word == SILENCE:
+            times.append((edges[spoken][1], edges[spoken + 1][0]))
+        else:
+            spoken += 1
+            times.append(edges[spoken])
+    return _milliseconds(times)
+
+
+def time_pieces(
+    timings: Sequence[WordTiming],
+    phoneme_starts_s: Sequence[Sequence[float]],
+    letters: Sequence[Sequence[int]],
+) -> np.ndarray:
+    """Returns when the pieces of an utterance's words are heard.
+
+    No synthesizer says which letters a phoneme is for. A word is cut where its phonemes start, at
+    as large a part of them as the pieces so far are of its letters; its first piece starts and its
+    last piece ends with it. A piece that no phoneme falls to has no length.
+
+    Args:
+      timings: the words.
+      phoneme_starts_s: for every word the seconds at which its phonemes start, one or more.
+      letters: for every word the letters in each of its pieces, one or more pieces.
+
+    Returns:
+      int32 (S, 2): start and end of every piece in milliseconds, in order and not overlapping.
+    """
+    times: list[tuple[float, float]] = []
+    for timing, starts, sizes in zip(timings, phoneme_starts_s, letters, strict=True):
+        bounds = [timing.start_s, *starts[1:], timing.end_s]
+        parts = np.cumsum([0, *sizes]) if any(sizes) else np.arange(len(sizes) + 1)
+        cuts = np.floor(parts * (len(starts) / parts[-1]) + 0.5).astype(int)
+        edges = [bounds[cut] for cut in cuts]
+        times += itertools.pairwise(edges)
+    return _milliseconds(times)
+
+
+def align_pieces(
+    piece_times_ms: np.ndarray,
+    piece_counts: np.ndarray,
+    unit_counts: np.ndarray,
+    frame_rate: float,
+) -> np.ndarray:
+    """Shares the units of every word between its pieces.
+
+    A piece's last unit is the one at its end, rounded to whole frames and kept within the word.
+
+    Args:
+      piece_times_ms: int (S, 2) start and end of every piece.
+      piece_counts: int (W,) pieces of every word, 0 for a silence; they sum to S.
+      unit_counts: int (W,) units of every word and silence.
+      frame_rate: units per second.
+
+    Returns:
+      int32 (S,): units of every piece, at least 0; those of a word's pieces sum to the word's.
+    """
+    _check_frame_rate(frame_rate)
+    ends = np.round(piece_times_ms[:, 1] * (frame_rate / 1000)).astype(np.int64)
+    word_ends = np.cumsum(unit_counts)
+    first = np.repeat(word_ends - unit_counts, piece_counts)
+    last = np.repeat(word_ends, piece_counts)
+    ends = np.clip(ends, first, last)
+    last_pieces = np.cumsum(piece_counts)[piece_counts > 0] - 1
+    ends[last_pieces] = last[last_pieces]
+    starts = np.concatenate([[0], ends[:-1]])
+    return (ends - np.maximum(starts, first)).astype(np.int32)
+
+
+def _milliseconds(times_s: Sequence[tuple[float, float]]) -> np.ndarray:
+    return np.round(np.array(times_s).reshape(-1, 2) * 1000).astype(np.int32)
 
 
 def label_frames(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 import pathlib
 import zipfile
@@ -246,6 +247,16 @@ class MelKMeansEncoder:
     def frame_rate(self) -> float:
         """Units per second."""
         return float(self.features.frame_rate)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256, hexadecimal, of all that its units depend on."""
+        digest = hashlib.sha256(_FORMAT.encode())
+        digest.update(json.dumps(dataclasses.asdict(self.features), sort_keys=True).encode())
+        for array in (self.mean, self.projection, self.centroids):
+            digest.update(f"{array.shape}".encode())
+            digest.update(array.astype("<f4").tobytes())
+        return digest.hexdigest()
 
     @property
     def sample_rate(self) -> int:

@@ -245,7 +245,7 @@ class _PackerFactory:
         """All that batches depend on, as JSON values; where records lie does not matter."""
         fields = dataclasses.asdict(self.config)
         for source, records in zip(fields["sources"], self._records, strict=True):
-            source["path"] = dataclasses.asdict(records.metadata)
+            source["path"] = records.metadata.identity()
         return json.loads(json.dumps([fields, dataclasses.asdict(self._vocabulary)]))
 
     @functools.cached_property

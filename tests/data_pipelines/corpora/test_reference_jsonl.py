@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from data_pipelines.corpora.lines import BadLine, RecordError, SkipReport
 from data_pipelines.corpora.reference_jsonl import parse_reference_line, read_reference_jsonl
-from data_pipelines.records.types import SILENCE, Totals, count_record
+from data_pipelines.records.types import SILENCE, Totals, check_record, count_record
+from lst_jax.vocabulary import Vocabulary
 from tests.data_pipelines.small_corpus import SAMPLE, chain, make_tokenizer, reference_line
 
 
@@ -67,7 +68,63 @@ def test_bpe_marks_continue_the_word_before():
     assert (aligned.words, aligned.units, aligned.unit_counts) == (("singing",), (1, 2, 3, 4), (4,))
 
 
+def spell(word, tokenizer):
+    """The texts of a word's pieces."""
+    pieces, _ = tokenizer.encode_words([word])
+    return [tokenizer.piece(piece).strip("\u2581") for piece in pieces.tolist()]
+
+
+def read_one(path, line):
+    path.write_bytes(line)
+    (utterance,) = read_reference_jsonl([path], make_tokenizer())
+    check_record(utterance, Vocabulary(400))
+    return utterance
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.sampled_from(["little", "pleasant", "river", "the", "[SIL]"]), max_size=6))
+def test_blocks_that_are_the_tokenizers_pieces_keep_their_units(tmp_path_factory, words):
+    blocks, counts = [], []
+    for number, word in enumerate([*words, "kyll"]):
+        if word == SILENCE:
+            blocks += ["TEXT [SIL]", "HUBERT 7 7"]
+            continue
+        for place, piece in enumerate(spell(word, make_tokenizer())):
+            counts.append((number + place) % 3)
+            blocks += [f"TEXT {'[BPE]' if place else ''}{piece}", "HUBERT" + " 5" * counts[-1]]
+    line = reference_line(chain(*blocks, "TEXT [SIL]", "HUBERT 7"))
+    utterance = read_one(tmp_path_factory.mktemp("corpus") / "corpus.jsonl", line)
+    assert utterance.piece_unit_counts.dtype == np.int32
+    assert utterance.piece_unit_counts.tolist() == counts
+
+
+@pytest.mark.parametrize("word", ["zebra", "zeb[BPE]ra"])
+def test_units_of_other_parts_than_the_pieces_are_the_words_alone(tmp_path, word):
+    assert spell("zebra", make_tokenizer()) not in (["zebra"], ["zeb", "ra"])
+    first, _, second = word.partition("[BPE]")
+    blocks = [f"TEXT {first}", "HUBERT 1 2"]
+    blocks += [f"TEXT [BPE]{second}", "HUBERT 3"] if second else []
+    utterance = read_one(tmp_path / "corpus.jsonl", reference_line(chain(*blocks)))
+    assert utterance.piece_unit_counts is None
+
+
+def test_what_a_line_says_of_its_recording_is_kept(tmp_path):
+    known = {"transcript": "A, b!", "speaker": "7240", "license": "CC BY 4.0", "source": "MLS"}
+    fields = json.loads(reference_line(chain(*GOOD))) | {"snr": 3.5}
+    utterance = read_one(tmp_path / "all", json.dumps(fields | known).encode())
+    assert {name: getattr(utterance, name) for name in known} == known
+    utterance = read_one(tmp_path / "none", json.dumps(fields | {"speaker": None}).encode())
+    assert {getattr(utterance, name) for name in known} == {None}
+    assert utterance.word_times_ms is None and utterance.piece_times_ms is None
+
+
 GOOD = ("TEXT a", "HUBERT 1")
+
+
+def known_line(**known):
+    return json.dumps(json.loads(reference_line(chain(*GOOD))) | known).encode()
+
+
 BAD_LINES = [
     (b"", "blank line"),
     (b"  \t", "blank line"),
@@ -81,6 +138,11 @@ BAD_LINES = [
     (b'{"interleaved": ""}', "missing key: 'file_id'"),
     (b'{"file_id": "a", "file_id": "b", "interleaved": ""}', "key twice"),
     (b'{"file_id": 1, "interleaved": ""}', "'file_id' is not a str"),
+    (b'{"file_id": "a", "interleaved": "", "snr": NaN}', "not JSON: NaN"),
+    (known_line(speaker=7240), "'speaker' is not a str: found 7240"),
+    (known_line(license={}), "'license' is not a str"),
+    (known_line(transcript=" "), "empty transcript"),
+    (known_line(source="\ud800"), "not Unicode"),
     (b'{"file_id": "a", "interleaved": null}', "'interleaved' is not a str"),
     (b'{"file_id": "a\\ud800", "interleaved": ""}', "not Unicode"),
     (reference_line(chain(*GOOD), file_id=""), "empty file_id"),

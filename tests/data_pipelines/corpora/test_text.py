@@ -43,6 +43,15 @@ def test_documents_of_jsonl_may_hold_line_breaks(tmp_path):
     assert make_tokenizer().decode(document.pieces) == "one\ntwo"
 
 
+def test_license_and_source_of_jsonl_are_kept(tmp_path):
+    known = {"license": "CC0", "source": "web"}
+    lines = [{"text": "one", **known}, {"text": "two", "source": None, "url": 3}]
+    path = write_text(tmp_path / "corpus", map(json.dumps, lines))
+    first, second = read_text_corpus([path], make_tokenizer())
+    assert (first.license, first.source) == ("CC0", "web")
+    assert (second.license, second.source) == (None, None)
+
+
 def test_windows_line_ends_are_no_part_of_a_document(tmp_path):
     path = tmp_path / "corpus"
     path.write_bytes(b"one\r\ntwo")
@@ -63,6 +72,8 @@ def test_windows_line_ends_are_no_part_of_a_document(tmp_path):
         ("text_jsonl", b'{"text": ["a"]}', "'text' is not a str"),
         ("text_jsonl", b'{"text": " \\n "}', "empty text"),
         ("text_jsonl", b'{"text": "\\udfff"}', "not Unicode"),
+        ("text_jsonl", b'{"text": "a", "license": 3}', "'license' is not a str"),
+        ("text_jsonl", b'{"text": "a", "source": ""}', "empty source"),
     ],
 )
 def test_bad_lines_name_file_and_line_or_are_counted(tmp_path, format, line, message):

@@ -69,6 +69,47 @@ def test_speech_records_hold_the_words_of_their_stories(corpus):
         assert utterance.words.count(SILENCE) >= len(speech_story(0, i).sentences) - 1
 
 
+def test_speech_records_hold_the_synthesizers_times(corpus):
+    source = open_records(corpus.speech_records)
+    encoder = MelKMeansEncoder.load(corpus.encoder)
+    assert source.metadata.encoder_fingerprint == encoder.fingerprint
+    for i in range(len(source)):
+        utterance, story = source[i], speech_story(0, i)
+        voice = story_voice(0, story.story_id)
+        spoken = synthesize(story_text(story), voice)
+        heard = ~utterance.is_silence
+        of_words = [(1000 * t.start_s, 1000 * t.end_s) for t in spoken.words]
+        np.testing.assert_allclose(utterance.word_times_ms[heard], of_words, atol=0.5)
+        # Units are frames of 40 ms, so a word's end in units and in time agree to a frame or so.
+        ends = np.cumsum(utterance.unit_counts) * 40
+        assert np.abs(ends - utterance.word_times_ms[:, 1])[heard].max() <= 60
+        assert utterance.word_times_ms[-1, 1] <= 1000 * spoken.duration_s + 1
+        _check_pieces(utterance, spoken)
+        assert utterance.transcript == story_text(story)
+        assert utterance.speaker == voice.espeak_name
+        assert (utterance.license, utterance.source) == ("Apache-2.0", "lst-jax microworld")
+
+
+def _check_pieces(utterance, spoken):
+    """Holds pieces to be cut at phonemes inside their words, and to have the words' units."""
+    phonemes = {round(1000 * s) for starts in spoken.phoneme_starts_s for s in starts}
+    ends = {round(1000 * timing.end_s) for timing in spoken.words}
+    assert set(utterance.piece_times_ms[:, 0].tolist()) <= phonemes | ends
+    pieces = iter(range(len(utterance.pieces)))
+    for word, count in enumerate(utterance.piece_counts.tolist()):
+        of_word = [next(pieces) for _ in range(count)]
+        if of_word:
+            start, end = utterance.word_times_ms[word]
+            assert utterance.piece_times_ms[of_word[0], 0] == start
+            assert utterance.piece_times_ms[of_word[-1], 1] == end
+            assert utterance.piece_unit_counts[of_word].sum() == utterance.unit_counts[word]
+
+
+def test_text_records_say_where_they_are_from(corpus):
+    document = open_records(corpus.text_records)[3]
+    assert (document.license, document.source) == ("Apache-2.0", "lst-jax microworld")
+
+
 def test_spoken_texts_are_the_test_sets_stories_with_their_right_endings(corpus):
     spoken = {item.example_id: item for item in read_spoken_texts([corpus.spoken_texts], 502)}
     assert len(spoken) == len(TEST_SETS) * _CONFIG.test_items

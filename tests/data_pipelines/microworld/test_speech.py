@@ -60,6 +60,9 @@ def test_timings_cover_any_words_in_order(words):
     edges = [x for timing in spoken.words for x in (timing.start_s, timing.end_s)]
     assert edges == sorted(edges)
     assert edges[0] >= 0 and edges[-1] <= spoken.duration_s
+    for timing, starts in zip(spoken.words, spoken.phoneme_starts_s, strict=True):
+        assert starts[0] == timing.start_s
+        assert [*starts, timing.end_s] == sorted([*starts, timing.end_s])
 
 
 def test_words_that_are_run_together_are_cut_at_phonemes():
@@ -67,6 +70,12 @@ def test_words_that_are_run_together_are_cut_at_phonemes():
     spoken = synthesize("he was in the garden and went out of the house.", _VOICE)
     for timing in spoken.words:
         assert 0.03 < timing.end_s - timing.start_s < 0.5
+
+
+def test_phonemes_of_words_are_timed():
+    spoken = synthesize("the cat sat in the garden.", _VOICE)
+    assert [len(starts) for starts in spoken.phoneme_starts_s] == [2, 3, 3, 2, 2, 5]
+    assert min(np.diff(np.concatenate(spoken.phoneme_starts_s))) > 0.02
 
 
 def test_silence_lies_between_sentences_and_words_are_audible():

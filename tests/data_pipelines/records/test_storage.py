@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
+import re
 import struct
 from concurrent import futures
 
 import numpy as np
 import pytest
+from array_record.python import array_record_module
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,6 +31,7 @@ def assert_same(one, other):
         left, right = getattr(one, field.name), getattr(other, field.name)
         if isinstance(left, np.ndarray):
             assert left.dtype == right.dtype == np.int32
+            assert left.shape == right.shape
             assert left.tolist() == right.tolist()
         else:
             assert left == right
@@ -65,53 +68,133 @@ aligned = st.lists(
 names = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 
 
-@settings(max_examples=60, deadline=None)
-@given(names, aligned)
-def test_utterances_survive_their_payload(file_id, pairs):
-    pairs = [*pairs, ("end", [3, 3])]
+some_text = st.none() | st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
+
+
+def draw_times(draw, count):
+    """Times (count, 2) in order, or None."""
+    edges = st.lists(st.integers(0, 10**6), min_size=2 * count, max_size=2 * count).map(sorted)
+    edges = draw(st.none() | edges)
+    return None if edges is None else np.array(edges, np.int32).reshape(count, 2)
+
+
+def draw_piece_units(draw, utterance):
+    """How many units each piece has, or None."""
+    if not draw(st.booleans()):
+        return None
+    counts = []
+    pairs = zip(utterance.piece_counts.tolist(), utterance.unit_counts.tolist(), strict=True)
+    for pieces, units in pairs:
+        if pieces:
+            edge = st.integers(0, int(units))
+            cuts = sorted(draw(st.lists(edge, min_size=pieces - 1, max_size=pieces - 1)))
+            counts += np.diff([0, *cuts, units]).tolist()
+    return np.array(counts, np.int32)
+
+
+@st.composite
+def utterances(draw):
+    """Utterances that know some of what may be known, and not the rest."""
+    pairs = [*draw(aligned), ("end", [3, 3])]
     utterance = records.make_utterance(
-        file_id,
+        draw(names),
         [word for word, _ in pairs],
         [unit for _, units in pairs for unit in units],
         [len(units) for _, units in pairs],
         make_tokenizer(),
     )
-    check_record(utterance, VOCABULARY)
-    assert_same(decode_record(encode_record(utterance)), utterance)
+    return dataclasses.replace(
+        utterance,
+        piece_unit_counts=draw_piece_units(draw, utterance),
+        word_times_ms=draw_times(draw, len(pairs)),
+        piece_times_ms=draw_times(draw, len(utterance.pieces)),
+        **{name: draw(some_text) for name in ("transcript", "speaker", "license", "source")},
+    )
 
 
-@settings(max_examples=60, deadline=None)
-@given(names, st.lists(st.integers(0, 399), min_size=1, max_size=50), st.integers(0, 99))
-def test_texts_survive_their_payload(file_id, pieces, word_count):
-    document = records.TextDocument(file_id, np.array(pieces, np.int32), word_count)
-    check_record(document, VOCABULARY)
-    assert_same(decode_record(encode_record(document)), document)
+@st.composite
+def text_documents(draw):
+    """Documents that know their license and source, or not."""
+    pieces = draw(st.lists(st.integers(0, 399), min_size=1, max_size=50))
+    return records.TextDocument(
+        draw(names),
+        np.array(pieces, np.int32),
+        draw(st.integers(0, 99)),
+        draw(some_text),
+        draw(some_text),
+    )
+
+
+@settings(max_examples=100, deadline=None)
+@given(utterances() | text_documents())
+def test_records_survive_their_payload(record):
+    check_record(record, VOCABULARY)
+    assert_same(decode_record(encode_record(record)), record)
+
+
+def int32(*values):
+    return struct.pack(f"<{len(values)}i", *values)
+
+
+def with_checksum(prefix, body):
+    """A payload of version 2: the CRC-32C of its other bytes stands at offset 8."""
+    return prefix + struct.pack("<I", crc32c(prefix + body)) + body
+
+
+def crc32c(data):
+    """CRC-32C bit by bit, as its definition has it."""
+    register = 0xFFFFFFFF
+    for byte in data:
+        register ^= byte
+        for _ in range(8):
+            register = (register >> 1) ^ (0x82F63B78 if register & 1 else 0)
+    return register ^ 0xFFFFFFFF
+
+
+BARE = records.Utterance(
+    "é",
+    ("ab", "[SIL]"),
+    np.array([7, 8], np.int32),
+    np.array([2, 0], np.int32),
+    np.array([501, 0, 9], np.int32),
+    np.array([1, 2], np.int32),
+)
+FULL = dataclasses.replace(
+    BARE,
+    piece_unit_counts=np.array([1, 0], np.int32),
+    word_times_ms=np.array([[0, 40], [40, 120]], np.int32),
+    piece_times_ms=np.array([[0, 30], [30, 40]], np.int32),
+    transcript="Ab!",
+    speaker="7240",
+    license="CC BY 4.0",
+    source="MLS",
+)
+BARE_ARRAYS = int32(2, 0) + int32(1, 2) + int32(7, 8) + int32(501, 0, 9)
 
 
 def test_payloads_are_laid_out_as_documented():
-    def int32(*values):
-        return struct.pack(f"<{len(values)}i", *values)
+    prefix = b"LSTU" + int32(2)
+    assert encode_record(BARE) == with_checksum(
+        prefix, int32(0, 2, 2, 3, 2, 8, 0, 0, 0, 0) + BARE_ARRAYS + "é".encode() + b"ab\n[SIL]"
+    )
+    times = int32(0, 40, 40, 120) + int32(0, 30, 30, 40)
+    texts = "é".encode() + b"ab\n[SIL]" + b"Ab!" + b"7240" + b"CC BY 4.0" + b"MLS"
+    assert encode_record(FULL) == with_checksum(
+        prefix,
+        int32(7, 2, 2, 3, 2, 8, 3, 4, 9, 3) + BARE_ARRAYS + int32(1, 0) + times + texts,
+    )
+    document = records.TextDocument("é", np.array([7, 8], np.int32), 5, source="web")
+    assert encode_record(document) == with_checksum(
+        b"LSTT" + int32(2), int32(5, 2, 2, 0, 3) + int32(7, 8) + "é".encode() + b"web"
+    )
 
-    utterance = records.Utterance(
-        "é",
-        ("ab", "[SIL]"),
-        np.array([7, 8], np.int32),
-        np.array([2, 0], np.int32),
-        np.array([501, 0, 9], np.int32),
-        np.array([1, 2], np.int32),
-    )
-    assert encode_record(utterance) == (
-        b"LSTU"
-        + int32(1, 2, 8, 2, 2, 3)
-        + int32(2, 0)
-        + int32(1, 2)
-        + int32(7, 8)
-        + int32(501, 0, 9)
-        + "é".encode()
-        + b"ab\n[SIL]"
-    )
+
+def test_payloads_of_version_1_are_read():
+    payload = b"LSTU" + int32(1, 2, 8, 2, 2, 3) + BARE_ARRAYS + "é".encode() + b"ab\n[SIL]"
+    assert_same(decode_record(payload), BARE)
     document = records.TextDocument("é", np.array([7, 8], np.int32), 5)
-    assert encode_record(document) == b"LSTT" + int32(1, 2, 5, 2) + int32(7, 8) + "é".encode()
+    payload = b"LSTT" + int32(1, 2, 5, 2) + int32(7, 8) + "é".encode()
+    assert_same(decode_record(payload), document)
 
 
 @settings(max_examples=60, deadline=None)
@@ -125,11 +208,35 @@ def test_cut_payloads_are_errors(cut, text):
         decode_record(payload + b"\0")
 
 
-def test_payloads_of_another_version_are_errors():
-    payload = bytearray(encode_record(make_text("a path")))
-    payload[4] = 2
-    with pytest.raises(ValueError, match="version 2, expected 1"):
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from([FULL, BARE, make_text("a pleasant path")]), st.integers(0, 10**6))
+def test_a_flipped_bit_of_a_payload_is_an_error(record, place):
+    payload = bytearray(encode_record(record))
+    payload[place // 8 % len(payload)] ^= 1 << place % 8
+    with pytest.raises(ValueError, match="a payload"):
         decode_record(bytes(payload))
+
+
+@pytest.mark.parametrize("version", [0, 3, -1])
+def test_payloads_of_another_version_are_errors(version):
+    payload = bytearray(encode_record(make_text("a path")))
+    payload[4:8] = int32(version)
+    with pytest.raises(ValueError, match=f"version {version}, expected 1 … 2"):
+        decode_record(bytes(payload))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        int32(8, 2, 2, 3, 2, 8, 0, 0, 0, 0),  # an array that version 2 has not
+        int32(0, -2, 2, 3, 2, 8, 0, 0, 0, 0),
+        int32(0, 2**31 - 1, 2, 3, 2, 8, 0, 0, 0, 0),
+        int32(0, 2, 2),
+    ],
+)
+def test_impossible_headers_are_errors(body):
+    with pytest.raises(ValueError, match="a payload"):
+        decode_record(with_checksum(b"LSTU" + int32(2), body))
 
 
 GOOD = records.Utterance(
@@ -163,6 +270,19 @@ GOOD = records.Utterance(
         {"units": np.array([], np.int32), "unit_counts": np.array([0, 0])},
         {"unit_counts": np.array([4, -1])},
         {"unit_counts": np.array([3])},
+        {"piece_unit_counts": np.array([2])},
+        {"piece_unit_counts": np.array([1, 0])},
+        {"piece_unit_counts": np.array([1.0])},
+        {"word_times_ms": np.array([[0, 5]])},
+        {"word_times_ms": np.array([[0, 5], [4, 9]])},
+        {"word_times_ms": np.array([[-1, 5], [5, 9]])},
+        {"word_times_ms": np.array([[0.0, 5.0], [5.0, 9.0]])},
+        {"piece_times_ms": np.array([[5, 4]])},
+        {"piece_times_ms": np.array([4, 5])},
+        {"transcript": ""},
+        {"speaker": 7},
+        {"license": ""},
+        {"source": b"web"},
     ],
 )
 def test_broken_utterances_are_not_written(tmp_path, changes):
@@ -174,7 +294,13 @@ def test_broken_utterances_are_not_written(tmp_path, changes):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"pieces": np.zeros(0, np.int32)}, {"word_count": -1}, {"pieces": np.array([400], np.int32)}],
+    [
+        {"pieces": np.zeros(0, np.int32)},
+        {"word_count": -1},
+        {"pieces": np.array([400], np.int32)},
+        {"license": ""},
+        {"source": 3},
+    ],
 )
 def test_broken_texts_are_not_written(tmp_path, changes):
     broken = dataclasses.replace(make_text("a path"), **changes)
@@ -273,6 +399,35 @@ def test_patterns_do_not_mix_kinds(tmp_path):
         records.open_records(tmp_path / "part-*")
 
 
+@pytest.mark.parametrize(
+    ("encoders", "together"),
+    [(("a", "a"), "a"), ((None, "a"), None), (("a", None), None), ((None, None), None)],
+)
+def test_directories_know_their_encoder_together(tmp_path, encoders, together):
+    write_with_encoders(tmp_path, encoders)
+    found = records.open_records(tmp_path / "part-*").metadata.encoder_fingerprint
+    assert found == (together and together * 64)
+
+
+def test_units_of_two_encoders_are_not_opened_as_one(tmp_path):
+    write_with_encoders(tmp_path, ("a", "b"))
+    with pytest.raises(ValueError, match=r"part-1 have units of the encoder bbb.*expected aaa"):
+        records.open_records(tmp_path / "part-*")
+    with pytest.raises(ValueError, match="encoder_fingerprint is 'c', expected a SHA-256"):
+        records.write_records(
+            tmp_path / "out", "speech", [GOOD], make_tokenizer(), encoder_fingerprint="c"
+        )
+
+
+def write_with_encoders(folder, encoders):
+    for number, encoder in enumerate(encoders):
+        fingerprint = encoder and encoder * 64
+        path = folder / f"part-{number}"
+        records.write_records(
+            path, "speech", [GOOD], make_tokenizer(), encoder_fingerprint=fingerprint
+        )
+
+
 # --- writing
 
 
@@ -349,11 +504,15 @@ def test_missing_records_are_named(tmp_path):
         b'{"format": "lst-jax-records"}',
         b'{"format": "lst-jax-records", "version": 1}',
         b'{"format": "lst-jax-records", "version": 1, "totals": 3, "shards": 4}',
+        b'{"format": "lst-jax-records", "format": "lst-jax-records"}',
+        b'{"format": "lst-jax-records", "format_version": 1e999}',
+        b'{"format": "lst-jax-records", "format_version": NaN}',
+        b'{"format": "lst-jax-records", "format_version": ' + b"9" * 10_000 + b"}",
     ],
 )
-def test_malformed_metadata_is_named(directory, contents):
+def test_malformed_metadata_is_named_in_a_line(directory, contents):
     (directory / "metadata.json").write_bytes(contents)
-    with pytest.raises(ValueError, match=r"metadata\.json is not the metadata of records"):
+    with pytest.raises(ValueError, match=r"^[^\n]*metadata\.json[^\n]{,300}$"):
         records.open_records(directory)
 
 
@@ -362,22 +521,56 @@ def test_malformed_metadata_is_named(directory, contents):
     [
         {"kind": "video"},
         {"kind": []},
-        {"version": 2},
+        {"format_version": 3},
+        {"format_version": 1},
+        {"format_version": "2"},
+        {"format_version": True},
+        {"version": 1},
         {"text_size": "400"},
         {"unit_count": -1},
+        {"text_size": 400.0},
+        {"text_size": True},
+        {"text_size": 10**30},
         {"fingerprint": None},
+        {"fingerprint": "abc"},
+        {"encoder_fingerprint": "../x"},
+        {"totals": None},
         {"totals": {"documents": 11}},
         {"totals": {"pages": 1}},
         {"shards": [{"name": 1, "records": 10, "bytes": 5}]},
         {"shards": [7]},
+        {"shards": [{"name": "../speech", "records": 10, "bytes": 5}]},
+        {"shards": [{"name": "..", "records": 10, "bytes": 5}]},
+        {"shards": "speech"},
         {"color": "red"},
     ],
 )
 def test_impossible_metadata_is_named(directory, changes):
     path = directory / "metadata.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    with pytest.raises(ValueError, match=r"metadata\.json is not the metadata of records"):
+    with pytest.raises(ValueError, match=r"^[^\n]*metadata\.json: [^\n]{,300}$"):
         records.open_records(directory)
+
+
+def test_metadata_say_their_version_and_read_back(directory):
+    text = (directory / "metadata.json").read_text()
+    assert json.loads(text)["format_version"] == 2
+    assert records.RecordMetadata.from_json(text).to_json() == text
+
+
+def test_version_1_had_no_encoder_and_is_known_by_the_same_fields(directory):
+    fields = json.loads((directory / "metadata.json").read_text())
+    del fields["format_version"], fields["encoder_fingerprint"]
+    first = records.RecordMetadata.from_json(json.dumps(fields | {"version": 1}))
+    assert first.encoder_fingerprint is None
+    assert first == records.open_records(directory).metadata
+    del fields["format"]
+    assert json.loads(json.dumps(first.identity())) == fields
+    named = dataclasses.replace(first, encoder_fingerprint="a" * 64)
+    assert named.identity() == first.identity() | {"encoder_fingerprint": "a" * 64}
+    with pytest.raises(ValueError, match="version 1 has no encoder_fingerprint"):
+        fields |= {"format": "lst-jax-records", "version": 1, "encoder_fingerprint": "a" * 64}
+        records.RecordMetadata.from_json(json.dumps(fields))
 
 
 def test_another_tokenizer_is_an_error_that_names_both(directory):
@@ -443,3 +636,52 @@ def test_shards_of_foreign_records_are_named(directory):
     source = records.open_records(directory)  # it happens to be as long
     with pytest.raises(ValueError, match=f"{path.name} holds 3 records, expected 4"):
         source[4]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_a_flipped_byte_of_a_shard_is_named_or_changes_nothing(shard_of_sample, data):
+    """What is left over between blocks may change; no record does, and no error is nameless."""
+    directory, contents, sample = shard_of_sample
+    used = [i for i, byte in enumerate(contents) if byte]
+    place = data.draw(st.sampled_from(used) | st.integers(0, len(contents) - 1))
+    flipped = bytearray(contents)
+    flipped[place] ^= data.draw(st.integers(1, 255))
+    path = shard_path(directory, 0)
+    path.write_bytes(flipped)
+    try:
+        read = list(records.open_records(directory))
+    except ValueError as error:
+        assert re.search(
+            rf"{path.name}(: cannot read record \d+: | cannot be | holds )", str(error)
+        )
+        assert "\n" not in str(error)
+        return
+    for one, other in zip(read, sample, strict=True):
+        assert_same(one, other)
+
+
+@pytest.fixture(scope="module")
+def shard_of_sample(tmp_path_factory):
+    """A directory of one shard, the shard's bytes and its records."""
+    path = tmp_path_factory.mktemp("shard") / "records"
+    sample = read_sample()[:3]
+    records.write_records(path, "speech", sample, make_tokenizer())
+    return path, shard_path(path, 0).read_bytes(), sample
+
+
+def test_a_damaged_payload_in_a_sound_shard_is_named(directory):
+    """The container's own checksums hold what was given to it, damaged or not."""
+    path = shard_path(directory, 1)
+    payloads = [bytearray(encode_record(record)) for record in read_sample()[4:8]]
+    payloads[2][100] ^= 4
+    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,zstd:3")
+    for payload in payloads:
+        writer.write(bytes(payload))
+    writer.close()
+    source = records.open_records(directory)
+    message = rf"{path.name}: cannot read record 2: a payload has CRC-32C 0x"
+    for indices in ([6], [4, 5, 6, 7], [0, 6]):
+        with pytest.raises(ValueError, match=message):
+            source.__getitems__(indices)
+    assert len(source.__getitems__([4, 5, 7])) == 3

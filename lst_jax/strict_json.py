@@ -1,0 +1,116 @@
+"""JSON as the standard has it, read with one line for whatever is not.
+
+Python's own reader takes NaN and infinities, keeps the last of two equal keys, and ends in a
+`RecursionError` where the text is nested deeply. What comes from a file of a user's is read here,
+and then held to declared types by `lst_jax.settings`.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import math
+import pathlib
+from typing import Any, NoReturn
+
+from lst_jax.settings import quote
+
+# Nothing that is read nests deeper than a handful; code that walks a value may recurse.
+_MOST_LEVELS = 64
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Returns the value that JSON text stands for.
+
+    Args:
+      text: JSON; bytes are UTF-8.
+
+    Raises:
+      ValueError: in one line, that it is not UTF-8 or not JSON, has a key twice in an object, a
+        number that is not finite or of thousands of digits, or is nested over 64 levels.
+    """
+    try:
+        if isinstance(text, bytes):
+            text = text.decode("utf-8")
+        value = json.loads(
+            text,
+            object_pairs_hook=_unique_keys,
+            parse_constant=refuse_constant,
+            parse_float=_finite_float,
+            parse_int=_short_int,
+        )
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"not UTF-8: byte {error.object[error.start]:#04x} at {error.start}"
+        ) from None
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        raise ValueError(f"not JSON: {error.msg}, {place}") from None
+    except RecursionError:
+        raise ValueError(f"nested too deeply, expected at most {_MOST_LEVELS} levels") from None
+    if _is_deeper(value, _MOST_LEVELS):
+        raise ValueError(f"nested too deeply, expected at most {_MOST_LEVELS} levels")
+    return value
+
+
+def read_json_object(file: pathlib.Path) -> dict[str, Any]:
+    """Returns the object in a JSON file.
+
+    Raises:
+      OSError: the file cannot be read.
+      ValueError: naming the file, for what `parse_json` refuses and for another value.
+    """
+    try:
+        value = parse_json(file.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{file}: found {quote(value)}, expected a JSON object")
+    return value
+
+
+def find_repeated_key(pairs: list[tuple[str, Any]]) -> str | None:
+    """Returns a key that comes twice among an object's pairs; None where each comes once."""
+    counts = collections.Counter(key for key, _ in pairs)
+    return next((key for key, count in counts.items() if count > 1), None)
+
+
+def refuse_constant(name: str) -> NoReturn:
+    """Raises a `ValueError` for NaN and infinities, which JSON has not; for `json.loads`."""
+    raise ValueError(f"{name} is no number in JSON")
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise ValueError(f"key {quote(find_repeated_key(pairs))} twice, expected every key once")
+    return value
+
+
+def _finite_float(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"{quote(digits)} is too large for a number")
+    return value
+
+
+def _short_int(digits: str) -> int:
+    if len(digits) > 4000:  # Python refuses more than 4,300 in words of its own
+        raise ValueError(f"{quote(digits)} has {len(digits)} digits, expected a smaller number")
+    return int(digits)
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Returns whether lists and objects are nested over so many levels; recurses nowhere."""
+    layer = [value]
+    for _ in range(levels + 1):
+        children: list[Any] = []
+        for item in layer:
+            if isinstance(item, dict):
+                children.extend(item.values())
+            elif isinstance(item, list):
+                children.extend(item)
+        layer = [child for child in children if isinstance(child, dict | list)]
+        if not layer:
+            return False
+    return True
