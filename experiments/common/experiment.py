@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Callable
 
 from data_pipelines.training.dataset import DataConfig, make_training_dataset, merge_states
-from lst_jax.checkpoints.description import ModelDescription
+from lst_jax.checkpoints.description import DataDescription, ModelDescription
 from lst_jax.config import ModelConfig
 from lst_jax.settings import PathText, UnitCount, Workers, configuration
 from lst_jax.sharding import MeshConfig, check_rows, make_mesh, row_share
@@ -57,13 +57,13 @@ class Experiment:
             model=self.model(vocab_size=vocabulary.size),
             vocabulary=vocabulary,
             tokenizer_fingerprint=tokenizer.fingerprint,
-            data={
-                "tokenizer": str(pathlib.Path(self.tokenizer).absolute()),
-                "patches_per_row": self.data.patches_per_row,
-                "tokens_per_row": self.data.tokens_per_row,
-                "visibility": self.data.visibility,
-                "patching": dataclasses.asdict(self.data.patching),
-            },
+            data=DataDescription(
+                patching=self.data.patching,
+                visibility=self.data.visibility,
+                tokenizer=str(pathlib.Path(self.tokenizer).absolute()),
+                patches_per_row=self.data.patches_per_row,
+                tokens_per_row=self.data.tokens_per_row,
+            ),
         )
 
 

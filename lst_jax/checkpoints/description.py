@@ -1,4 +1,12 @@
-"""The description that a model is rebuilt from: `model.json`."""
+"""The description that a model is rebuilt from: `model.json`.
+
+The file says its `format_version`. Version 2 is written; 1 and 2 are read. In version 1 what is
+known of the training rows was a mapping of anything; in version 2 every field has a type, and a
+version, field or value that this code does not know is refused by name: a model of which a part
+is ignored would be another model.
+
+A field that is absent has its default, and each class says what the default means.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +19,27 @@ from typing import Any
 import jax
 
 from lst_jax.checkpoints.layout import CHECKPOINTS, DESCRIPTION
-from lst_jax.config import LSTConfig, ModelConfig, TokenTransformerConfig
+from lst_jax.config import LSTConfig, TokenTransformerConfig
+from lst_jax.patching import PatchingConfig, Visibility
+from lst_jax.settings import (
+    Name,
+    NaturalInt,
+    PathText,
+    RowSlots,
+    configuration,
+    list_names,
+    quote,
+    require,
+    validate_fields,
+    validate_value,
+)
+from lst_jax.strict_json import parse_json, read_json_object
 from lst_jax.vocabulary import TextTokenizer, Vocabulary
 
+FORMAT_VERSION = 2
+
+# What version 1 kept among the data.
+_ELSEWHERE = ("step", "published_params")
 # Settings of how a model is computed, which a run may change on the way.
 _EXECUTION_FIELDS = ("dtype", "remat", "attention")
 
@@ -21,7 +47,54 @@ _EXECUTION_FIELDS = ("dtype", "remat", "attention")
 _MODEL_KINDS = {kind.__name__: kind for kind in (LSTConfig, TokenTransformerConfig)}
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
+class GlobalTransformerOptions:
+    """How the global transformer differs from the paper's. There is no such option yet.
+
+    An option that is absent leaves the transformer as the paper has it.
+    """
+
+
+@configuration
+class UnitEncoding:
+    """How a model's speech ids come from an encoder's units.
+
+    Attributes:
+      deduplicated: whether a run of equal units is one id. False: every unit is one.
+      pieces_fingerprint: SHA-256 of a model that joins units to pieces, byte-pair encoding for
+        instance. None: an id is a unit.
+    """
+
+    deduplicated: bool = False
+    pieces_fingerprint: Name | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether ids are units, all that this version computes with."""
+        return self == UnitEncoding()
+
+
+@configuration
+class DataDescription:
+    """What a reader may want to know of the rows that a model was trained on.
+
+    Attributes:
+      patching: how speech was segmented. None: not told.
+      visibility: the rule of what a token may use. None: not told.
+      tokenizer: path of the text tokenizer when the run began. None: not told, the caller knows.
+      patches_per_row: patch slots of a row, the longest context that the model knows. None: not
+        told.
+      tokens_per_row: token slots of a row. None: not told.
+    """
+
+    patching: PatchingConfig | None = None
+    visibility: Visibility | None = None
+    tokenizer: PathText | None = None
+    patches_per_row: RowSlots | None = None
+    tokens_per_row: RowSlots | None = None
+
+
+@configuration
 class ModelDescription:
     """All that evaluation needs besides the parameters.
 
@@ -30,21 +103,45 @@ class ModelDescription:
       vocabulary: the id space it was trained on.
       tokenizer_fingerprint: SHA-256 of the text tokenizer's file (`TextTokenizer.fingerprint`);
         None where a ported checkpoint does not tell.
-      data: what else a reader may want to know of the rows it was trained on, as JSON values (for
-        instance the patching, the row shape, the tokenizer's path).
+      data: the rows it was trained on.
+      encoder_fingerprint: SHA-256 of the encoder that made the units. None: not told.
+      units: how speech ids come from that encoder's units.
+      global_transformer: what is special about the global transformer.
+      published_params: `params.json` of a ported checkpoint as text, with the settings that no
+        field here has, so that it can go out again as it came in. None: there was none.
     """
 
-    model: ModelConfig
+    model: LSTConfig | TokenTransformerConfig
     vocabulary: Vocabulary
-    tokenizer_fingerprint: str | None
-    data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    tokenizer_fingerprint: Name | None
+    data: DataDescription = DataDescription()
+    encoder_fingerprint: Name | None = None
+    units: UnitEncoding = UnitEncoding()
+    global_transformer: GlobalTransformerOptions = GlobalTransformerOptions()
+    published_params: Name | None = None
 
     def __post_init__(self) -> None:
-        if self.model.vocab_size != self.vocabulary.size:
-            raise ValueError(
-                f"vocab_size is {self.model.vocab_size}, expected {self.vocabulary.size}, the size "
-                f"of {self.vocabulary}"
-            )
+        require(
+            self.model.vocab_size == self.vocabulary.size,
+            f"{type(self.model).__name__}.vocab_size",
+            self.model.vocab_size,
+            f"{self.vocabulary.size}, the size of {self.vocabulary}",
+        )
+        if self.published_params is not None:
+            _check_published_params(self.published_params)
+
+
+def _check_published_params(text: str) -> None:
+    """Checks that a text is an object of JSON, its sections objects too."""
+    name = "ModelDescription.published_params"
+    try:
+        params = parse_json(text)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    require(isinstance(params, dict), name, params, "an object as JSON")
+    for section in ("model", "data"):
+        part = params.get(section, {})
+        require(isinstance(part, dict), f"{name}.{section}", part, "an object")
 
 
 def check_description(workdir: str | pathlib.Path, description: ModelDescription) -> None:
@@ -70,7 +167,8 @@ def write_description(workdir: str | pathlib.Path, description: ModelDescription
     if jax.process_index() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".json.partial")
-        partial.write_text(json.dumps(description_to_json(description), indent=2) + "\n")
+        text = json.dumps(description_to_json(description), indent=2) + "\n"
+        partial.write_text(text, encoding="utf-8")
         partial.replace(path)
 
 
@@ -91,26 +189,70 @@ def read_description(path: str | pathlib.Path) -> ModelDescription:
 
 
 def description_to_json(description: ModelDescription) -> dict[str, Any]:
-    """A description as JSON values."""
+    """Returns a description as JSON values."""
     fields = dataclasses.asdict(description)
     fields["model"] = {"kind": type(description.model).__name__, **fields["model"]}
-    return fields
+    return {"format_version": FORMAT_VERSION, **fields}
 
 
 def description_from_file(file: pathlib.Path) -> ModelDescription:
-    """The description in a JSON file that holds what `description_to_json` made.
+    """Returns the description in a JSON file that holds what `description_to_json` made.
 
     Raises:
-      ValueError: it is not one that this version can read.
+      OSError: the file cannot be read.
+      ValueError: it is not one that this version can read; names the file, what was found there
+        and what was expected.
     """
-    try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
-        model = dict(fields["model"])
-        fields["model"] = _MODEL_KINDS[model.pop("kind")](**model)
-        fields["vocabulary"] = Vocabulary(**fields["vocabulary"])
-        return ModelDescription(**fields)
-    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} does not describe a model: {error!r}") from error
+    return _description_from_json(_current_fields(read_json_object(file), file), file)
+
+
+def exported_from_file(file: pathlib.Path) -> tuple[ModelDescription, int]:
+    """Returns the description and the step in a ported checkpoint's JSON file.
+
+    The file holds what `description_to_json` made and `step`, the optimizer updates that made the
+    parameters; 0 where it does not tell.
+
+    Raises:
+      OSError, ValueError: see `description_from_file`; the step is no number of steps.
+    """
+    fields = _current_fields(read_json_object(file), file)
+    step = validate_value(NaturalInt, fields.pop("step", 0), f"{file}: step")
+    return _description_from_json(fields, file), step
+
+
+def _current_fields(fields: dict[str, Any], file: pathlib.Path) -> dict[str, Any]:
+    """Returns the fields of a file of any version as version 2 names them."""
+    version = fields.pop("format_version", 1)  # version 1 did not say
+    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
+        raise ValueError(
+            f"{file}: format_version is {quote(version)}, expected 1 … {FORMAT_VERSION}"
+        )
+    if version == FORMAT_VERSION:
+        return fields
+    unknown = fields.keys() - {"model", "vocabulary", "tokenizer_fingerprint", "data"}
+    if unknown:
+        raise ValueError(f"{file}: version 1 has no {list_names(sorted(unknown))}")
+    data = fields.get("data", {})
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{file}: data is {quote(data)}, expected an object")
+    rest = {name: value for name, value in data.items() if name not in _ELSEWHERE}
+    moved = {name: data[name] for name in _ELSEWHERE if name in data}
+    if "published_params" in moved:
+        moved["published_params"] = json.dumps(moved["published_params"])
+    return {**fields, **moved, "data": rest}
+
+
+def _description_from_json(fields: dict[str, Any], file: pathlib.Path) -> ModelDescription:
+    model = fields.get("model", {})
+    if not isinstance(model, Mapping):
+        raise ValueError(f"{file}: model is {quote(model)}, expected an object")
+    settings = dict(model)
+    kind = settings.pop("kind", None)
+    if not isinstance(kind, str) or kind not in _MODEL_KINDS:
+        expected = " or ".join(map(repr, _MODEL_KINDS))
+        raise ValueError(f"{file}: model.kind is {quote(kind)}, expected {expected}")
+    built = validate_fields(_MODEL_KINDS[kind], settings, file)
+    return validate_fields(ModelDescription, {**fields, "model": built}, file)
 
 
 def check_tokenizer(tokenizer: TextTokenizer, description: ModelDescription) -> None:
@@ -142,8 +284,14 @@ def _check_same(file: pathlib.Path, there: ModelDescription, here: ModelDescript
 
 
 def description_difference(there: ModelDescription, here: ModelDescription) -> str | None:
-    """Says in what two models differ, None where they are the same."""
-    for name in ("model", "vocabulary", "tokenizer_fingerprint"):
+    """Says in what two models differ, None where they are the same.
+
+    Where one does not tell its encoder, it cannot be shown to be another.
+    """
+    names = ["model", "vocabulary", "tokenizer_fingerprint", "units", "global_transformer"]
+    if None not in (there.encoder_fingerprint, here.encoder_fingerprint):
+        names.append("encoder_fingerprint")
+    for name in names:
         difference = _first_difference(getattr(there, name), getattr(here, name), name)
         if difference:
             return difference

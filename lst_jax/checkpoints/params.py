@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from lst_jax.checkpoints.description import (
+    DataDescription,
     ModelDescription,
     description_difference,
     read_description,
@@ -114,14 +115,15 @@ def restore_initial_params(
 
 
 def _changed_conventions(
-    there: Mapping[str, Any], here: Mapping[str, Any]
+    there: DataDescription, here: DataDescription
 ) -> Iterator[tuple[str, Any, Any]]:
     """Name and both values of what a model has learned to rely on, where they differ."""
-    for name in ("visibility", "patching.patch_size", "patching.join_speech_mode"):
-        first, _, second = name.partition(".")
-        old, new = there.get(first), here.get(first)
-        if second:
-            old, new = ((value or {}).get(second) for value in (old, new))
+    pairs = [("visibility", there.visibility, here.visibility)]
+    if there.patching is not None and here.patching is not None:
+        for name in ("patch_size", "join_speech_mode"):
+            old, new = getattr(there.patching, name), getattr(here.patching, name)
+            pairs.append((f"patching.{name}", old, new))
+    for name, old, new in pairs:
         if None not in (old, new) and old != new:
             yield name, old, new
 

@@ -66,14 +66,13 @@ def load_trained_model(
     """
     checkpoint = find_checkpoint(path)
     description = read_description(checkpoint)
-    missing = {"patching", "visibility", "tokenizer"} - description.data.keys()
+    data = description.data
+    missing = [name for name in ("patching", "visibility") if getattr(data, name) is None]
     if missing:
-        raise ValueError(f"{path}: model.json has no {', '.join(sorted(missing))} under data")
-    try:
-        patching = PatchingConfig(**description.data["patching"])
-    except TypeError as error:
-        raise ValueError(f"{path}: model.json describes no patching: {error}") from error
-    tokenizer_path = tokenizer_path or description.data["tokenizer"]
+        raise ValueError(f"{path}: model.json has no {', '.join(missing)} under data")
+    if not description.units.is_plain:
+        raise ValueError(f"{path}: model.json has units {description.units}, expected plain ones")
+    tokenizer_path = tokenizer_path or data.tokenizer
     if tokenizer_path is None:
         raise ValueError(f"{path} does not say which tokenizer it was trained with; give one")
     tokenizer = TextTokenizer(tokenizer_path)
@@ -85,8 +84,8 @@ def load_trained_model(
         mesh=mesh,
         vocabulary=description.vocabulary,
         tokenizer=tokenizer,
-        patching=patching,
-        visibility=description.data["visibility"],
-        context_patches=description.data.get("patches_per_row"),
+        patching=data.patching,
+        visibility=data.visibility,
+        context_patches=data.patches_per_row,
         checkpoint=checkpoint,
     )

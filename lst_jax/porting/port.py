@@ -6,8 +6,8 @@
 | safetensors | `model.safetensors` or shards with an index, `config.json`                       |
 | pytorch     | `consolidated.pth`, `params.json` (the published format) and `config.json`       |
 
-`config.json` holds what `model.json` does, so nothing is lost on the way; a folder without one is
-described by its `params.json`. Only parameters travel: no optimizer state.
+`config.json` holds what `model.json` does, and the step, so nothing is lost on the way; a folder
+without one is described by its `params.json`. Only parameters travel: no optimizer state.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ import numpy as np
 from lst_jax.checkpoints.description import (
     ModelDescription,
     check_tokenizer,
-    description_from_file,
     description_to_json,
+    exported_from_file,
     write_description,
 )
 from lst_jax.checkpoints.layout import step_directory
@@ -50,8 +50,6 @@ MAX_SHARD_BYTES = 512 * 10**6
 
 _CONFIG = "config.json"
 _PARAMS = "params.json"
-# Key of the description's data in `config.json` for the step, which a workdir has in a path.
-_STEP = "step"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +105,9 @@ class Checkpoint:
         description = dataclasses.replace(
             self.description,
             tokenizer_fingerprint=tokenizer.fingerprint,
-            data={**self.description.data, "tokenizer": str(pathlib.Path(path).absolute())},
+            data=dataclasses.replace(
+                self.description.data, tokenizer=str(pathlib.Path(path).absolute())
+            ),
         )
         return dataclasses.replace(self, description=description)
 
@@ -182,8 +182,7 @@ def write_checkpoint(
             write_description(folder, description)
             write_orbax(step_directory(folder, step), description.model, checkpoint.specs, read)
             return
-        stepped = dataclasses.replace(description, data={**description.data, _STEP: step})
-        _write_json(folder / _CONFIG, description_to_json(stepped))
+        _write_json(folder / _CONFIG, {**description_to_json(description), "step": step})
         if kind == "safetensors":
             write_safetensors(folder, checkpoint.specs, read, max_shard_bytes)
         else:
@@ -194,14 +193,10 @@ def write_checkpoint(
 def _read_config(folder: pathlib.Path) -> tuple[ModelDescription, int]:
     """The description and the step of a folder."""
     if (folder / _CONFIG).is_file():
-        description = description_from_file(folder / _CONFIG)
-    elif (folder / _PARAMS).is_file():
-        description = read_params_json(folder / _PARAMS)
-    else:
-        raise FileNotFoundError(f"{folder}: neither {_CONFIG} nor {_PARAMS} is there")
-    data = dict(description.data)
-    step = data.pop(_STEP, 0)
-    return dataclasses.replace(description, data=data), step
+        return exported_from_file(folder / _CONFIG)
+    if (folder / _PARAMS).is_file():
+        return read_params_json(folder / _PARAMS), 0
+    raise FileNotFoundError(f"{folder}: neither {_CONFIG} nor {_PARAMS} is there")
 
 
 def _write_json(path: pathlib.Path, values: Any) -> None:

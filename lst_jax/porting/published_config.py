@@ -7,15 +7,16 @@ there are 502 speech units after the text pieces and six special ids.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from lst_jax.checkpoints.description import ModelDescription
+from lst_jax.checkpoints.description import DataDescription, ModelDescription
 from lst_jax.config import LSTConfig
 from lst_jax.patching import PatchingConfig
+from lst_jax.settings import list_names, quote
+from lst_jax.strict_json import parse_json, read_json_object
 from lst_jax.vocabulary import Vocabulary
 
 # How the published implementation computes what `LSTConfig` leaves to choose.
@@ -29,9 +30,6 @@ PUBLISHED_UNIT_COUNT = 502
 POOLINGS = {"max": "max", "avg": "mean", "mean": "mean"}
 _STRATEGIES = {"lst_static": "static", "lst_align": "aligned", "lst_curriculum": "curriculum"}
 _SPECIAL_IDS = Vocabulary(text_size=3).first_unit_id - 3
-
-# Whatever a published file says besides the model's shape is kept under this key of the data.
-_ORIGINAL = "published_params"
 
 _INTEGERS = (
     *("vocab_size", "dim_global", "dim_local_encoder", "dim_local_decoder", "n_layers_global"),
@@ -59,14 +57,19 @@ def read_params_json(path: pathlib.Path) -> ModelDescription:
       ValueError: it lacks settings, or describes a model that `LSTConfig` cannot; all settings in
         question are listed.
     """
+    params = read_json_object(path)
     try:
-        params = json.loads(path.read_text(encoding="utf-8"))
         model = _model_settings(params)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} does not describe a model: {error!r}") from error
-    problems = _find_problems(model)
-    if problems:
-        raise ValueError(f"{path}: {'; '.join(problems)}")
+        problems = _find_problems(model)
+        if problems:
+            raise ValueError("; ".join(problems))
+        return _describe(model, params)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _describe(model: Mapping[str, Any], params: Mapping[str, Any]) -> ModelDescription:
+    """Returns the description of settings that `_find_problems` finds nothing wrong with."""
     patching = PatchingConfig(
         strategy=_STRATEGIES[model["patching_mode"]],
         patch_size=model["patch_size"],
@@ -79,12 +82,8 @@ def read_params_json(path: pathlib.Path) -> ModelDescription:
             unit_count=PUBLISHED_UNIT_COUNT,
         ),
         tokenizer_fingerprint=None,
-        data={
-            "tokenizer": None,
-            "visibility": PUBLISHED_VISIBILITY,
-            "patching": dataclasses.asdict(patching),
-            _ORIGINAL: params,
-        },
+        data=DataDescription(patching=patching, visibility=PUBLISHED_VISIBILITY),
+        published_params=json.dumps(params),
     )
 
 
@@ -100,12 +99,12 @@ def make_params_json(description: ModelDescription) -> dict[str, Any]:
             f"model is a {type(config).__name__}, expected an LSTConfig: the published format has"
             " no unpatched baseline; port it to safetensors"
         )
-    original = data.get(_ORIGINAL, {})
-    patching = data.get("patching", {})
+    original = parse_json(description.published_params or "{}")
+    patching = data.patching or PatchingConfig()
     published = {ours: theirs for theirs, ours in reversed(_STRATEGIES.items())}
     # Curriculum and mixed models are static ones in the end; unpatched is static patches of one.
-    mode = published.get(patching.get("strategy"), "lst_static")
-    patch_size = 1 if patching.get("strategy") == "none" else patching.get("patch_size", 4)
+    mode = published.get(patching.strategy, "lst_static")
+    patch_size = 1 if patching.strategy == "none" else patching.patch_size
     model = {
         "vocab_size": config.vocab_size,
         "dim_global": config.dim_global,
@@ -137,12 +136,12 @@ def make_params_json(description: ModelDescription) -> dict[str, Any]:
         "patch_size": patch_size,
     }
     for name, size in (
-        ("max_encoder_seq_length", "tokens_per_row"),
-        ("max_seqlen", "patches_per_row"),
+        ("max_encoder_seq_length", data.tokens_per_row),
+        ("max_seqlen", data.patches_per_row),
     ):
-        if size in data:
-            model[name] = data[size]
-    tokenizer = {"path": data["tokenizer"]} if data.get("tokenizer") else {}
+        if size is not None:
+            model[name] = size
+    tokenizer = {"path": data.tokenizer} if data.tokenizer else {}
     patcher = {"patching_mode": mode, "patch_size": patch_size}
     ours = {"tokenizer_args": tokenizer, "patcher_args": patcher}
     return original | {
@@ -158,11 +157,11 @@ def published_differences(description: ModelDescription) -> list[str]:
         value = getattr(description.model, name)
         if value != published:
             differences.append(f"{name} is {value!r} here, {published!r} there")
-    visibility = description.data.get("visibility", PUBLISHED_VISIBILITY)
+    visibility = description.data.visibility or PUBLISHED_VISIBILITY
     if visibility != PUBLISHED_VISIBILITY:
         differences.append(f"visibility is {visibility!r} here, {PUBLISHED_VISIBILITY!r} there")
-    patching = description.data.get("patching", {})
-    if patching.get("strategy", "none") != "none" and not patching.get("join_speech_mode"):
+    patching = description.data.patching
+    if patching and patching.strategy != "none" and not patching.join_speech_mode:
         differences.append(
             "join_speech_mode is False here, True there: `<s>` is a patch of its own"
         )
@@ -174,15 +173,29 @@ def published_differences(description: ModelDescription) -> list[str]:
 
 
 def _model_settings(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings under "model"; those of patching may stand under "data" alone."""
-    patcher = params.get("data", {}).get("patcher_args", {})
+    """The settings under "model"; those of patching may stand under "data" alone.
+
+    Raises:
+      ValueError: what should be an object is none.
+    """
+    if "model" not in params:
+        raise ValueError("model is missing, expected an object")
+    patcher = _object(_object(params, "data"), "patcher_args")
     patching = {name: patcher[name] for name in ("patching_mode", "patch_size") if name in patcher}
-    settings = patching | params["model"]
+    settings = patching | _object(params, "model")
     for name in _INTEGERS:
         value = settings.get(name)
         if isinstance(value, float) and value.is_integer():
             settings[name] = int(value)  # 4.0 is how some writers of JSON put 4
     return settings
+
+
+def _object(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Returns the object under a key, an empty one where there is none."""
+    value = values.get(name, {})
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} is {quote(value)}, expected an object")
+    return value
 
 
 def _lst_config(model: Mapping[str, Any]) -> LSTConfig:
@@ -216,25 +229,27 @@ def _find_problems(model: Mapping[str, Any]) -> list[str]:
     names = (*_INTEGERS, *_FLOATS, *choices)
     missing = [name for name in names if name not in model]
     if missing:
-        return [f"model lacks {', '.join(missing)}"]
+        return [f"model lacks {list_names(missing)}"]
     problems = []
     for name in _INTEGERS:
-        if type(model[name]) is not int or model[name] < 1:
-            problems.append(f"{name} is {model[name]!r}, expected a positive integer")
+        if type(model[name]) is not int or not 1 <= model[name] < 2**31:
+            problems.append(f"{name} is {quote(model[name])}, expected a positive integer")
     for name in _FLOATS:
-        if type(model[name]) not in (int, float) or not model[name] > 0:
-            problems.append(f"{name} is {model[name]!r}, expected a positive number")
+        if type(model[name]) not in (int, float) or not 0 < model[name] < 1e300:
+            problems.append(f"{name} is {quote(model[name])}, expected a positive number")
     for name, allowed in choices.items():
-        if model[name] not in allowed:
+        # 1 is not true, although Python finds them equal.
+        if not any(type(model[name]) is type(x) and model[name] == x for x in allowed):
             expected = " or ".join(map(repr, allowed))
-            problems.append(f"{name} is {model[name]!r}, expected {expected}")
+            problems.append(f"{name} is {quote(model[name])}, expected {expected}")
     for other, of in (
         ("dim_local_decoder", "dim_local_encoder"),
         ("n_heads_local_decoder", "n_heads_local_encoder"),
         ("dim_token", "dim_local_encoder"),
     ):
         if model.get(other) not in (None, model[of]):
-            problems.append(f"{other} is {model[other]!r}, expected {model[of]!r}, as {of}")
+            expected = f"{quote(model[of])}, as {of}"
+            problems.append(f"{other} is {quote(model[other])}, expected {expected}")
     fewest = PUBLISHED_UNIT_COUNT + _SPECIAL_IDS + 3
     if not problems and model["vocab_size"] < fewest:
         problems.append(

@@ -207,7 +207,7 @@ def _read_config(case: Mapping[str, Any]) -> LSTConfig:
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # JSON's and UnicodeDecodeError are ValueErrors
         raise ValueError(f"{path} is not JSON: {error}") from error
 
 

@@ -13,6 +13,8 @@ import safetensors
 from safetensors.numpy import save_file
 
 from lst_jax.porting.tensors import TensorSpec
+from lst_jax.settings import quote
+from lst_jax.strict_json import read_json_object
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -122,14 +124,17 @@ def _read_index(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     if not (folder / _INDEX).is_file():
         with _open(folder / _SINGLE) as file:
             return dict.fromkeys(file.keys(), folder / _SINGLE)
-    try:
-        weight_map = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"]
-        names = {name: pathlib.PurePath(file).name for name, file in weight_map.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{folder / _INDEX} is not an index of shards: {error!r}") from error
-    outside = sorted(file for name, file in weight_map.items() if names[name] != file)
-    if outside:
-        raise ValueError(f"{folder / _INDEX} names {outside[0]!r}, expected files of its folder")
+    index = read_json_object(folder / _INDEX)
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise ValueError(
+            f"{folder / _INDEX}: weight_map is {quote(weight_map)}, expected an object"
+        )
+    names = {}
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or pathlib.PurePath(file).name != file or not file:
+            raise ValueError(f"{folder / _INDEX} names {quote(file)}, expected files of its folder")
+        names[name] = file
     missing = sorted({file for file in names.values() if not (folder / file).is_file()})
     if missing:
         raise FileNotFoundError(f"{folder}: the index's files {', '.join(missing)} are missing")

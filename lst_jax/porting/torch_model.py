@@ -237,6 +237,10 @@ def read_config(folder: str | pathlib.Path) -> Config:
         return config_from_json(json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:  # fields that are missing or unknown: TypeError
         raise ValueError(f"{file}: {error}") from error
+    except RecursionError:
+        raise ValueError(
+            f"{file}: nested too deeply, expected the configuration of a model"
+        ) from None
 
 
 def config_from_json(values: Mapping[str, Any]) -> Config:
@@ -247,6 +251,11 @@ def config_from_json(values: Mapping[str, Any]) -> Config:
       ValueError: a value is not one of those that are possible.
     """
     _require(isinstance(values, Mapping), "config", values, "an object")
+    version = values.get("format_version", 1)  # version 1 did not say
+    _require(type(version) is int and version in (1, 2), "format_version", version, "1 or 2")
+    # Version 2 has room for what no model has yet; one that has it is none of these.
+    _require_absent("global_transformer", values.get("global_transformer"))
+    _require_absent("units", values.get("units"))
     model = _section(values, "model")
     kinds = {kind.__name__: kind for kind in (LSTConfig, TokenTransformerConfig)}
     kind = model.pop("kind", None)
@@ -264,19 +273,25 @@ def config_from_json(values: Mapping[str, Any]) -> Config:
 
 def _patching_from_json(data: Mapping[str, Any]) -> Patching | None:
     """Static patching with the settings of `data`: what is not aligned is static at inference."""
-    if "patching" not in data:
+    if data.get("patching") is None:
         return None
     settings = _section(data, "patching")
     if settings.get("strategy") == "none":
         return Patching(patch_size=1)
     kept = {name: settings[name] for name in ("patch_size", "join_speech_mode") if name in settings}
-    return Patching(visibility=data.get("visibility", "causal"), **kept)
+    return Patching(visibility=data.get("visibility") or "causal", **kept)
 
 
 def _section(values: Mapping[str, Any], name: str) -> dict[str, Any]:
     section = values.get(name)
     _require(isinstance(section, Mapping), name, section, "an object")
     return dict(section)
+
+
+def _require_absent(name: str, options: object) -> None:
+    """Raises unless options are not there, or none is set."""
+    unset = options is None or (isinstance(options, Mapping) and not any(options.values()))
+    _require(unset, name, options, "none set")
 
 
 def _check_fields(config: object) -> None:
@@ -945,7 +960,7 @@ def _shards(index: pathlib.Path) -> list[pathlib.Path]:
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         good = all(pathlib.PurePath(name).name == name for name in names)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{index}: not an index of shards: {error!r}") from error
     _require(good, str(index), names, "names of files beside it")
     return [index.parent / name for name in names]

@@ -1,6 +1,5 @@
 """Properties of the evaluation binary and of loading what a run wrote."""
 
-import dataclasses
 import json
 import os
 import pathlib
@@ -15,7 +14,7 @@ import pytest
 import sentencepiece
 
 from lst_jax.checkpoints.checkpointer import Checkpointer
-from lst_jax.checkpoints.description import ModelDescription, write_description
+from lst_jax.checkpoints.description import DataDescription, ModelDescription, write_description
 from lst_jax.checkpoints.layout import find_checkpoint
 from lst_jax.checkpoints.train_state import init_state
 from lst_jax.config import LSTConfig, baseline_of
@@ -70,12 +69,7 @@ def write_run(workdir, kind, tokenizer):
     vocabulary = tokenizer.vocabulary(UNIT_COUNT)
     config = model_config(kind, vocabulary.size)
     patching = PatchingConfig("curriculum" if kind == "lst" else "none", patch_size=3)
-    data = {
-        "tokenizer": str(tokenizer.model_path),
-        "visibility": "causal",
-        "patches_per_row": 128,
-        "patching": dataclasses.asdict(patching),
-    }
+    data = DataDescription(patching, "causal", str(tokenizer.model_path), patches_per_row=128)
     write_description(workdir, ModelDescription(config, vocabulary, tokenizer.fingerprint, data))
     checkpointer = Checkpointer(workdir)
     mesh = make_mesh(MeshConfig(data=2, fsdp=2), jax.devices()[:4])

@@ -85,7 +85,7 @@ def test_the_workdir_tells_how_the_run_was_made(uninterrupted):
     description = read_description(uninterrupted)
     assert description.model.dim_global == 32
     assert description.vocabulary.unit_count == 502
-    assert description.data["patching"]["strategy"] == "curriculum"
+    assert description.data.patching.strategy == "curriculum"
     assert any((uninterrupted / "events").iterdir())
 
 

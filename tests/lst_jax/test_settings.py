@@ -20,12 +20,19 @@ from hypothesis import strategies as st
 import lst_jax
 from data_pipelines.microworld.build import MicroworldConfig
 from data_pipelines.microworld.speech import Voice
+from data_pipelines.records.storage import RecordMetadata, Shard, Totals
 from data_pipelines.speech.units import MelFeatures
 from data_pipelines.training.dataset import DataConfig, SourceConfig
 from data_pipelines.training.packing import PackingConfig
 from experiments.common.experiment import Experiment
 from experiments.common.step_config import StepConfig
 from lst_jax import config as config_module
+from lst_jax.checkpoints.description import (
+    DataDescription,
+    GlobalTransformerOptions,
+    ModelDescription,
+    UnitEncoding,
+)
 from lst_jax.config import LSTConfig, TokenTransformerConfig
 from lst_jax.inference.generation import GenerationLimits
 from lst_jax.inference.sampling import SamplingConfig
@@ -278,6 +285,10 @@ CONFIGURATIONS = [
     *(Voice("gmw/en-US", "", 260, 50), MelFeatures()),
     Experiment(LSTConfig, "t.model", DATA, TrainingConfig(5)),
     StepConfig(MODEL, Vocabulary(10), OptimizerConfig(), TrainingConfig(5), PATCHING, 64, 96, 8),
+    *(Totals(3), Shard("a", 3, 5)),
+    RecordMetadata("speech", "0" * 64, 30, 20, Totals(3), (Shard("a", 3, 5),)),
+    *(UnitEncoding(), GlobalTransformerOptions(), DataDescription(PATCHING)),
+    ModelDescription(LSTConfig(518, 8, 16, 1, 1, 1, 2, 2), Vocabulary(10), "0" * 64),
 ]
 FIELDS = [(config, f.name) for config in CONFIGURATIONS for f in dataclasses.fields(config)]
 FIELD_IDS = [f"{type(config).__name__}.{name}" for config, name in FIELDS]

@@ -9,7 +9,7 @@ import pytest
 from experiments.aot_compile import read_config
 from experiments.common import gin_config
 from experiments.common.step_config import PRESETS, preset
-from lst_jax.checkpoints.description import ModelDescription
+from lst_jax.checkpoints.description import DataDescription, ModelDescription
 from lst_jax.config import LSTConfig, TokenTransformerConfig, baseline_of
 from lst_jax.model.models import count_parameters
 from lst_jax.porting.published_config import published_differences
@@ -100,8 +100,7 @@ def test_the_published_preset_is_what_the_published_implementation_computes():
     def differences(*names):
         run = load(*files, *names, bindings=DATA)
         model = run.model(vocab_size=LLAMA_SIZE)
-        patching = dataclasses.asdict(run.data.patching)
-        data = {"visibility": run.data.visibility, "patching": patching}
+        data = DataDescription(run.data.patching, run.data.visibility)
         description = ModelDescription(model, Vocabulary(32_000), None, data)
         return [difference.split()[0] for difference in published_differences(description)]
 

@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from lst_jax.checkpoints.description import ModelDescription
+from lst_jax.checkpoints.description import DataDescription, ModelDescription
 from lst_jax.config import LSTConfig, baseline_of
+from lst_jax.patching import PatchingConfig
 from lst_jax.porting.parameter_names import published_tensors
 from lst_jax.porting.port import Checkpoint
 from lst_jax.porting.tensors import DTYPES, TensorSpec
@@ -22,13 +23,12 @@ LST = LSTConfig(
     multiple_of=8,
 )
 BASELINE = baseline_of(LST)
-DATA = {
-    "tokenizer": None,
-    "visibility": "causal",
-    "patching": {"strategy": "static", "patch_size": 4},
-    "tokens_per_row": 12,
-    "patches_per_row": 8,
-}
+DATA = DataDescription(
+    patching=PatchingConfig("static", patch_size=4),
+    visibility="causal",
+    patches_per_row=8,
+    tokens_per_row=12,
+)
 
 
 def random_bits(rng: np.random.Generator, shape, dtype: str) -> np.ndarray:

@@ -21,6 +21,7 @@ from lst_jax.checkpoints.description import write_description
 from lst_jax.checkpoints.layout import params_directory, step_directory
 from lst_jax.checkpoints.params import params_save_args, restore_params
 from lst_jax.checkpoints.train_state import param_shapes
+from lst_jax.patching import PatchingConfig
 from lst_jax.porting import orbax_step, pytorch_folder
 from lst_jax.porting.parameter_names import published_tensors, tree_from_published
 from lst_jax.porting.port import KINDS, open_checkpoint, write_checkpoint
@@ -301,9 +302,12 @@ def test_a_missing_shard_is_named(tmp_path, folders):
 @pytest.mark.parametrize(
     ("index", "message"),
     [
-        ("[", "is not an index"),
-        ("[]", "is not an index"),
-        ('{"weight_map": 3}', "is not an index"),
+        ("[", "not JSON"),
+        ("[]", "expected a JSON object"),
+        ('{"weight_map": 3}', "weight_map is 3, expected an object"),
+        ('{"weight_map": {"a": ""}}', "expected files of its folder"),
+        ('{"weight_map": {"a": 1}}', "expected files of its folder"),
+        ("[" * 10_000, "nested too deeply"),
         ('{"weight_map": {"a": "../../etc/passwd"}}', "expected files of its folder"),
         ('{"weight_map": {"a": "/etc/passwd"}}', "expected files of its folder"),
     ],
@@ -436,8 +440,8 @@ def test_params_json_says_all_that_the_published_format_can(tmp_path):
         num_heads_cross=4,
     )
     checkpoint, tensors = random_checkpoint(config=config)
-    patching = {"strategy": "aligned", "patch_size": 5}
-    data = DATA | {"visibility": "reference", "patching": patching}
+    patching = PatchingConfig("aligned", patch_size=5)
+    data = dataclasses.replace(DATA, visibility="reference", patching=patching)
     description = dataclasses.replace(checkpoint.description, data=data)
     checkpoint = dataclasses.replace(checkpoint, description=description)
     write_checkpoint(checkpoint, tmp_path / "out", "pytorch")
@@ -445,9 +449,9 @@ def test_params_json_says_all_that_the_published_format_can(tmp_path):
     back = open_checkpoint(tmp_path / "out")
     assert back.description.model == config
     assert back.description.vocabulary == checkpoint.description.vocabulary
-    assert back.description.data["visibility"] == "reference"
-    assert back.description.data["patching"]["strategy"] == "aligned"
-    assert back.description.data["patching"]["patch_size"] == 5
+    assert back.description.data.visibility == "reference"
+    assert back.description.data.patching.strategy == "aligned"
+    assert back.description.data.patching.patch_size == 5
     assert_same_bits(read_all(back), tensors)
     # And what the file said besides goes out again as it came in.
     write_checkpoint(back, tmp_path / "again", "pytorch")
@@ -498,13 +502,13 @@ def test_a_published_configuration_may_say_how_it_patches_under_data_and_in_floa
     path = change_params(tmp_path, patching_mode="lst_align", patch_size=6.0)
     params = json.loads(path.read_text())
     expected = read_params_json(path)
-    assert expected.data["patching"]["patch_size"] == 6
+    assert expected.data.patching.patch_size == 6
     patching = {name: params["model"].pop(name) for name in ("patching_mode", "patch_size")}
     params["data"]["patcher_args"] = patching
     path.write_text(json.dumps(params))
     found = read_params_json(path)
     assert found.model == expected.model
-    assert found.data["patching"] == expected.data["patching"]
+    assert found.data.patching == expected.data.patching
     change_params(tmp_path, patch_size=6.5)
     with pytest.raises(ValueError, match=r"patch_size is 6.5, expected a positive integer"):
         read_params_json(path)
@@ -516,7 +520,7 @@ def test_a_configuration_that_does_not_describe_a_model_is_named(tmp_path, folde
     folder = copy_folder(folders / "pytorch", tmp_path / "folder")
     (folder / "config.json").unlink()
     (folder / name).write_text(content)
-    with pytest.raises(ValueError, match=f"{name} does not describe a model"):
+    with pytest.raises(ValueError, match=f"{name}: "):
         open_checkpoint(folder)
 
 

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.tokenizers import train_tokenizer
-from lst_jax.checkpoints.description import ModelDescription, description_to_json
+from lst_jax.checkpoints.description import DataDescription, ModelDescription, description_to_json
 from lst_jax.config import LSTConfig, baseline_of
 from lst_jax.model.models import build_model, logits, output_kernel
 from lst_jax.patching import PatchingConfig, fill_row, patch_document
@@ -140,7 +140,7 @@ def models(name):
         return values.astype(np.float32)
 
     params = jax.tree_util.tree_map_with_path(draw, nn.unbox(shapes)["params"])
-    module = torch_model.build_model(read_description(config, {}).model)
+    module = torch_model.build_model(read_description(config, DataDescription()).model)
     state = {k: torch.from_numpy(v) for k, v in published_from_tree(config, params).items()}
     module.load_state_dict(state, strict=True)
     return params, module
@@ -311,7 +311,7 @@ def hostile_tokens(rng):
 
 
 def patching_data(patching, visibility):
-    return {"patching": dataclasses.asdict(patching), "visibility": visibility, "extra": 1}
+    return DataDescription(patching, visibility)
 
 
 @settings(max_examples=20, deadline=None)
@@ -588,7 +588,7 @@ def test_a_damaged_configuration_is_named(folder, content):
 )
 def test_impossible_batches_are_named(rows, options, named):
     config = torch_model.Config(
-        read_description(LST, {}).model,
+        read_description(LST, DataDescription()).model,
         torch_model.Vocabulary(40, unit_count=20),
         torch_model.Patching(),
     )
@@ -598,7 +598,7 @@ def test_impossible_batches_are_named(rows, options, named):
 
 def test_batches_need_a_known_patching():
     config = torch_model.Config(
-        read_description(LST, {}).model, torch_model.Vocabulary(40, unit_count=20)
+        read_description(LST, DataDescription()).model, torch_model.Vocabulary(40, unit_count=20)
     )
     with pytest.raises(ValueError, match="patching"):
         torch_model.make_batch([[np.ones(3, int)]], config)
@@ -646,7 +646,7 @@ def test_every_token_has_a_name(tokenizer_path):
     theirs = tokenizer.vocabulary(unit_count=20)
     ours = torch_model.Vocabulary(theirs.text_size, theirs.bos_id, theirs.eos_id, 20)
     config = torch_model.Config(
-        dataclasses.replace(read_description(LST, {}).model, vocab_size=ours.size), ours
+        dataclasses.replace(read_description(LST, DataDescription()).model, vocab_size=ours.size), ours
     )
     pieces = torch_model.Tokenizer(tokenizer_path, config)
     for token in range(ours.size):
