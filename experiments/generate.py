@@ -38,6 +38,7 @@ from lst_jax.inference.generation import (
 from lst_jax.inference.sampling import Modality
 from lst_jax.inference.segments import Segment, split_segments
 from lst_jax.inference.trained_model import TrainedModel, load_trained_model
+from lst_jax.settings import quote
 from lst_jax.vocabulary import Vocabulary
 
 _KINDS = ("text", "wav", "units")
@@ -216,7 +217,7 @@ def _parse_fields(fields: Mapping[str, Any], origin: str) -> _Given:
     if name is not None:
         name = str(name) if type(name) is int else jsonl.field(fields, "id", str)
         if pathlib.PurePath(name).name != name or "\0" in name:
-            raise ValueError(f"id is {name!r}, expected one that can begin a file's name")
+            raise ValueError(f"id is {quote(name)}, expected one that can begin a file's name")
     return _Given(kind, value, name, origin)
 
 

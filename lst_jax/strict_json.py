@@ -44,7 +44,8 @@ def parse_json(text: str | bytes) -> Any:
             f"not UTF-8: byte {error.object[error.start]:#04x} at {error.start}"
         ) from None
     except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}"
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        place = f"{line}column {error.colno}"
         raise ValueError(f"not JSON: {error.msg}, {place}") from None
     except RecursionError:
         raise ValueError(f"nested too deeply, expected at most {_MOST_LEVELS} levels") from None

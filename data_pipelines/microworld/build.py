@@ -17,6 +17,7 @@ import multiprocessing
 import pathlib
 import random
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
@@ -46,7 +47,6 @@ from data_pipelines.speech.alignment import (
 )
 from data_pipelines.speech.units import MelFeatures, MelKMeansEncoder
 from data_pipelines.tokenizers import train_tokenizer
-from lst_jax import vocabulary
 from lst_jax.settings import (
     NaturalInt,
     PositiveInt,
@@ -63,10 +63,10 @@ _FINGERPRINT = "fingerprint"
 _LICENSE = "Apache-2.0"  # this program's, whose work the stories are
 _SOURCE = "lst-jax microworld"
 _TASKS_PER_CHUNK = 8
-# A change in one of these may change what a stage holds.
+# A change in one of these, or in the vocabulary, may change what a stage holds.
 _MADE_BY = (
     *(alignment, audio, units, lexicon, speech, stories, tokenizers),
-    *(payloads, storage, types, vocabulary),
+    *(payloads, storage, types),
 )
 
 _T = TypeVar("_T")
@@ -255,7 +255,7 @@ def story_text(story: stories.Story) -> str:
 def _fingerprint(config: MicroworldConfig) -> str:
     """Changes with the settings and with the code that turns them into a corpus."""
     digest = hashlib.sha256(json.dumps(dataclasses.asdict(config)).encode())
-    for module in _MADE_BY:
+    for module in (*_MADE_BY, sys.modules[TextTokenizer.__module__]):
         digest.update(pathlib.Path(str(module.__file__)).read_bytes())
     digest.update(pathlib.Path(__file__).read_bytes())
     return digest.hexdigest()

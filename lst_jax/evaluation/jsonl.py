@@ -9,6 +9,9 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from lst_jax.settings import quote
+from lst_jax.strict_json import parse_json
+
 _KINDS = {str: "a string, not empty", int: "an integer", list: "a list", dict: "an object"}
 
 
@@ -49,7 +52,8 @@ def read_examples(
 
     Raises:
       ValueError: naming file and line, for a line that is not UTF-8 or not a JSON object, that
-        `parse` refuses, or whose id its set already has; or a file without examples.
+        has a key twice, that `parse` refuses, or whose id its set already has; or a file without
+        examples.
       OSError: a file cannot be read.
     """
     examples: dict[tuple[str, str], T] = {}
@@ -59,8 +63,9 @@ def read_examples(
             known = examples.setdefault((example.set_name, example.example_id), example)
             if known is not example:
                 raise ValueError(
-                    f"{example.origin}: id {example.example_id!r} of set {example.set_name!r} "
-                    f"was already used in {known.origin}; expected every id once in its set"
+                    f"{example.origin}: id {quote(example.example_id)} of set "
+                    f"{quote(example.set_name)} was already used in {known.origin}; "
+                    "expected every id once in its set"
                 )
         if len(examples) == before:
             raise ValueError(f"{path}: the file is empty; expected one example a line")
@@ -80,8 +85,8 @@ def read_lines(
       The values in file order.
 
     Raises:
-      ValueError: naming file and line, for a line that is not UTF-8 or not a JSON object, or that
-        `parse` refuses.
+      ValueError: naming file and line, for a line that is not UTF-8 or not a JSON object, that
+        has a key twice, or that `parse` refuses.
       OSError: the file cannot be read.
     """
     with path.open("rb") as lines:
@@ -89,18 +94,13 @@ def read_lines(
             origin = f"{path}:{number}"
             try:
                 value = parse(_load_object(line), origin)
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{origin}: not UTF-8: {error.reason}") from error
-            except (json.JSONDecodeError, RecursionError) as error:
-                reason = getattr(error, "msg", error)  # without a line number of its own
-                raise ValueError(f"{origin}: not a JSON value: {reason}") from error
             except ValueError as error:
                 raise ValueError(f"{origin}: {error}") from error
             yield value
 
 
 def _load_object(line: bytes) -> dict[str, Any]:
-    fields = json.loads(line.decode("utf-8"))
+    fields = parse_json(line.rstrip(b"\r\n"))
     if not isinstance(fields, dict):
         raise ValueError(f"found {show(fields)}; expected a JSON object")
     return fields
@@ -113,7 +113,19 @@ def field(fields: Mapping[str, Any], name: str, kind: type) -> Any:
     value = fields[name]
     if type(value) is not kind or value == "":
         raise ValueError(f"{name} is {show(value)}; expected {_KINDS[kind]}")
+    if kind is str:
+        check_unicode(name, value)
     return value
+
+
+def check_unicode(name: str, text: str) -> None:
+    """Raises a `ValueError` for text that no file can hold: JSON may name half a character."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"{name} is {show(text)}; expected Unicode, not a lone surrogate"
+        ) from None
 
 
 def parse_units(value: Any, name: str, unit_count: int) -> np.ndarray:

@@ -152,7 +152,7 @@ def _parse_pair(fields: Mapping[str, Any], unit_count: int, origin: str) -> Spee
     first, second = (_parse_member(value, i, unit_count) for i, value in enumerate(members))
     correct = jsonl.field(fields, "correct", int)
     if correct not in (0, 1):
-        raise ValueError(f"correct is {correct}; expected 0 or 1, a member's index")
+        raise ValueError(f"correct is {jsonl.show(correct)}; expected 0 or 1, a member's index")
     has_category = fields.get("category") is not None
     return SpeechPair(
         example_id=jsonl.field(fields, "id", str),

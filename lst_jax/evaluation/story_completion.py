@@ -179,7 +179,9 @@ def _parse_example(fields: Mapping[str, Any], unit_count: int, origin: str) -> S
         endings.append(_parse_passage(value, f"endings[{i}]", unit_count))
     label = jsonl.field(fields, "label", int)
     if not 0 <= label < len(endings):
-        raise ValueError(f"label is {label}; expected 0 … {len(endings) - 1}, an ending's index")
+        raise ValueError(
+            f"label is {jsonl.show(label)}; expected 0 … {len(endings) - 1}, an ending's index"
+        )
     return StoryExample(
         example_id=jsonl.field(fields, "id", str),
         set_name=jsonl.field(fields, "set", str),
@@ -196,6 +198,8 @@ def _parse_passage(fields: Mapping[str, Any], name: str, unit_count: int) -> Pas
         raise ValueError(f"{name} has neither text nor units; expected one or both")
     if text is not None and not (isinstance(text, str) and text.strip()):
         raise ValueError(f"{name}.text is {jsonl.show(text)}; expected a string with words")
+    if text is not None:
+        jsonl.check_unicode(f"{name}.text", text)
     if units is None:
         return Passage(text, None)
     return Passage(text, jsonl.parse_units(units, f"{name}.units", unit_count))

@@ -154,7 +154,7 @@ ENDING = {"text": "a", "units": [1]}
         ({"prompt": {"units": [1.5]}}, r"prompt.units\[0\] is 1.5"),
         ({"prompt": {"units": [True]}}, r"prompt.units\[0\] is true"),
         ({"prompt": {"units": [[1]]}}, r"prompt.units\[0\] is \[1\]"),
-        ({"prompt": {"units": [float("nan")]}}, r"prompt.units\[0\] is NaN"),
+        ({"prompt": {"units": [float("nan")]}}, "NaN is no number"),
     ],
 )
 def test_bad_fields_are_named_with_file_and_line(tmp_path, changes, named):
@@ -174,19 +174,28 @@ def test_missing_fields_are_named(tmp_path, name):
 @pytest.mark.parametrize(
     ("line", "named"),
     [
-        (b"", "not a JSON value"),
-        (b'{"id": ', "not a JSON value"),
+        (b"", "not JSON"),
+        (b'{"id": ', "not JSON: .*, column 8"),
         (b'{"id": "\xff"}', "not UTF-8"),
         (b"[1, 2]", r"found \[1, 2\]; expected a JSON object"),
-        (b"[" * 100_000, "not a JSON value"),
-        (b'{"label": ' + b"9" * 5000 + b"}", ""),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"label": ' + b"9" * 5000 + b"}", ".* has 5000 digits"),
+        (b'{"label": NaN}', "NaN is no number"),
+        (b'{"label": 1e999}', "'1e999' is too large"),
+        (json.dumps(fields()).encode()[:-1] + b', "label": 0}', "key 'label' twice"),
+        (b'{"prompt": {"text": "a", "text": "b"}}', "key 'text' twice"),
+        (json.dumps(fields(label=10**4200)).encode(), ".* has 4201 digits"),
+        (json.dumps(fields(label=10**3000)).encode(), r"label is 10+\.\.\.; expected 0"),
+        (json.dumps(fields(id="\ud800")).encode(), "id is .*; expected Unicode"),
+        (json.dumps(fields(prompt={"text": "\ud800"})).encode(), r"prompt\.text is .*Unicode"),
     ],
 )
 def test_lines_that_are_no_examples_are_named(tmp_path, line, named):
     path = tmp_path / "a.jsonl"
     path.write_bytes(json.dumps(fields()).encode() + b"\n" + line + b"\n")
-    with pytest.raises(ValueError, match=f"a.jsonl:2: {named}"):
+    with pytest.raises(ValueError, match=f"a.jsonl:2: {named}") as error:
         read_story_examples([path], UNIT_COUNT)
+    assert len(str(error.value)) < 300 and "\n" not in str(error.value)
 
 
 NAMES = st.sampled_from(["id", "set", "prompt", "endings", "text", "units"]) | st.text(max_size=3)

@@ -646,7 +646,8 @@ def test_every_token_has_a_name(tokenizer_path):
     theirs = tokenizer.vocabulary(unit_count=20)
     ours = torch_model.Vocabulary(theirs.text_size, theirs.bos_id, theirs.eos_id, 20)
     config = torch_model.Config(
-        dataclasses.replace(read_description(LST, DataDescription()).model, vocab_size=ours.size), ours
+        dataclasses.replace(read_description(LST, DataDescription()).model, vocab_size=ours.size),
+        ours,
     )
     pieces = torch_model.Tokenizer(tokenizer_path, config)
     for token in range(ours.size):
