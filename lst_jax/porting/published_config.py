@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lst_jax.checkpoints.description import DataDescription, ModelDescription
@@ -30,6 +30,8 @@ PUBLISHED_UNIT_COUNT = 502
 POOLINGS = {"max": "max", "avg": "mean", "mean": "mean"}
 _STRATEGIES = {"lst_static": "static", "lst_align": "aligned", "lst_curriculum": "curriculum"}
 _SPECIAL_IDS = Vocabulary(text_size=3).first_unit_id - 3
+
+_LONGEST_MESSAGE = 300  # characters
 
 _INTEGERS = (
     *("vocab_size", "dim_global", "dim_local_encoder", "dim_local_decoder", "n_layers_global"),
@@ -54,18 +56,29 @@ def read_params_json(path: pathlib.Path) -> ModelDescription:
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it lacks settings, or describes a model that `LSTConfig` cannot; all settings in
-        question are listed.
+      ValueError: it is not JSON, lacks settings, or describes a model that `LSTConfig` cannot;
+        names the file and the settings in question.
     """
     params = read_json_object(path)
     try:
         model = _model_settings(params)
         problems = _find_problems(model)
         if problems:
-            raise ValueError("; ".join(problems))
+            raise ValueError(_join(problems))
         return _describe(model, params)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def _join(problems: Sequence[str]) -> str:
+    """Returns problems in a line of bounded length, the first one always among them."""
+    shown = list(problems[:1])
+    for problem in problems[1:]:
+        if sum(map(len, shown)) + len(problem) > _LONGEST_MESSAGE:
+            break
+        shown.append(problem)
+    rest = len(problems) - len(shown)
+    return "; ".join(shown) + (f"; and {rest} more" if rest else "")
 
 
 def _describe(model: Mapping[str, Any], params: Mapping[str, Any]) -> ModelDescription:

@@ -1,5 +1,6 @@
 """Properties of porting: nothing is lost, nothing is run, nothing is left half done."""
 
+import copy
 import dataclasses
 import itertools
 import json
@@ -512,6 +513,69 @@ def test_a_published_configuration_may_say_how_it_patches_under_data_and_in_floa
     change_params(tmp_path, patch_size=6.5)
     with pytest.raises(ValueError, match=r"patch_size is 6.5, expected a positive integer"):
         read_params_json(path)
+
+
+PUBLISHED = make_params_json(random_checkpoint()[0].description)
+PUBLISHED_PLACES = [
+    ("model",),
+    ("data",),
+    *(("model", name) for name in PUBLISHED["model"]),
+    ("data", "patcher_args"),
+]
+
+
+@hypothesis.settings(max_examples=200, deadline=None)
+@hypothesis.given(
+    st.sampled_from(PUBLISHED_PLACES),
+    st.sampled_from(["abc", "x" * 10**5, -5, 0, 2.5, 1e300, None, [1], {"a": {}}, True, 10**30]),
+)
+def test_any_other_value_of_a_published_setting_is_named_or_kept(tmp_path_factory, place, value):
+    params = copy.deepcopy(PUBLISHED)
+    section = params
+    for name in place[:-1]:
+        section = section[name]
+    section[place[-1]] = value
+    path = tmp_path_factory.getbasetemp() / "params.json"
+    path.write_text(json.dumps(params))
+    try:
+        description = read_params_json(path)
+    except ValueError as error:
+        message = str(error)
+        assert message.startswith(f"{path}: ") and "\n" not in message and len(message) < 500
+        assert place[-1] in message or "num_heads" in message or "vocab_size" in message
+        return
+    assert make_params_json(description) == params
+
+
+def test_many_problems_of_a_published_configuration_are_a_line_of_bounded_length(tmp_path):
+    path = change_params(tmp_path, **dict.fromkeys(PUBLISHED["model"], "x" * 1000))
+    with pytest.raises(
+        ValueError, match=r"params\.json: vocab_size is 'x.*; and \d+ more$"
+    ) as error:
+        read_params_json(path)
+    assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize("text", ["[" * 10_000, '{"model": NaN}', '{"model": 1e999}', "\xff"])
+@pytest.mark.parametrize("name", ["params.json", "config.json"])
+def test_configurations_that_are_hostile_json_are_refused_in_a_line(tmp_path, folders, name, text):
+    folder = copy_folder(folders / "pytorch", tmp_path / "folder")
+    (folder / "config.json").unlink()
+    (folder / name).write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=f"{name}: ") as error:
+        open_checkpoint(folder)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pytorch"])
+@pytest.mark.parametrize("step", ["abc", "../../outside", -5, 2.5, None, [3], True])
+def test_a_step_that_is_none_never_becomes_a_path(tmp_path, folders, kind, step):
+    folder = copy_folder(folders / kind, tmp_path / "folder")
+    fields = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(fields | {"step": step}))
+    with pytest.raises(ValueError, match=r"config\.json: step is .*, expected an integer, 0 … "):
+        write_checkpoint(open_checkpoint(folder), tmp_path / "out", "orbax")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"data": {}}', '{"model": 3}', '{"kind": "lst"}'])
