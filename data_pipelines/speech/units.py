@@ -21,7 +21,8 @@ from typing import Annotated, Protocol, runtime_checkable
 import numpy as np
 
 from data_pipelines.speech.audio import float_samples
-from lst_jax.settings import Bounds, NaturalFloat, configuration, require
+from lst_jax.settings import Bounds, NaturalFloat, configuration, require, validate_fields
+from lst_jax.strict_json import parse_json
 
 _FORMAT = "lst-jax-mel-kmeans-1"
 _LOG_FLOOR = 1e-7  # power below which a mel band counts as silent
@@ -348,7 +349,7 @@ class MelKMeansEncoder:
                 if str(file["format"]) != _FORMAT:
                     raise ValueError(f"its format is {str(file['format'])!r}")
                 return cls(
-                    MelFeatures(**json.loads(str(file["features"]))),
+                    validate_fields(MelFeatures, parse_json(str(file["features"])), "features"),
                     *(file[x] for x in ("mean", "projection", "centroids", "unit_log_mels")),
                 )
         except FileNotFoundError:

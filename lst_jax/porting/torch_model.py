@@ -304,7 +304,7 @@ def _check_fields(config: object) -> None:
             _require(type(value) is int and value > 0, field.name, value, "a positive integer")
         elif field.type == "float":
             number = type(value) in (int, float)
-            _require(number and value > 0, field.name, value, "a positive number")
+            _require(number and 0 < value < 1e300, field.name, value, "a positive number")
         elif field.type == "bool":
             _require(type(value) is bool, field.name, value, "true or false")
 

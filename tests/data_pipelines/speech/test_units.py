@@ -74,6 +74,32 @@ def test_a_batch_is_its_utterances_one_by_one(encoder):
         np.testing.assert_array_equal(units, encoder.encode(samples, _RATE))
 
 
+def test_a_fingerprint_tells_encoders_apart_by_what_their_units_depend_on(encoder, tmp_path):
+    encoder.save(tmp_path / "encoder.npz")
+    assert MelKMeansEncoder.load(tmp_path / "encoder.npz").fingerprint == encoder.fingerprint
+    parts = [encoder.mean, encoder.projection, encoder.centroids, encoder.unit_log_mels]
+    for number in range(4):
+        changed = [part + (number == place) for place, part in enumerate(parts)]
+        other = MelKMeansEncoder(encoder.features, *changed)
+        # The last only says how a unit sounds.
+        assert (other.fingerprint == encoder.fingerprint) == (number == 3)
+    features = dataclasses.replace(encoder.features, mel_count=encoder.features.mel_count)
+    assert MelKMeansEncoder(features, *parts).fingerprint == encoder.fingerprint
+
+
+@pytest.mark.parametrize(
+    "features", ["[" * 10_000, "3", '{"mel_count": NaN}', '{"mel_count": 2.5}', '{"colour": 1}']
+)
+def test_features_that_are_none_are_refused_with_the_file(encoder, tmp_path, features):
+    path = tmp_path / "encoder.npz"
+    encoder.save(path)
+    arrays = dict(np.load(path))
+    np.savez(path, **arrays | {"features": np.array(features)})
+    with pytest.raises(ValueError, match=r"encoder\.npz is not a lst-jax-mel") as error:
+        MelKMeansEncoder.load(path)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
 def test_fitting_is_deterministic_and_survives_a_file(encoder, tmp_path):
     encoder.save(tmp_path / "encoder.npz")
     loaded = MelKMeansEncoder.load(tmp_path / "encoder.npz")

@@ -548,6 +548,11 @@ def test_missing_folders_and_files_are_named(folder, tmp_path):
         ("data", {"visibility": "all"}, "visibility='all'"),
         ("data", {"patching": 4}, "patching=4"),
         ("data", {"patching": {"patch_size": 0}}, "patch_size=0"),
+        ("model", {"norm_eps": float("nan")}, "norm_eps=nan"),
+        ("model", {"rope_theta": float("inf")}, "rope_theta=inf"),
+        ("units", {"deduplicated": True}, "units={'deduplicated': True"),
+        ("units", {"pieces_fingerprint": "0"}, "units={"),
+        ("global_transformer", {"window": 8}, "global_transformer={'window': 8}"),
     ],
 )
 def test_impossible_configurations_are_named(folder, section, change, named):
@@ -559,7 +564,28 @@ def test_impossible_configurations_are_named(folder, section, change, named):
     assert "config.json" in str(error.value)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"model": {"kind": "LSTConfig"}}'])
+@pytest.mark.parametrize("version", [0, 3, "2", True, None])
+def test_a_configuration_of_another_version_is_named(folder, version):
+    fields = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(fields | {"format_version": version}))
+    with pytest.raises(ValueError, match=r"config\.json: format_version="):
+        torch_model.read_config(folder)
+
+
+def test_a_configuration_of_version_1_is_read(folder):
+    """It had no version, and kept the step among the data."""
+    now = torch_model.read_config(folder)
+    fields = json.loads((folder / "config.json").read_text())
+    names = ("model", "vocabulary", "tokenizer_fingerprint")
+    first = {name: fields[name] for name in names}
+    first["data"] = {**fields["data"], "step": fields["step"]}
+    (folder / "config.json").write_text(json.dumps(first))
+    assert torch_model.read_config(folder) == now
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"model": {"kind": "LSTConfig"}}', "[" * 10_000]
+)
 def test_a_damaged_configuration_is_named(folder, content):
     (folder / "config.json").write_text(content)
     with pytest.raises(ValueError, match=r"config\.json"):
