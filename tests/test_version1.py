@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from data_pipelines.records.storage import open_records
+from data_pipelines.records.storage import open_records, write_records
 from data_pipelines.training.dataset import DataConfig, SourceConfig, make_training_dataset
 from lst_jax.checkpoints.description import read_description
 from lst_jax.checkpoints.params import restore_params
@@ -68,9 +69,10 @@ def test_records_hold_what_they_held(name):
                 assert found == (tuple(value) if isinstance(value, list) else value)
 
 
-def test_batches_are_bitwise_what_they_were():
+def check_batches(sources):
+    """Holds the first batches of these records to those of version 1."""
     config = DataConfig(
-        SOURCES,
+        sources,
         batch_size=2,
         patches_per_row=32,
         tokens_per_row=64,
@@ -81,6 +83,29 @@ def test_batches_are_bitwise_what_they_were():
         batch = next(batches)
         assert {name: digest(batch[name]) for name in values} == values
     batches.close()
+
+
+def test_batches_are_bitwise_what_they_were():
+    check_batches(SOURCES)
+
+
+def test_batches_do_not_depend_on_the_version_nor_on_what_else_is_known(tmp_path):
+    known = {"license": "CC0-1.0", "source": "tests"}
+    tokenizer = TextTokenizer(VERSION1 / "tokenizer.model")
+    for source in SOURCES:
+        old = open_records(source.path)
+        assert old.metadata.encoder_fingerprint is None
+        write_records(
+            tmp_path / source.kind,
+            source.kind,
+            (dataclasses.replace(record, **known) for record in old),
+            tokenizer,
+            unit_count=20,
+            encoder_fingerprint="e" * 64,
+        )
+    new = [SourceConfig(str(tmp_path / source.kind), source.kind) for source in SOURCES]
+    assert open_records(new[0].path)[0].source == "tests"
+    check_batches(tuple(new))
 
 
 @pytest.mark.parametrize("name", ["lst_run", "baseline_run"])
