@@ -9,56 +9,110 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
+from experiments.aot_compile import read_config
 from experiments.benchmarks.job_runner import last_run, read_records
 from experiments.common import cli
+from experiments.reports import model_results, speed_results
+from experiments.reports.tables import NOTE, Record, gib, made_by, page, table
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 RESULTS = _ROOT / "experiments" / "benchmarks" / "results"
 PAGES = _ROOT / "docs" / "results"
 
-_GIB = 2.0**30
-_NOTE = "<!-- Written by python -m experiments.reports.results; do not edit. -->"
-
-Record = Mapping[str, Any]
+_MODELS = ("420m", "630m", "810m", "1b", "1_1b", "1_4b", "1_8b", "7b")
+_CONTENTS = {
+    "models.md": "sizes of the model files",
+    "demo.md": "story completion of the demo's two models",
+    "speech.md": "recognition and synthesis on the built-in corpus",
+    "conventions.md": "what the published model's conventions do to the loss",
+    "aot.md": "training steps compiled for TPU pods: memory, FLOPs, traffic",
+    "cpu.md": "data pipeline, attention, training step, decoding and porting on CPUs",
+    "gpus.md": "GPUs: kernels, memory, and what was timed",
+}
 
 
 def main(argv: list[str]) -> None:
     """Writes every page."""
     cli.check_no_arguments(argv)
     PAGES.mkdir(parents=True, exist_ok=True)
-    for name, page in pages().items():
-        (PAGES / name).write_text(page, encoding="utf-8")
+    for name, text in pages().items():
+        (PAGES / name).write_text(text, encoding="utf-8")
 
 
 def pages(results: pathlib.Path = RESULTS) -> dict[str, str]:
     """Returns the pages by file name, made from the files in a directory of results."""
-    runs = sorted((results / "accelerator").glob("*.jsonl"))
+
+    def read(name: str) -> Record:
+        return json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
+
+    models = {
+        name: read_config([f"experiments/configs/models/{name}.gin"], []).model for name in _MODELS
+    }
     return {
-        "gpus.md": gpu_page(
-            json.loads((results / "gpu_kernels.json").read_text(encoding="utf-8")),
-            json.loads((results / "gpu_plan.json").read_text(encoding="utf-8")),
-            {path.name: last_run(read_records(path)) for path in runs},
-        )
+        "index.md": _index_page(),
+        "models.md": model_results.models_page(models),
+        "demo.md": model_results.demo_page(
+            read("demo"), read("demo_further_items"), read("demo_earlier_run")
+        ),
+        "speech.md": model_results.speech_page(read("demo_asr"), read("demo_tts")),
+        "conventions.md": model_results.conventions_page(read("conventions")),
+        "aot.md": speed_results.aot_page(read("aot")),
+        "cpu.md": speed_results.cpu_page(
+            read("data_throughput"),
+            read("attention"),
+            read("train_step_cpu"),
+            read("decode"),
+            read("porting"),
+        ),
+        "gpus.md": gpu_results(results),
     }
 
 
-def gpu_page(kernels: Record, plan: Record, runs: Mapping[str, Sequence[Record]]) -> str:
+def gpu_results(results: pathlib.Path) -> str:
+    """Returns the page of GPU results, made from the files in a directory of results."""
+    kernels, plan = (
+        json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        for path in (results / "gpu_kernels.json", results / "gpu_plan.json")
+    )
+    runs = sorted((results / "accelerator").glob("*.jsonl"))
+    return gpu_page(kernels, plan, {path.name: last_run(read_records(path)) for path in runs})
+
+
+def _index_page() -> str:
+    lines = [
+        "These pages are written by `python -m experiments.reports.results` from the files in",
+        "`experiments/benchmarks/results`. Each table names the command that made its file.",
+        "",
+        *(f"* [{name.removesuffix('.md')}]({name}): {what}" for name, what in _CONTENTS.items()),
+    ]
+    return page("Results", lines)
+
+
+def gpu_page(
+    kernels: Record | None, plan: Record | None, runs: Mapping[str, Sequence[Record]]
+) -> str:
     """Returns the page of GPU results.
 
     Args:
-      kernels: of `experiments.benchmarks.gpu_kernels`.
-      plan: of `experiments.benchmarks.gpu_plan`.
+      kernels: of `experiments.benchmarks.gpu_kernels`; None where there are none.
+      plan: of `experiments.benchmarks.gpu_plan`; None where there is none.
       runs: records of `experiments.benchmarks.accelerator`, by the name of the file.
     """
-    lines = [_NOTE, "", "# GPU results", ""]
+    lines = [NOTE, "", "# GPU results", ""]
     for name, records in runs.items():
         lines += _run_section(name, records)
     if not runs:
         lines += ["Nothing has been timed on a GPU yet. What follows was compiled for GPUs.", ""]
-    lines += ["## Kernels, compiled for sm_90a", *_made_by(kernels)]
+    if kernels:
+        lines += _kernels(kernels)
+    if plan:
+        lines += _plan(plan)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _kernels(kernels: Record) -> list[str]:
     columns = {
         "kernel": lambda x: x["kernel"],
         "head width": lambda x: x["width"],
@@ -66,23 +120,27 @@ def gpu_page(kernels: Record, plan: Record, runs: Mapping[str, Sequence[Record]]
         "spilled bytes": lambda x: x["spilled_bytes"],
         "shared memory, bytes": lambda x: f"{x['shared_memory_bytes']:,}",
     }
-    lines += _table(columns, kernels["results"])
-    lines += ["## Rows of a batch that fit, compiled", *_made_by(plan)]
-    lines += [
-        "A row has 4,096 patches and 5,632 tokens. The limit is 95 % of the card's memory.",
-        "",
-    ]
+    title = "## Kernels, compiled for sm_90a"
+    return [title, *made_by(kernels), *table(columns, kernels["results"])]
+
+
+def _plan(plan: Record) -> list[str]:
     columns = {
         "GPU": lambda x: x["gpu"],
         "model": lambda x: x["model"],
         "remat": lambda x: x["remat"],
-        "one row": lambda x: _gib(x["one_row_bytes"]),
-        "each further row": lambda x: _gib(x["further_row_bytes"]),
-        "limit": lambda x: _gib(x["limit_bytes"]),
+        "one row": lambda x: gib(x["one_row_bytes"]),
+        "each further row": lambda x: gib(x["further_row_bytes"]),
+        "limit": lambda x: gib(x["limit_bytes"]),
         "rows": lambda x: x["rows"],
     }
-    lines += _table(columns, plan["results"])
-    return "\n".join(lines).rstrip() + "\n"
+    return [
+        "## Rows of a batch that fit, compiled",
+        *made_by(plan),
+        "A row has 4,096 patches and 5,632 tokens. The limit is 95 % of the card's memory.",
+        "",
+        *table(columns, plan["results"]),
+    ]
 
 
 def _run_section(name: str, records: Sequence[Record]) -> list[str]:
@@ -110,7 +168,7 @@ def _run_section(name: str, records: Sequence[Record]) -> list[str]:
             "how": lambda x: x["status"],
             "why": lambda x: x.get("error") or x.get("reason"),
         }
-        lines += _table(columns, bad)
+        lines += table(columns, bad)
     return lines
 
 
@@ -139,8 +197,8 @@ def _numerics(records: Sequence[Record]) -> list[str]:
         "takes": lambda x: x["auto"],
     }
     return [
-        *_table(columns, [x for x in records if "backend" in x]),
-        *_table(chosen, [x for x in records if "auto" in x]),
+        *table(columns, [x for x in records if "backend" in x]),
+        *table(chosen, [x for x in records if "auto" in x]),
     ]
 
 
@@ -153,9 +211,9 @@ def _step(records: Sequence[Record]) -> list[str]:
         "patches/s": lambda x: f"{x['patches_per_second']:,.0f}",
         "tokens/s": lambda x: f"{x['tokens_per_second']:,.0f}",
         "MFU": lambda x: f"{x['mfu']:.1%}",
-        "planned": lambda x: _gib(x["memory"]["planned_peak"]),
+        "planned": lambda x: gib(x["memory"]["planned_peak"]),
     }
-    return _table(columns, [x for x in records if "patches_per_second" in x])
+    return table(columns, [x for x in records if "patches_per_second" in x])
 
 
 def _parts(records: Sequence[Record]) -> list[str]:
@@ -167,7 +225,7 @@ def _parts(records: Sequence[Record]) -> list[str]:
     }
     record = records[0]
     title = f"Parts of the step, {record['model']}, {record['rows']} rows, {record['remat']}:"
-    return [title, "", *_table(columns, record["parts"])]
+    return [title, "", *table(columns, record["parts"])]
 
 
 def _attention(records: Sequence[Record]) -> list[str]:
@@ -177,10 +235,10 @@ def _attention(records: Sequence[Record]) -> list[str]:
         "the same function": lambda x: "yes" if x["exact"] else "no, documents left out",
         "forward": lambda x: f"{x['forward_ms']:.2f} ms",
         "and backward": lambda x: f"{x['forward_backward_ms']:.2f} ms",
-        "temporaries": lambda x: _gib(x["forward_backward_temp_bytes"]),
+        "temporaries": lambda x: gib(x["forward_backward_temp_bytes"]),
         "TFLOP/s of what is read": lambda x: f"{x['model_flops_per_second'] / 1e12:.1f}",
     }
-    return _table(columns, records)
+    return table(columns, records)
 
 
 def _decoding(records: Sequence[Record]) -> list[str]:
@@ -191,13 +249,13 @@ def _decoding(records: Sequence[Record]) -> list[str]:
         "first unit": lambda x: f"{1e3 * x['first_unit_seconds']:.0f} ms",
         "units/s": lambda x: f"{x['units_per_second']:,.0f}",
     }
-    return _table(columns, records)
+    return table(columns, records)
 
 
 def _trace(records: Sequence[Record]) -> list[str]:
     columns = {"kernel": lambda x: f"`{x[0][:80]}`", "a step": lambda x: f"{x[1]:.2f} ms"}
     heaviest = list(records[0]["kernels_ms_per_step"].items())[:15]
-    return _table(columns, heaviest)
+    return table(columns, heaviest)
 
 
 def _convergence(records: Sequence[Record]) -> list[str]:
@@ -221,24 +279,6 @@ _STAGES: dict[str, Callable[[Sequence[Record]], list[str]]] = {
     "convergence": _convergence,
     "trace": _trace,
 }
-
-
-def _made_by(report: Record) -> list[str]:
-    versions = ", ".join(f"{package} {v}" for package, v in report["versions"].items())
-    return ["", f"`{report['command']}`, {versions}.", ""]
-
-
-def _table(columns: Mapping[str, Callable[[Any], Any]], rows: Iterable[Any]) -> list[str]:
-    """A Markdown table, and an empty line; nothing where there are no rows."""
-    body = [[str(show(row)).replace("|", "\\|") for show in columns.values()] for row in rows]
-    if not body:
-        return []
-    cells = [list(columns), ["---"] * len(columns), *body]
-    return [*(f"| {' | '.join(line)} |" for line in cells), ""]
-
-
-def _gib(size: float) -> str:
-    return f"{size / _GIB:.2f} GiB"
 
 
 if __name__ == "__main__":
