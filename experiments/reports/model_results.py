@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from experiments.reports.tables import Record, page, percent, percent_with_interval, source, table
+from experiments.reports.tables import (
+    Record,
+    interval_text,
+    page,
+    percent,
+    percent_with_interval,
+    source,
+    table,
+)
 from lst_jax.config import ModelConfig, baseline_of
 from lst_jax.model.models import count_parameters
 
@@ -146,7 +154,7 @@ def _further(results: Sequence[Record]) -> list[str]:
     columns = {"model": lambda x: x[0], "direction": lambda x: x[1]}
     for name in sets:
         columns[f"{name} (n = {found[(*models[0], name)]['n']})"] = lambda x, name=name: (
-            "{accuracy} ({interval[0]} … {interval[1]})".format(**found[(*x, name)])
+            f"{found[(*x, name)]['accuracy']} {interval_text(*found[(*x, name)]['interval'])}"
         )
     return table(columns, models)
 

@@ -58,6 +58,10 @@ def percent(share: float) -> str:
 
 
 def percent_with_interval(share: float, interval: Sequence[float]) -> str:
-    """Returns 0.45 and (0.4, 0.5) as "45.0 (40.0 … 50.0)"."""
-    low, high = interval
-    return f"{percent(share)} ({percent(low)} … {percent(high)})"
+    """Returns 0.45 and (0.4, 0.5) as "45.0 (40.0 … 50.0)", the interval on one line."""
+    return f"{percent(share)} {interval_text(*map(percent, interval))}"
+
+
+def interval_text(low: object, high: object) -> str:
+    """Returns an interval that a browser does not break."""
+    return f"({low}\u00a0…\u00a0{high})"
