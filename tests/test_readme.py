@@ -1,0 +1,47 @@
+"""The README: what CI and readers rely on."""
+
+import ast
+import importlib
+import pathlib
+import re
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = (
+    "pip install -e '.[demo]' && python -m experiments.demo --workdir=runs/demo",
+    "pip install -e '.[test]' && pytest",
+)
+
+
+def test_it_is_short():
+    assert len(README.splitlines()) <= 150
+
+
+def test_it_has_the_two_commands_word_for_word():
+    for command in COMMANDS:
+        assert command in README.splitlines()
+
+
+def test_its_links_lead_somewhere():
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", README)
+    for link in links:
+        assert link.startswith("https://") or (ROOT / link).exists(), link
+
+
+def test_its_binaries_and_gin_files_exist():
+    for module in re.findall(r"python -m ([\w.]+)", README):
+        assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module
+    for file in re.findall(r"--gin_file=(\S+)", README):
+        assert (ROOT / file).exists(), file
+
+
+def test_its_python_names_what_the_library_has():
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    tree = ast.parse(code)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            module = importlib.import_module(node.module)
+            assert all(hasattr(module, alias.name) for alias in node.names)
+        owner = getattr(node, "value", None) if isinstance(node, ast.Attribute) else None
+        if isinstance(owner, ast.Name) and owner.id == "lst_jax":
+            assert hasattr(importlib.import_module("lst_jax"), node.attr), node.attr
