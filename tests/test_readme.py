@@ -1,11 +1,14 @@
-"""The README: what CI and readers rely on."""
+"""The README and the pages of docs: what CI and readers rely on."""
 
 import ast
-import importlib
+import importlib.util
 import pathlib
 import re
 
+import pytest
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = (
     "pip install -e '.[demo]' && python -m experiments.demo --workdir=runs/demo",
@@ -28,11 +31,17 @@ def test_its_links_lead_somewhere():
         assert link.startswith("https://") or (ROOT / link).exists(), link
 
 
-def test_its_binaries_and_gin_files_exist():
-    for module in re.findall(r"python -m ([\w.]+)", README):
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_binaries_gin_files_and_modules_exist(path):
+    page = path.read_text(encoding="utf-8")
+    for module in re.findall(r"python -m (experiments[\w.]+)", page):
         assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module
-    for file in re.findall(r"--gin_file=(\S+)", README):
+    for file in re.findall(r"--gin_file=(experiments/\S+)", page):
         assert (ROOT / file).exists(), file
+    for file in re.findall(r"`((?:lst_jax|data_pipelines|experiments|tests)/[\w/.]+)`", page):
+        assert (ROOT / file).exists(), file
+    for module in re.findall(r"^::: ([\w.]+)$", page, re.MULTILINE):
+        assert importlib.util.find_spec(module), module
 
 
 def test_its_python_names_what_the_library_has():
