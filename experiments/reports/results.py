@@ -126,18 +126,17 @@ def _kernels(kernels: Record) -> list[str]:
 
 def _plan(plan: Record) -> list[str]:
     columns = {
-        "GPU": lambda x: x["gpu"],
         "model": lambda x: x["model"],
         "remat": lambda x: x["remat"],
         "one row": lambda x: gib(x["one_row_bytes"]),
         "each further row": lambda x: gib(x["further_row_bytes"]),
-        "limit": lambda x: gib(x["limit_bytes"]),
-        "rows": lambda x: x["rows"],
     }
+    for gpu, limit in plan["limit_bytes"].items():
+        columns[f"rows on one {gpu.upper()} ({gib(limit)})"] = lambda x, gpu=gpu: x["rows"][gpu]
     return [
         "## Rows of a batch that fit, compiled",
         *made_by(plan),
-        "A row has 4,096 patches and 5,632 tokens. The limit is 95 % of the card's memory.",
+        "A row has 4,096 patches and 5,632 tokens. Of a card's memory 95 % are used.",
         "",
         *table(columns, plan["results"]),
     ]
