@@ -97,7 +97,7 @@ def judge(
 
 
 HEADER = (
-    *("model", "n", "WER", "CER", "context units", "per token", "generation units", "per token"),
+    *("model", "n", "WER", "CER", "context patches", "per token", "generation patches", "per token"),
 )
 
 
