@@ -28,6 +28,7 @@ _HOMES = {
     "token_nll": "model.losses",
     "training_flops": "model.flops",
     "train": "training.loop",
+    "train_lst": "training.lst",
     "restore_params": "checkpoints.params",
     "open_checkpoint": "porting.port",
     "write_checkpoint": "porting.port",

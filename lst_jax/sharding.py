@@ -220,7 +220,7 @@ def shard_batch(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh) -> dic
       ValueError: B is not a multiple of the devices on the batch axes.
     """
     sharding = batch_sharding(mesh)
-    num_rows = len(batch["tokens"]) * row_share(mesh).count
+    num_rows = len(next(iter(batch.values()))) * row_share(mesh).count
     check_rows(num_rows, mesh)
     return {
         name: jax.make_array_from_process_local_data(

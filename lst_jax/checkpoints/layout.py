@@ -61,15 +61,23 @@ def reading_checkpoint(directory: pathlib.Path) -> Iterator[None]:
 
     Orbax warns that the part of a step lacks what only the whole of it has; it is not heard.
     """
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(min(verbosity, logging.ERROR))
     try:
-        yield
+        with quiet_orbax():
+            yield
     except Exception as error:
         if not _is_damage(error):
             raise
         reason = " ".join(str(_unwrapped(error)).split())[:300]
         raise UnreadableCheckpointError(f"{directory} cannot be read: {reason}") from error
+
+
+@contextlib.contextmanager
+def quiet_orbax() -> Iterator[None]:
+    """Keeps from the console what Orbax warns of though nothing is wrong."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(min(verbosity, logging.ERROR))
+    try:
+        yield
     finally:
         logging.set_verbosity(verbosity)
 

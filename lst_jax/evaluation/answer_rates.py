@@ -97,7 +97,16 @@ def judge(
 
 
 HEADER = (
-    *("model", "n", "WER", "CER", "context patches", "per token", "generation patches", "per token"),
+    *(
+        "model",
+        "n",
+        "WER",
+        "CER",
+        "context patches",
+        "per token",
+        "generation patches",
+        "per token",
+    ),
 )
 
 

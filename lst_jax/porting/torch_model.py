@@ -1102,7 +1102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             logits = model(*make_batch([[prompt]], config))
     except (ValueError, OSError, ImportError) as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 1
+        return 2
     probabilities, tokens = logits[0, -1].softmax(-1).topk(5)
     for probability, token in zip(probabilities.tolist(), tokens.tolist(), strict=True):
         print(f"{probability:.4f}  {describe_token(token, config.vocabulary, tokenizer)}")

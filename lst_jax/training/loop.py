@@ -1,94 +1,111 @@
-"""Training: the loop that feeds the step, watches it and saves its state."""
+"""Training: the loop that feeds the step, watches it and saves its state.
+
+It knows nothing of a model (`hooks.Trainable` tells it) and promises of every one:
+
+* The trajectory is that of the step and the batches alone. Evaluators, writers and hooks, kills and
+  restarts change no bit of it.
+* What is saved has been seen to work: before a state is saved, its own loss was computed and found
+  finite. (The loss of step n is that of the state before its update.)
+* Evaluation comes before the save of its step, so that the checkpoint knows its metrics.
+* Step times are those of steps. Compilation, evaluation and saving are pauses, counted apart.
+"""
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import math
+import os
 import pathlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
-import grain
 import jax
 import numpy as np
 from jax import Array
 
-from lst_jax.checkpoints.checkpointer import Checkpointer, MergeStates
-from lst_jax.checkpoints.description import ModelDescription, check_description, write_description
-from lst_jax.checkpoints.params import restore_initial_params
-from lst_jax.checkpoints.train_state import (
-    TrainState,
-    init_state,
-    state_from_params,
-    state_shardings,
+from lst_jax.checkpoints.checkpointer import Checkpointer, MergeStates, Retention
+from lst_jax.checkpoints.train_state import TrainState
+from lst_jax.sharding import DEFAULT_RULES, LogicalRules, mesh_context, shard_batch
+from lst_jax.training.hooks import (
+    Batches,
+    Description,
+    Evaluator,
+    Hook,
+    OpenWriter,
+    Progress,
+    Sums,
+    Trainable,
 )
-from lst_jax.hardware import peak_rate
-from lst_jax.model.models import count_parameters
-from lst_jax.sharding import (
-    DEFAULT_RULES,
-    LogicalRules,
-    MeshConfig,
-    check_heads,
-    check_rows,
-    make_mesh,
-    mesh_context,
-    shard_batch,
-)
-from lst_jax.training.metrics import Progress, RateContext, Writer, open_writers
-from lst_jax.training.optimizers import OptimizerConfig, learning_rate_schedule, make_optimizer
-from lst_jax.training.step import Batch, Sums, TrainingConfig, TrainStep, make_train_step
+from lst_jax.training.log import report
+from lst_jax.training.metrics import evaluation_record
+from lst_jax.training.step import TrainingConfig
+from lst_jax.training.writers import DEFAULT_WRITERS, GuardedWriters
+
+# What ends a run with a checkpoint: a cluster's request, Ctrl-C, a warning before the time is up.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class NonFiniteLossError(ArithmeticError):
     """The loss or its gradient is not a finite number; training cannot go on from here."""
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainResult:
+class DataEndedError(ValueError):
+    """The batches ended before the steps; what was trained until then is saved."""
+
+
+class TrainResult(NamedTuple):
     """Where a call of `train` ended.
 
     Attributes:
       state: after the last update.
       progress: totals of the run.
-      finished: whether all steps are done; false where a signal asked to stop.
+      finished: whether all steps are done.
+      signal: name of the signal that asked to stop, None where none did.
     """
 
     state: TrainState
     progress: Progress
     finished: bool
+    signal: str | None
 
 
 def train(
-    description: ModelDescription,
-    optimizer_config: OptimizerConfig,
+    trainable: Trainable,
     training: TrainingConfig,
-    iterator: grain.DatasetIterator,
-    num_patches: int,
+    iterator: Batches,
     workdir: str | pathlib.Path,
-    mesh_config: MeshConfig | None = None,
+    mesh: jax.sharding.Mesh,
     rules: LogicalRules = DEFAULT_RULES,
+    *,
+    description: Description | None = None,
+    evaluators: Sequence[Evaluator] = (),
+    writers: Sequence[OpenWriter] = DEFAULT_WRITERS,
+    hooks: Sequence[Hook] = (),
     merge_states: MergeStates | None = None,
     config_text: Callable[[], str] | None = None,
 ) -> TrainResult:
-    """Trains a model to `training.num_steps`, from the workdir's last checkpoint if it has one.
+    """Trains to `training.num_steps`, from the workdir's last checkpoint if it has one.
 
-    SIGTERM ends the run after the step that is under way, with a checkpoint.
+    A signal of `STOP_SIGNALS` ends the run after the step that is under way, with a checkpoint; a
+    second SIGINT ends the process at once.
 
     Args:
-      description: model and vocabulary.
-      optimizer_config: of the optimizer.
-      training: length, accumulation, records, checkpoints, seed.
+      trainable: the model with its optimizer.
+      training: length, records, checkpoints.
       iterator: of this process's rows of every batch (`sharding.row_share`), one batch a step, from
         step 0; restored with the checkpoint.
-      num_patches: P, patch slots of a row.
-      workdir: gets `model.json`, `config.gin`, `checkpoints/`, `metrics.jsonl` and TensorBoard's
-        `events/`. What describes an earlier run there stays as it is if this one cannot go on.
-      mesh_config: the device mesh; all devices on fsdp by default.
+      workdir: gets `config.gin`, `checkpoints/` and what the description and the writers write.
+        What describes an earlier run there stays as it is if this one cannot go on.
+      mesh: the device mesh.
       rules: logical axis to mesh axes.
+      description: of the model, checked and written in the workdir.
+      evaluators: measure the state every so many steps and after the last one.
+      writers: open the writers of the records, on one process.
+      hooks: are told of every step.
       merge_states: see `Checkpointer.restore`; with it a run may continue on another number of
         processes.
       config_text: gives the settings in use, for `config.gin`; called when everything is built.
@@ -98,231 +115,309 @@ def train(
 
     Raises:
       NonFiniteLossError: names the step and the last good checkpoint.
-      ValueError: the workdir holds another model's run, the batch or the model does not divide
-        among the devices, or the data ended early.
+      DataEndedError: the data ended early; the last state is saved.
+      ValueError: the workdir holds another model's run, no evaluator gives the metric that
+        checkpoints are compared by, or nothing of the batches is learned.
     """
-    mesh = make_mesh(mesh_config)
-    check_heads(description.model, mesh)
-    # Before the workdir is touched: a warm-up that is longer than the run is an error.
-    learning_rate_schedule(optimizer_config, training.num_steps)
-    check_description(workdir, description)
-    checkpointer = Checkpointer(workdir, training.keep_checkpoints)
-    with StopSignal() as stop:  # until the last checkpoint is written
-        try:
-            run = _Run(
-                description,
-                optimizer_config,
-                training,
-                iterator,
-                num_patches,
-                mesh,
-                rules,
-                checkpointer,
-                merge_states,
-            )
-            # Only now is it known that the run goes on.
-            write_description(workdir, description)
-            if config_text is not None and jax.process_index() == 0:
-                (checkpointer.workdir / "config.gin").write_text(config_text())
-            with mesh_context(mesh, rules):
-                return run.run(stop)
-        finally:
-            checkpointer.close()
+    workdir = pathlib.Path(workdir)
+    _check_metric_names(evaluators, training)
+    if description is not None:
+        description.check(workdir)
+    checkpointer = Checkpointer(workdir, _retention(training))
+    with StopSignal() as stop, contextlib.ExitStack() as cleanup:
+        cleanup.callback(checkpointer.close)  # until the last checkpoint is written
+        for hook in hooks:
+            cleanup.callback(hook.close)
+        run = _Run(trainable, training, iterator, mesh, checkpointer, evaluators, hooks)
+        run.begin(merge_states)
+        # Only now is it known that the run goes on.
+        if description is not None:
+            description.write(workdir)
+        if config_text is not None and jax.process_index() == 0:
+            (checkpointer.workdir / "config.gin").write_text(config_text())
+        with mesh_context(mesh, rules):
+            return run.run(stop, writers)
 
 
 class StopSignal:
-    """Remembers that SIGTERM came while the context was open, instead of dying of it.
+    """Remembers which of `STOP_SIGNALS` came while the context was open, instead of dying of it.
 
-    In a run of several processes JAX has a handler of its own, which tells all of them
-    (`Checkpointer.reached_preemption`).
+    In a run of several processes JAX has a handler of SIGTERM, which tells all of them
+    (`Checkpointer.reached_preemption`); the other signals are passed on to it.
     """
 
     def __init__(self) -> None:
-        self.requested = False
-        self._previous: Any = None
+        self.name: str | None = None
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
-        # Only the main thread may set handlers; elsewhere the process keeps the one it has.
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        if in_main_thread and jax.process_count() == 1:
-            self._previous = signal.signal(signal.SIGTERM, self._request)
+        # Only the main thread may set handlers; elsewhere the process keeps those it has.
+        if threading.current_thread() is threading.main_thread():
+            alone = jax.process_count() == 1
+            for number in STOP_SIGNALS:
+                if alone or number != signal.SIGTERM:
+                    self._previous[number] = signal.signal(number, self._request)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
 
-    def _request(self, _signal: int, _frame: FrameType | None) -> None:
-        self.requested = True
+    def _request(self, number: int, _frame: FrameType | None) -> None:
+        if self.name and number == signal.SIGINT:  # the user insists
+            raise KeyboardInterrupt
+        self.name = signal.Signals(number).name
+        if jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 class _Run:
-    """The loop of `train`: feeds the step, follows its sums one step behind, saves."""
+    """The loop of `train`: feeds the step, follows its sums one step behind, evaluates, saves."""
 
     def __init__(
         self,
-        description: ModelDescription,
-        optimizer_config: OptimizerConfig,
+        trainable: Trainable,
         training: TrainingConfig,
-        iterator: grain.DatasetIterator,
-        num_patches: int,
+        iterator: Batches,
         mesh: jax.sharding.Mesh,
-        rules: LogicalRules,
         checkpointer: Checkpointer,
-        merge_states: MergeStates | None,
+        evaluators: Sequence[Evaluator],
+        hooks: Sequence[Hook],
     ) -> None:
-        model = description.model
-        optimizer = make_optimizer(optimizer_config, training.num_steps)
+        self._trainable = trainable
         self._training = training
         self._iterator = iterator
-        self._num_patches = num_patches
         self._mesh = mesh
         self._checkpointer = checkpointer
-        shapes = state_shardings(model, optimizer, mesh, rules)[0]
-        restored = checkpointer.restore(shapes, iterator, merge_states)
-        start = "from step 0"
-        if restored is None and training.initial_checkpoint:
-            params = restore_initial_params(training.initial_checkpoint, description, mesh, rules)
-            self._state = state_from_params(model, optimizer, params, mesh, rules)
-            self._progress = Progress()
-            start += f" with the parameters of {training.initial_checkpoint}"
-        elif restored is None:
-            self._state = init_state(model, optimizer, training.seed, mesh, rules)
-            self._progress = Progress()
+        self._evaluators = evaluators
+        self._hooks = hooks
+        self._writers = GuardedWriters(())
+        self._pending: Sums | None = None  # of the last step, not looked at yet
+        self._recorded_step: int | None = None
+        self._learned = False  # whether anything of this start's batches is learned
+
+    def begin(self, merge_states: MergeStates | None) -> None:
+        """Restores the last checkpoint, or makes the state that the run starts with."""
+        trainable = self._trainable
+        restored = self._checkpointer.restore(trainable.shapes, self._iterator, merge_states)
+        if restored is None:
+            start = trainable.start(self._iterator)
+            self._state, self._progress, origin = start.state, start.progress, start.origin
         else:
-            self._state, progress = restored
-            self._progress = Progress(**progress)
-            start = f"resumed at step {int(self._state.step)}"
+            self._state, fields = restored
+            self._progress = trainable.make_progress(**fields)
+            origin = f"resumed at step {int(self._state.step)}"
         self._step = int(self._state.step)
-        self._saved_step = self._step if restored else None
-        self._learned = False  # whether any token of this start's batches has a loss
-        self._train_step = make_train_step(
-            model,
-            optimizer_config,
-            training,
-            description.vocabulary.first_unit_id,
-            num_patches,
-            mesh,
-            rules,
-        )
-        _report(
-            f"{type(model).__name__} with {count_parameters(model):,} parameters, {start}; "
-            f"mesh {dict(mesh.shape)} of {mesh.devices.flat[0].device_kind}"
+        self._saved_step = None if restored is None else self._step
+        report(
+            f"{trainable.name}, {origin}; mesh {dict(self._mesh.shape)} of "
+            f"{self._mesh.devices.flat[0].device_kind}"
         )
 
-    def run(self, stop: StopSignal) -> TrainResult:
-        """Trains until the end or until `stop` is requested."""
-        training = self._training
-        if self._step < training.num_steps:
-            workdir = self._checkpointer.workdir
-            writers: tuple[Writer, ...] = ()
+    def run(self, stop: StopSignal, open_writers: Sequence[OpenWriter]) -> TrainResult:
+        """Trains until the end or until a signal asks to stop."""
+        num_steps = self._training.num_steps
+        if self._step < num_steps:
             if jax.process_index() == 0:
-                writers = open_writers(workdir, self._step, training.num_steps)
+                workdir = self._checkpointer.workdir
+                self._writers = GuardedWriters(
+                    open_writer(workdir, self._step, num_steps) for open_writer in open_writers
+                )
             try:
-                self._loop(stop, writers)
+                self._loop(stop)
             finally:
-                for writer in writers:
-                    writer.close()
-        finished = self._step >= training.num_steps
-        return TrainResult(self._state, self._progress, finished)
+                self._writers.close()
+        return TrainResult(self._state, self._progress, self._step >= num_steps, stop.name)
 
-    def _loop(self, stop: StopSignal, writers: tuple[Writer, ...]) -> None:
-        training = self._training
+    def _loop(self, stop: StopSignal) -> None:
         self._finished_at = time.perf_counter()
-        batch = self._next_batch()
-        context = self._rate_context(batch)
-        check_rows(len(batch["tokens"]), self._mesh, training.accumulation_steps)
-        step_function = self._compile(batch)
-        pending: Sums | None = None
+        self._batch = self._next_batch()
+        if self._batch is None:
+            raise self._data_ended()
+        self._context = self._trainable.rate_context(self._batch)
+        self._compile()
         while True:
-            self._state, sums = step_function(self._state, batch)
-            self._step += 1
-            if pending is not None:  # fetched only now, so that the devices always have work
-                self._follow(pending, self._step - 1, writers, context)
-            pending = sums
-            stopping = self._step >= training.num_steps or self._asked_to_stop(stop)
-            if stopping or self._step % training.checkpoint_every == 0:
-                self._follow(pending, self._step, writers, context)
-                pending = None
-                self._save()
-            if stopping:
-                return
+            self._take_step()
+            if self._is_last():
+                return self._pause(save=True)
+            if self._asked_to_stop(stop):  # there may be no time to evaluate
+                return self._pause(save=True, evaluate=False)
+            save_is_due = self._step % self._training.checkpoint_every == 0
+            if save_is_due or self._due_evaluators():
+                self._pause(save_is_due)
             batch = self._next_batch()
+            if batch is None:
+                self._end_with_data()
+            self._batch = batch
 
-    def _next_batch(self) -> dict[str, Array]:
-        try:
-            batch = next(self._iterator)
-        except StopIteration:
-            raise ValueError(
-                f"the data ended after {self._step} steps, expected {self._training.num_steps}"
-            ) from None
-        return shard_batch(batch, self._mesh)
+    def _is_last(self) -> bool:
+        return self._step >= self._training.num_steps
 
-    def _rate_context(self, batch: Batch) -> RateContext:
-        rows, length = batch["tokens"].shape
-        peak = peak_rate(self._mesh.local_devices[0])
-        _report(f"peak {peak.flops_per_second:.3g} FLOP/s a device ({peak.source})")
-        return RateContext(
-            patch_slots=rows * self._num_patches,
-            token_slots=rows * length,
-            num_devices=self._mesh.size,
-            peak=peak,
-            num_steps=self._training.num_steps,
-        )
+    def _next_batch(self) -> dict[str, Array] | None:
+        """Puts the next batch on the devices; None where there is none."""
+        batch = next(self._iterator, None)
+        return None if batch is None else shard_batch(batch, self._mesh)
 
-    def _compile(self, batch: Batch) -> TrainStep:
+    def _compile(self) -> None:
+        """Compiles the step and the loss, before the first step and not in its time."""
         start = time.perf_counter()
-        compiled = self._train_step.lower(self._state, batch).compile()
-        _report(f"compiled the step in {time.perf_counter() - start:.1f} s")
-        # Part of what the run takes, but of no step's time.
-        self._progress.seconds += time.perf_counter() - self._finished_at
-        self._finished_at = time.perf_counter()
-        return compiled
+        self._train_step = self._trainable.step.lower(self._state, self._batch).compile()
+        # Called, since a compiled copy would not be the one that evaluators use.
+        jax.block_until_ready(self._trainable.loss(self._state.params, self._batch))
+        report(f"compiled the step in {time.perf_counter() - start:.1f} s")
+        self._count_pause()
 
-    def _follow(
-        self, sums: Sums, step: int, writers: tuple[Writer, ...], context: RateContext
-    ) -> None:
-        """Waits for the sums of `step`, checks and adds them, writes the record if it is due."""
-        host: dict[str, np.ndarray] = jax.device_get(sums)
+    def _take_step(self) -> None:
+        """Gives the devices a step, then looks at the one before while they compute."""
+        step = self._step + 1
+        for hook in self._hooks:
+            hook.before_step(step)
+        annotation = jax.profiler.StepTraceAnnotation("train", step_num=step)
+        with jax.transfer_guard("disallow"), annotation:
+            self._state, sums = self._train_step(self._state, self._batch)
+        self._settle()
+        self._step, self._pending = step, sums
+        for hook in self._hooks:
+            hook.after_step(step, self._state)
+
+    def _settle(self) -> None:
+        """Waits for the sums of the last step, checks and adds them, writes a record if due."""
+        if self._pending is None:
+            return
+        host: dict[str, np.ndarray] = jax.device_get(self._pending)
+        self._pending = None
         now = time.perf_counter()
         seconds, self._finished_at = now - self._finished_at, now
-        self._check_finite(host, step)
+        self._check_finite(host, f"at step {self._step}")
         self._progress.add(host, seconds)
-        training = self._training
-        self._learned = self._learned or host["text_weight"] + host["speech_weight"] > 0
-        whole_window = step % training.log_every == 0 or step == training.num_steps
+        self._learned |= sum(host[name] for name in self._trainable.weights) > 0
+        whole_window = self._step % self._training.log_every == 0 or self._is_last()
         if whole_window and not self._learned:
             raise ValueError(
-                f"no token of the batches up to step {step} is learned, expected some: is a row of "
-                f"{self._num_patches} patches shorter than a question with its answer?"
+                f"no token of the batches up to step {self._step} is learned, expected some: "
+                f"{self._trainable.advice}"
             )
-        if step == 1 or whole_window:
-            record = self._progress.take_record(step, context)
-            for writer in writers:
-                writer.write(record)
+        if self._step == 1 or whole_window:
+            self._write_record()
 
-    def _check_finite(self, sums: Mapping[str, np.ndarray], step: int) -> None:
-        for name in ("text_nll", "speech_nll", "gradient_norm"):
-            if not math.isfinite(sums[name]):
+    def _write_record(self) -> None:
+        self._writers.write(self._progress.take_record(self._step, self._context))
+        self._recorded_step = self._step
+
+    def _pause(self, save: bool, evaluate: bool = True) -> None:
+        """Waits for the step, then evaluates and saves it; none of this counts as a step's time."""
+        self._settle()
+        save = save and self._saved_step != self._step
+        if save:
+            self._check_own_loss()
+        metrics = self._evaluate() if evaluate else {}
+        self._count_pause()
+        if save:
+            self._save(metrics)
+            self._count_pause()
+
+    def _count_pause(self) -> None:
+        """Counts the time since the last step was finished as no step's."""
+        now = time.perf_counter()
+        self._progress.add_pause(now - self._finished_at)
+        self._finished_at = now
+
+    def _check_own_loss(self) -> None:
+        """Checks the state itself: the last loss was that of the state before its update."""
+        sums = jax.device_get(self._trainable.loss(self._state.params, self._batch))
+        self._check_finite(sums, f"after the update of step {self._step}")
+
+    def _check_finite(self, sums: Mapping[str, np.ndarray], when: str) -> None:
+        for name in self._trainable.losses:
+            if name in sums and not math.isfinite(sums[name]):
                 self._checkpointer.wait()
                 last = self._checkpointer.latest_step()
                 good = "there is no checkpoint before it"
                 if last is not None:
                     good = f"the last good checkpoint is {self._checkpointer.step_directory(last)}"
-                raise NonFiniteLossError(f"{name} is {sums[name]} at step {step}; {good}")
+                raise NonFiniteLossError(f"{name} is {sums[name]} {when}; {good}")
+
+    def _due_evaluators(self) -> list[Evaluator]:
+        last = self._is_last()
+        return [e for e in self._evaluators if last or self._step % e.every == 0]
+
+    def _evaluate(self) -> dict[str, float]:
+        """Returns the metrics of the evaluators that are due, and writes them."""
+        due, metrics = self._due_evaluators(), {}
+        start = time.perf_counter()
+        for evaluator in due:
+            metrics |= evaluator.evaluate(self._state.params)
+        if due:
+            seconds = time.perf_counter() - start
+            self._writers.write(evaluation_record(self._step, metrics, seconds))
+        return metrics
+
+    def _save(self, metrics: Mapping[str, float]) -> None:
+        # What a checkpoint comes after must be on disk when it is: a resume starts behind it.
+        self._writers.flush()
+        self._checkpointer.save(self._state, self._iterator, self._progress.to_json(), metrics)
+        self._saved_step = self._step
 
     def _asked_to_stop(self, stop: StopSignal) -> bool:
         if jax.process_count() > 1:  # all processes must stop at the same step
             return self._checkpointer.reached_preemption(self._step)
-        return stop.requested
+        return stop.name is not None
 
-    def _save(self) -> None:
-        if self._saved_step != self._step:
-            progress = dataclasses.asdict(self._progress)
-            self._checkpointer.save(self._state, self._iterator, progress)
-            self._saved_step = self._step
+    def _end_with_data(self) -> None:
+        """Records and saves the last state.
+
+        Raises:
+          DataEndedError: always.
+        """
+        self._settle()
+        if self._recorded_step != self._step:
+            self._write_record()
+        self._pause(save=True)
+        raise self._data_ended()
+
+    def _data_ended(self) -> DataEndedError:
+        self._checkpointer.wait()
+        last = self._checkpointer.latest_step()
+        where = ""
+        if last is not None:
+            where = f"; the last state is saved in {self._checkpointer.step_directory(last)}"
+        return DataEndedError(
+            f"the data ended after {self._step} steps, expected {self._training.num_steps}{where}"
+        )
 
 
-def _report(message: str) -> None:
-    if jax.process_index() == 0:
-        print(message, flush=True)
+def _check_metric_names(evaluators: Sequence[Evaluator], training: TrainingConfig) -> None:
+    """Checks that every metric has one source and the one to compare by is measured.
+
+    Raises:
+      ValueError: two evaluators give one metric, or none gives `best_metric`, or not at the steps
+        that are saved.
+    """
+    every: dict[str, int] = {}
+    for evaluator in evaluators:
+        for name in evaluator.names:
+            if name in every:
+                raise ValueError(f"metric {name} comes from two evaluators, expected one")
+            every[name] = evaluator.every
+    best = training.best_metric
+    if best is None:
+        return
+    if best not in every:
+        names = ", ".join(every) or "none, since nothing is evaluated"
+        raise ValueError(f"best_metric is {best!r}, expected a metric of the run: {names}")
+    if training.checkpoint_every % every[best]:
+        raise ValueError(
+            f"checkpoint_every is {training.checkpoint_every}, expected a multiple of "
+            f"{every[best]}, the steps from one evaluation of best_metric {best} to the next"
+        )
+
+
+def _retention(training: TrainingConfig) -> Retention:
+    return Retention(
+        latest=training.keep_checkpoints,
+        every_steps=training.keep_every,
+        best=training.keep_best,
+        best_metric=training.best_metric,
+        best_mode=training.best_mode,
+    )

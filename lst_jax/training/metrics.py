@@ -1,4 +1,4 @@
-"""What a run reports: sums of steps become one record, written to three places.
+"""What a run reports: sums of steps become one record.
 
 Sums are kept apart from ratios, so that a record over several steps weighs every token alike, and
 they travel with the checkpoints, so that a resumed run reports what an uninterrupted one would.
@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import pathlib
-import sys
 from collections.abc import Mapping
-from typing import Any, Protocol, TextIO
-
-import tensorboardX
+from typing import Any
 
 from lst_jax.hardware import PeakRate
+from lst_jax.training.hooks import Record
 
-Record = dict[str, int | float | None]
+# Only records of evaluations have it; the others are of training.
+EVALUATION_SECONDS = "evaluation_seconds"
+METRICS_FILE = "metrics.jsonl"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +64,8 @@ class Progress:
         """Adds a step.
 
         Args:
-          sums: of the step, as `trainer.train_step` returns them, on the host.
-          seconds: since the step before was finished.
+          sums: of the step, as `step.make_train_step` returns them, on the host.
+          seconds: since the step before was finished, without what `add_pause` is told of.
         """
         self.patches += int(sums["patches"])
         self.tokens += int(sums["tokens"])
@@ -73,6 +74,11 @@ class Progress:
         self.seconds += seconds
         for name, value in {**sums, "seconds": seconds, "steps": 1}.items():
             self.window[name] = self.window.get(name, 0) + float(value)
+
+    def add_pause(self, seconds: float) -> None:
+        """Adds seconds that the run took and no step did: compilation, evaluation, saving."""
+        self.seconds += seconds
+        self.window["pause_seconds"] = self.window.get("pause_seconds", 0) + seconds
 
     def take_record(self, step: int, context: RateContext) -> Record:
         """The record of the steps since the last one, which ends the window.
@@ -84,7 +90,9 @@ class Progress:
         Returns:
           `step`; mean losses in nats a token; gradient norm and learning rate, means over the
           steps; mean patch length of speech in units; shares between 0 and 1; rates; seconds; and
-          the totals of the run. None where there was nothing to take a mean of.
+          the totals of the run. None where there was nothing to take a mean of. Rates and
+          `step_seconds` leave out `pause_seconds`, the time since the last record that went into
+          compilation, evaluation and checkpoints; `total_seconds` has all of it.
         """
         window, self.window = self.window, {}
         steps, seconds = window["steps"], window["seconds"]
@@ -108,6 +116,7 @@ class Progress:
             "tokens_per_second": window["tokens"] / seconds,
             "mfu": flops_per_second / peak,
             "step_seconds": seconds / steps,
+            "pause_seconds": window.get("pause_seconds", 0.0),
             "eta_seconds": (context.num_steps - step) * seconds / steps,
             "total_patches": self.patches,
             "total_tokens": self.tokens,
@@ -116,106 +125,54 @@ class Progress:
             "total_seconds": self.seconds,
         }
 
-
-class Writer(Protocol):
-    """Where records go."""
-
-    def write(self, record: Record) -> None:
-        """Takes the record of `record["step"]`."""
-        ...
-
-    def close(self) -> None:
-        """Lets go of files."""
-        ...
+    def to_json(self) -> dict[str, Any]:
+        """Returns the fields as JSON values."""
+        return dataclasses.asdict(self)
 
 
-class ConsoleWriter:
-    """One line a record."""
-
-    def __init__(self, num_steps: int, stream: TextIO | None = None) -> None:
-        self._num_steps = num_steps
-        self._stream = stream or sys.stdout
-
-    def write(self, record: Record) -> None:
-        """Prints the record."""
-        print(format_record(record, self._num_steps), file=self._stream, flush=True)
-
-    def close(self) -> None:
-        """The stream is not this writer's."""
+def evaluation_record(step: int, metrics: Mapping[str, float], seconds: float) -> Record:
+    """Returns the record of an evaluation; metrics that are not finite are None in it."""
+    finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+    return {"step": step, **finite, EVALUATION_SECONDS: seconds}
 
 
-class JsonlWriter:
-    """One JSON object a line in `metrics.jsonl`; the file reads as if the run never stopped."""
-
-    def __init__(self, path: str | pathlib.Path, start_step: int) -> None:
-        """Opens the file to append, without the lines that the run is about to write again.
-
-        Args:
-          path: of the file.
-          start_step: updates made before; records of later steps are dropped, and so is a line
-            that a crash left half written.
-        """
-        path = pathlib.Path(path)
-        if path.exists():
-            lines = path.read_text().splitlines()
-            kept = [line for line in lines if _is_record_until(line, start_step)]
-            partial = path.with_suffix(".jsonl.partial")
-            partial.write_text("".join(line + "\n" for line in kept))
-            partial.replace(path)
-        self._file = path.open("a")
-
-    def write(self, record: Record) -> None:
-        """Appends the record."""
-        self._file.write(json.dumps(record, allow_nan=False) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
-
-
-class TensorBoardWriter:
-    """Scalars of every record as TensorBoard events."""
-
-    def __init__(self, directory: str | pathlib.Path, start_step: int) -> None:
-        """Opens a new event file that hides what older ones hold after `start_step`."""
-        self._writer = tensorboardX.SummaryWriter(str(directory), purge_step=start_step + 1)
-
-    def write(self, record: Record) -> None:
-        """Adds every number of the record as a scalar."""
-        for name, value in record.items():
-            if name != "step" and value is not None:
-                self._writer.add_scalar(name, value, record["step"])
-
-    def close(self) -> None:
-        """Writes what is buffered."""
-        self._writer.close()
-
-
-def open_writers(
-    workdir: str | pathlib.Path, start_step: int, num_steps: int
-) -> tuple[Writer, ...]:
-    """Console, `metrics.jsonl` and TensorBoard's `events` under the workdir."""
-    workdir = pathlib.Path(workdir)
-    return (
-        ConsoleWriter(num_steps),
-        JsonlWriter(workdir / "metrics.jsonl", start_step),
-        TensorBoardWriter(workdir / "events", start_step),
-    )
+def is_evaluation(record: Record) -> bool:
+    """Returns whether a record is an evaluation's, not of training."""
+    return EVALUATION_SECONDS in record
 
 
 def read_records(workdir: str | pathlib.Path) -> list[Record]:
-    """The records of a run, in the order of steps.
+    """Returns the records of a run's training, in the order of steps.
 
     Raises:
       FileNotFoundError: the workdir has none.
     """
-    text = (pathlib.Path(workdir) / "metrics.jsonl").read_text()
+    return [record for record in read_all_records(workdir) if not is_evaluation(record)]
+
+
+def read_evaluations(workdir: str | pathlib.Path) -> list[Record]:
+    """Returns the records of a run's evaluations, in the order of steps.
+
+    Raises:
+      FileNotFoundError: the workdir has no records.
+    """
+    return [record for record in read_all_records(workdir) if is_evaluation(record)]
+
+
+def read_all_records(workdir: str | pathlib.Path) -> list[Record]:
+    """Returns the records of training and evaluations, in the order in which they were written.
+
+    Raises:
+      FileNotFoundError: the workdir has none.
+    """
+    text = (pathlib.Path(workdir) / METRICS_FILE).read_text()
     return [json.loads(line) for line in text.splitlines()]
 
 
 def format_record(record: Record, num_steps: int) -> str:
-    """The console's line of a record."""
+    """Returns the console's line of a record: of a language model's training, or of any other."""
+    if "loss_text" not in record:
+        return _format_names(record, num_steps)
     fields = [
         f"step {record['step']}/{num_steps}",
         f"loss {_number(record['loss'], '.3f')} (text {_number(record['loss_text'], '.3f')}, "
@@ -232,6 +189,11 @@ def format_record(record: Record, num_steps: int) -> str:
         f"ETA {format_duration(record['eta_seconds'])}",
     ]
     return "  ".join(fields)
+
+
+def _format_names(record: Record, num_steps: int) -> str:
+    fields = (f"{name} {_number(value, '.4g')}" for name, value in record.items() if name != "step")
+    return "  ".join((f"step {record['step']}/{num_steps}", *fields))
 
 
 def format_duration(seconds: float) -> str:
@@ -254,11 +216,3 @@ def _rate(value: float) -> str:
         if value >= scale:
             return f"{value / scale:.3g}{suffix}"
     return f"{value:.3g}"
-
-
-def _is_record_until(line: str, step: int) -> bool:
-    try:
-        record: Any = json.loads(line)
-    except json.JSONDecodeError:
-        return False
-    return isinstance(record, dict) and record.get("step", step + 1) <= step

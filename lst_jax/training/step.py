@@ -6,26 +6,23 @@ nor Orbax is installed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import functools
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
 
-from lst_jax.checkpoints.train_state import TrainState, state_shardings
+from lst_jax.checkpoints.train_state import TrainState, param_shapes, state_shardings
 from lst_jax.config import ModelConfig
 from lst_jax.model.flops import training_flops
 from lst_jax.model.losses import token_nll
 from lst_jax.model.models import build_model, output_kernel
-from lst_jax.settings import PathText, PositiveInt, Seed32, configuration
+from lst_jax.settings import PathText, PositiveInt, Seed32, configuration, require
 from lst_jax.sharding import DEFAULT_RULES, LogicalRules, batch_sharding, replicated
+from lst_jax.training.hooks import Batch, LossSums, Sums, TrainStep
 from lst_jax.training.optimizers import OptimizerConfig, learning_rate_schedule, make_optimizer
-
-Batch = Mapping[str, Array]
-Sums = dict[str, Array]
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Sums]]
 
 
 @configuration
@@ -39,9 +36,17 @@ class TrainingConfig:
         have records too.
       checkpoint_every: steps from one checkpoint to the next; the last step has one too.
       keep_checkpoints: latest checkpoints that stay.
+      keep_every: checkpoints of multiples of so many steps stay for good, a multiple of
+        `checkpoint_every`; None: none does.
+      keep_best: best checkpoints that stay, where `best_metric` is named.
+      best_metric: name of an evaluator's metric that checkpoints are compared by.
+      best_mode: whether the lowest ("min") or the highest ("max") value is the best.
       seed: of the parameters.
-      initial_checkpoint: run (or a step of it) whose parameters this one starts from, in place of
-        random ones; everything else starts from zero.
+      initial_checkpoint: run (or a step of it) that this one starts from, in place of random
+        parameters.
+      initial_state: what it takes from there. "params": the parameters, and everything else starts
+        from zero. "all": the optimizer's state, the step and the place in the data, too, so that
+        this run branches off from that one there.
     """
 
     num_steps: PositiveInt
@@ -49,8 +54,21 @@ class TrainingConfig:
     log_every: PositiveInt = 50
     checkpoint_every: PositiveInt = 1000
     keep_checkpoints: PositiveInt = 2
+    keep_every: PositiveInt | None = None
+    keep_best: PositiveInt = 1
+    best_metric: str | None = None
+    best_mode: Literal["min", "max"] = "min"
     seed: Seed32 = 0
     initial_checkpoint: PathText | None = None
+    initial_state: Literal["params", "all"] = "params"
+
+    def __post_init__(self) -> None:
+        require(
+            self.keep_every is None or self.keep_every % self.checkpoint_every == 0,
+            "TrainingConfig.keep_every",
+            self.keep_every,
+            f"a multiple of checkpoint_every = {self.checkpoint_every}",
+        )
 
 
 def make_train_step(
@@ -62,7 +80,7 @@ def make_train_step(
     mesh: jax.sharding.Mesh,
     rules: LogicalRules = DEFAULT_RULES,
 ) -> TrainStep:
-    """The jitted update; its state argument is donated. Call it inside `mesh_context`.
+    """Returns the jitted update; its state argument is donated. Call it inside `mesh_context`.
 
     The loss is the mean over all of the batch's targets (weighted by `loss_weights`), whatever
     the number of microbatches.
@@ -83,19 +101,14 @@ def make_train_step(
     """
     optimizer = make_optimizer(optimizer_config, training.num_steps)
     schedule = learning_rate_schedule(optimizer_config, training.num_steps)
-    model = build_model(config)
     shardings = state_shardings(config, optimizer, mesh, rules)[1]
     num_micro = training.accumulation_steps
+    nll_sums = _nll_sums_function(config, first_unit_id, num_patches)
 
     def loss(params: Any, batch: Batch, weight: Array) -> tuple[Array, Sums]:
         """This microbatch's share of the batch's mean loss; `weight` is the whole batch's."""
-        hidden = model.apply({"params": params}, batch, num_patches=num_patches)["hidden"]
-        kernel = output_kernel(params)
-        nll = token_nll(hidden, kernel, batch["targets"], config.vocab_size)
-        nll = nll * batch["loss_weights"]
-        speech = jnp.sum(jnp.where(batch["targets"] >= first_unit_id, nll, 0.0))
-        text = jnp.sum(jnp.where(batch["targets"] < first_unit_id, nll, 0.0))
-        return (text + speech) / weight, {"text_nll": text, "speech_nll": speech}
+        sums = nll_sums(params, batch)
+        return (sums["text_nll"] + sums["speech_nll"]) / weight, sums
 
     def gradient(params: Any, batch: Batch, weight: Array) -> tuple[Any, Sums]:
         gradients, sums = jax.grad(loss, has_aux=True)(params, batch, weight)
@@ -118,7 +131,8 @@ def make_train_step(
         weight = counts["text_weight"] + counts["speech_weight"]
         weight = jnp.where(weight > 0, weight, 1.0)
         gradients, sums = accumulated(state.params, batch, weight)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         sums |= counts | {
             "flops": training_flops(config, batch, num_patches),
             "gradient_norm": optax.tree.norm(gradients),
@@ -133,6 +147,67 @@ def make_train_step(
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )
+
+
+@functools.lru_cache(maxsize=8)  # the loop and the evaluators share one, compiled once
+def make_loss(
+    config: ModelConfig,
+    num_micro: int,
+    first_unit_id: int,
+    num_patches: int,
+    mesh: jax.sharding.Mesh,
+    rules: LogicalRules = DEFAULT_RULES,
+) -> LossSums:
+    """Returns the jitted loss without an update.
+
+    Args:
+      config: of the model.
+      num_micro: microbatches that each batch is computed in, to save memory.
+      first_unit_id: targets from this id on are speech, those below are text.
+      num_patches: P, patch slots of a row.
+      mesh: the device mesh; the function is called inside `mesh_context`.
+      rules: logical axis to mesh axes.
+
+    Returns:
+      `loss(params, batch) -> sums` with the scalars `text_nll`, `speech_nll` (nats), `text_weight`
+      and `speech_weight`.
+    """
+    nll_sums = _nll_sums_function(config, first_unit_id, num_patches)
+
+    def loss(params: Any, batch: Batch) -> Sums:
+        if num_micro == 1:
+            sums = nll_sums(params, batch)
+        else:
+            parts = _microbatches(batch, num_micro)
+            sums = jax.tree.map(jnp.sum, jax.lax.map(lambda part: nll_sums(params, part), parts))
+        counts = batch_sums(batch, first_unit_id, num_patches)
+        return sums | {name: counts[name] for name in ("text_weight", "speech_weight")}
+
+    return jax.jit(
+        loss,
+        in_shardings=(
+            jax.tree.map(lambda leaf: leaf.sharding, param_shapes(config, mesh, rules)),
+            batch_sharding(mesh),
+        ),
+        out_shardings=replicated(mesh),
+    )
+
+
+def _nll_sums_function(config: ModelConfig, first_unit_id: int, num_patches: int) -> LossSums:
+    """Returns `(params, batch) -> {text_nll, speech_nll}`, sums of weighted nats."""
+    model = build_model(config)
+
+    def nll_sums(params: Any, batch: Batch) -> Sums:
+        hidden = model.apply({"params": params}, batch, num_patches=num_patches)["hidden"]
+        with jax.named_scope("loss"):
+            kernel = output_kernel(params)
+            nll = token_nll(hidden, kernel, batch["targets"], config.vocab_size)
+            nll = nll * batch["loss_weights"]
+            speech = jnp.sum(jnp.where(batch["targets"] >= first_unit_id, nll, 0.0))
+            text = jnp.sum(jnp.where(batch["targets"] < first_unit_id, nll, 0.0))
+        return {"text_nll": text, "speech_nll": speech}
+
+    return nll_sums
 
 
 def batch_sums(batch: Batch, first_unit_id: int, num_patches: int) -> Sums:

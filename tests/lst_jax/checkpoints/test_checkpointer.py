@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lst_jax.checkpoints.checkpointer import Checkpointer
+from lst_jax.checkpoints.checkpointer import Checkpointer, Retention
 from lst_jax.checkpoints.description import (
     DataDescription,
     ModelDescription,
@@ -47,7 +47,7 @@ def counter() -> grain.DatasetIterator:
 
 def save_steps(workdir, *steps, keep=5):
     """Saves after each of the steps, with an iterator that has yielded as many elements."""
-    checkpointer = Checkpointer(workdir, keep)
+    checkpointer = Checkpointer(workdir, Retention(keep))
     iterator = counter()
     for step in range(1, steps[-1] + 1):
         next(iterator)
@@ -58,7 +58,7 @@ def save_steps(workdir, *steps, keep=5):
 
 def restore(workdir):
     """What a restart finds: state, progress, next element."""
-    checkpointer = Checkpointer(workdir, keep=5)
+    checkpointer = Checkpointer(workdir, Retention(5))
     iterator = counter()
     restored = checkpointer.restore(shapes_of(state_at(0)), iterator)
     checkpointer.close()
@@ -83,7 +83,7 @@ def test_a_new_workdir_has_nothing_to_restore(tmp_path):
 
 def test_the_latest_checkpoints_are_kept(tmp_path):
     save_steps(tmp_path, 1, 2, 3, 4, keep=2)
-    checkpointer = Checkpointer(tmp_path, keep=2)
+    checkpointer = Checkpointer(tmp_path, Retention(2))
     assert checkpointer.latest_step() == 4
     assert not checkpointer.step_directory(2).exists()
     assert checkpointer.step_directory(3).exists()
@@ -163,9 +163,45 @@ def test_another_pipeline_is_an_error_and_no_damage(tmp_path):
     check_restored(tmp_path, 4)
 
 
-def test_keeping_no_checkpoint_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="keep is 0"):
-        Checkpointer(tmp_path, keep=0)
+def test_keeping_no_checkpoint_is_an_error():
+    with pytest.raises(ValueError, match="latest is 0, expected at least 1"):
+        Retention(latest=0)
+
+
+def test_of_200_saves_the_latest_the_regular_and_the_best_are_left(tmp_path):
+    """Every second step was evaluated; a step without the metric is none of the best."""
+    values = np.random.default_rng(0).permutation(200).astype(float)
+    values[100] = np.nan  # compares with nothing
+    evaluated = {step: values[step] for step in range(2, 200, 2)}
+    retention = Retention(2, every_steps=50, best=3, best_metric="loss")
+    iterator, state = counter(), TrainState(jnp.int32(0), {"kernel": jnp.ones(2)}, ())
+    for begin in (1, 101):  # metrics outlive a restart
+        checkpointer = Checkpointer(tmp_path, retention)
+        for step in range(begin, begin + 100):
+            metrics = {"loss": evaluated[step], "other": 0.0} if step in evaluated else {}
+            checkpointer.save(state.replace(step=jnp.int32(step)), iterator, {}, metrics)
+        checkpointer.close()
+    best = sorted(evaluated, key=lambda step: np.nan_to_num(evaluated[step], nan=np.inf))[:3]
+    left = {int(path.name) for path in (tmp_path / "checkpoints").iterdir()}
+    assert left == {199, 200, 50, 100, 150, *best}
+
+
+@pytest.mark.parametrize(("mode", "best"), [("min", 1), ("max", 3)])
+def test_the_best_is_the_lowest_or_the_highest(tmp_path, mode, best):
+    checkpointer = Checkpointer(tmp_path, Retention(1, best_metric="m", best_mode=mode))
+    for step, value in enumerate((1.0, 2.0, 3.0, 2.0), start=1):
+        checkpointer.save(state_at(step), counter(), {}, {"m": value})
+    checkpointer.close()
+    assert {int(path.name) for path in (tmp_path / "checkpoints").iterdir()} == {best, 4}
+
+
+def test_steps_compared_by_another_metric_are_none_of_the_best(tmp_path):
+    for steps, name in (((1, 2), "old"), ((3, 4, 5), "new")):
+        checkpointer = Checkpointer(tmp_path, Retention(1, best=2, best_metric=name))
+        for step in steps:
+            checkpointer.save(state_at(step), counter(), {}, {name: float(step)})
+        checkpointer.close()
+    assert {int(path.name) for path in (tmp_path / "checkpoints").iterdir()} == {3, 4, 5}
 
 
 @pytest.mark.parametrize("model", [TINY, baseline_of(TINY)])

@@ -14,7 +14,8 @@ from lst_jax.checkpoints.checkpointer import Checkpointer
 from lst_jax.checkpoints.params import restore_initial_params
 from lst_jax.checkpoints.train_state import init_state, state_from_params
 from lst_jax.sharding import MeshConfig, make_mesh, mesh_context, shard_batch
-from lst_jax.training.loop import NonFiniteLossError, StopSignal, train
+from lst_jax.training.loop import STOP_SIGNALS, DataEndedError, NonFiniteLossError, StopSignal
+from lst_jax.training.lst import train_lst
 from lst_jax.training.metrics import read_records
 from lst_jax.training.optimizers import OptimizerConfig, make_optimizer
 from lst_jax.training.step import TrainingConfig, batch_sums, make_train_step
@@ -27,7 +28,8 @@ TRAINING = TrainingConfig(num_steps=6, accumulation_steps=4, log_every=2, checkp
 MESH = MeshConfig(data=2, fsdp=2, tensor=2)
 # Of a record, what is not a measurement of time.
 TIMES = {"patches_per_second", "tokens_per_second", "mfu", "step_seconds", "eta_seconds"} | {
-    "total_seconds"
+    "pause_seconds",
+    "total_seconds",
 }
 
 
@@ -92,22 +94,28 @@ def test_sums_are_what_the_batch_holds(seed):
     assert sums["aligned_examples"] == batch["aligned_examples"].sum()
 
 
-def train_in(workdir, iterator, **changes):
+@pytest.fixture(autouse=True)
+def heard(caplog):
+    """What runs say of themselves."""
+    caplog.set_level("INFO", logger="lst_jax")
+
+
+def train_in(workdir, iterator, *, optimizer=OPTIMIZER, doors=None, **changes):
     training = dataclasses.replace(TRAINING, **changes)
-    return train(DESCRIPTION, OPTIMIZER, training, iterator, P, workdir, MESH)
+    return train_lst(DESCRIPTION, optimizer, training, iterator, P, workdir, MESH, **(doors or {}))
 
 
 class Interrupting(grain.DatasetIterator):
-    """Sends SIGTERM to this process while it reads batch number `at`."""
+    """Sends a signal to this process while it reads batch number `at`."""
 
-    def __init__(self, parent, at):
+    def __init__(self, parent, at, which=signal.SIGTERM):
         super().__init__(parent)
-        self._at = at
+        self._at, self._which = at, which
         self._count = 0
 
     def __next__(self):
         if self._count == self._at:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), self._which)
         self._count += 1
         return next(self._parent)
 
@@ -138,13 +146,16 @@ def test_training_lowers_the_loss_of_both_modalities(finished):
     assert finished[1].finished
 
 
-def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(finished, tmp_path, capsys):
-    first = train_in(tmp_path, Interrupting(batches(3), at=2))
+@pytest.mark.parametrize("which", STOP_SIGNALS)
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(finished, tmp_path, caplog, which):
+    before = signal.getsignal(which)
+    first = train_in(tmp_path, Interrupting(batches(3), at=2, which=which))
     assert not first.finished
+    assert first.signal == which.name
     assert int(first.state.step) == 3  # no step of the schedule: between two records
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(which) is before
     second = train_in(tmp_path, batches(3))
-    assert "resumed at step 3" in capsys.readouterr().out
+    assert "resumed at step 3" in caplog.text
     jax.tree.map(np.testing.assert_array_equal, second.state, finished[1].state)
     assert untimed(read_records(tmp_path)) == untimed(read_records(finished[0]))
     assert second.progress.flops == finished[1].progress.flops
@@ -161,12 +172,12 @@ def test_a_finished_run_does_nothing_more(finished):
 
 
 def test_a_run_starts_from_the_parameters_of_another_and_with_nothing_else(
-    finished, tmp_path, capsys
+    finished, tmp_path, caplog
 ):
     workdir, other = finished
     start = {"initial_checkpoint": str(workdir)}
     first = train_in(tmp_path, Interrupting(batches(3), at=0), **start)
-    assert f"from step 0 with the parameters of {workdir}" in capsys.readouterr().out
+    assert f"from step 0 with the parameters of {workdir}" in caplog.text
     assert int(first.state.step) == 1
     # The first update from there, made by hand.
     mesh = make_mesh(MESH)
@@ -180,7 +191,7 @@ def test_a_run_starts_from_the_parameters_of_another_and_with_nothing_else(
     jax.tree.map(np.testing.assert_array_equal, first.state, state)
     # Started again it goes on with its own.
     train_in(tmp_path, batches(3), **start)
-    assert "resumed at step 1" in capsys.readouterr().out
+    assert "resumed at step 1" in caplog.text
 
 
 def test_a_start_from_another_model_is_an_error(finished, tmp_path):
@@ -216,10 +227,21 @@ def test_without_a_checkpoint_the_error_says_so(tmp_path):
         train_in(tmp_path, poisoned_batches(1))
 
 
-def test_data_that_ends_early_is_an_error(tmp_path):
-    dataset = grain.MapDataset.source([random_batch(0)]).to_iter_dataset()
-    with pytest.raises(ValueError, match="the data ended after 1 steps, expected 6"):
-        train_in(tmp_path, iter(dataset))
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_where_the_data_end_the_last_state_is_saved_and_recorded(finished, tmp_path, count):
+    """Also where nothing was due at that step, or it was saved already."""
+    match = rf"the data ended after {count} steps, expected 6; .* saved in .*/checkpoints/{count}$"
+    rows = [random_batch(seed) for seed in range(3)]
+    few = grain.MapDataset.source(rows[:count]).to_iter_dataset()
+    for _ in range(2):  # started again it says the same
+        with pytest.raises(DataEndedError, match=match):
+            train_in(tmp_path, iter(few))
+        records = read_records(tmp_path)
+        assert [record["step"] for record in records] == [*range(1, count + 1)]
+    # With more data the run goes on from there, to the same parameters.
+    more = iter(grain.MapDataset.source(rows).repeat().to_iter_dataset())
+    result = train_in(tmp_path, more)
+    jax.tree.map(np.testing.assert_array_equal, result.state, finished[1].state)
 
 
 def test_batches_without_anything_to_learn_are_an_error(tmp_path):
@@ -265,7 +287,7 @@ def test_counts_that_are_not_positive_integers_are_named(field, value):
 def test_a_stop_signal_gives_back_the_handler_it_replaced():
     before = signal.getsignal(signal.SIGTERM)
     with StopSignal() as stop:
-        assert not stop.requested
+        assert stop.name is None
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.requested
+        assert stop.name == "SIGTERM"
     assert signal.getsignal(signal.SIGTERM) is before

@@ -7,15 +7,13 @@ import pytest
 
 from lst_jax.hardware import PeakRate, peak_rate
 from lst_jax.training.metrics import (
-    ConsoleWriter,
-    JsonlWriter,
     Progress,
     RateContext,
-    TensorBoardWriter,
     format_duration,
     format_record,
     read_records,
 )
+from lst_jax.training.writers import ConsoleWriter, JsonlWriter, TensorBoardWriter
 
 CONTEXT = RateContext(100, 200, num_devices=2, peak=PeakRate(1e3, "test"), num_steps=10)
 
