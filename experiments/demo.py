@@ -158,7 +158,7 @@ def main(argv: list[str]) -> None:
             files = (*GIN_FILES[:2], file, FINETUNE_FILE)
             train_model(workdir / directory, corpus, files, INITIAL_CHECKPOINT=base)
     except NonFiniteLossError as error:
-        sys.exit(f"error: {error}")
+        cli.end_with_error(error, cli.ExitCode.NOT_FINITE)
     reports = []
     for directory, name, _ in MODELS:
         clock.begin(f"evaluate {directory}")
@@ -190,7 +190,7 @@ def train_model(
     result = run_experiment(experiment, workdir, gin.operative_config_str)
     if not result.finished:
         print("stopped; the same command continues", flush=True)
-        sys.exit(0)
+        sys.exit(int(cli.ExitCode.STOPPED))
 
 
 def evaluate_model(workdir: pathlib.Path, name: str, corpus: MicroworldPaths) -> ModelReport:

@@ -7,7 +7,8 @@
         --gin.TEXT_RECORDS=records/text --workdir=runs/tiny
 
 The workdir gets `config.gin` (every setting used), `model.json`, `checkpoints/`, `metrics.jsonl`
-and TensorBoard's `events/`. Starting again with the same workdir continues; SIGTERM saves and ends.
+and TensorBoard's `events/`. Starting again with the same workdir continues. SIGTERM, SIGINT and
+SIGUSR1 save and end; the exit code is 0 only when the last step is done (`common/cli.py` has all).
 `experiments/configs/runs/baseline.gin` as the last file trains the unpatched baseline instead.
 
 On several hosts the same command runs on each, with `--multihost` where JAX knows the cluster
@@ -28,6 +29,7 @@ from absl import flags
 from experiments.common import cli, distributed, gin_config
 from experiments.common.experiment import run_experiment
 from lst_jax.training.loop import NonFiniteLossError
+from lst_jax.training.profiler import ProfilerWindow, parse_steps
 
 gin_config.define_flags()
 distributed.define_flags()
@@ -35,26 +37,37 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", require
 _COMPILATION_CACHE_DIR = flags.DEFINE_string(
     "compilation_cache_dir", None, "Where compiled programs are kept between starts."
 )
+_PROFILE_STEPS = flags.DEFINE_string(
+    "profile_steps",
+    None,
+    "FIRST:LAST, steps to trace, both included; the trace is in the workdir's profile/, for xprof "
+    "or TensorBoard.",
+)
 
 
 def main(argv: list[str]) -> None:
     """Trains as the flags say."""
     cli.check_no_arguments(argv)
+    workdir = pathlib.Path(_WORKDIR.value)
+    hooks = []
+    if _PROFILE_STEPS.value is not None:
+        hooks.append(ProfilerWindow(workdir / "profile", *parse_steps(_PROFILE_STEPS.value)))
     gin_config.parse_flags()
     if _COMPILATION_CACHE_DIR.value:
         enable_compilation_cache(_COMPILATION_CACHE_DIR.value)
     distributed.join_processes()
-    workdir = pathlib.Path(_WORKDIR.value)
     experiment = gin_config.build_experiment()
     try:
-        result = run_experiment(experiment, workdir, gin.operative_config_str)
+        result = run_experiment(experiment, workdir, gin.operative_config_str, hooks)
     except NonFiniteLossError as error:
-        sys.exit(f"error: {error}")
+        cli.end_with_error(error, cli.ExitCode.NOT_FINITE)
     step = int(result.state.step)
-    how = "finished" if result.finished else "stopped by SIGTERM"
+    how = "finished" if result.finished else f"stopped by {result.signal or 'a signal'}"
     if jax.process_index() == 0:
         checkpoint = workdir / "checkpoints" / str(step)
         print(f"{how} after step {step}; checkpoint {checkpoint}", flush=True)
+    if not result.finished:
+        sys.exit(int(cli.ExitCode.STOPPED))
 
 
 def enable_compilation_cache(directory: str) -> None:

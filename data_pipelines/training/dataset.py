@@ -12,6 +12,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -427,7 +428,13 @@ def _flatten(value: Any, name: str = "") -> dict[str, Any]:
 
 
 def _end_with_parent(_index: int, _count: int) -> None:
-    """Makes a worker process end where the main one was killed; it would wait forever."""
+    """Makes a worker process end with the main one, and never before it.
+
+    Where the main process was killed, a worker would wait forever. A signal to the whole group
+    (Ctrl-C, a cluster's warning) is the main process' to answer: it still reads batches then.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
     def watch() -> None:

@@ -20,7 +20,7 @@ from absl import app, flags
 
 from data_pipelines.microworld.build import MicroworldConfig, MicroworldPaths, build_corpus
 from experiments.benchmarks.machine import cpu_model
-from experiments.common import gin_config
+from experiments.common import cli, gin_config
 from experiments.common.experiment import run_experiment
 from experiments.common.outputs import write_json
 from lst_jax.training.metrics import read_records
@@ -98,7 +98,8 @@ def _train(
     ]
     gin_config.parse(_FILES, settings)
     if not run_experiment(gin_config.build_experiment(), run).finished:
-        sys.exit("stopped; the same command continues")
+        print("stopped; the same command continues", file=sys.stderr)
+        sys.exit(int(cli.ExitCode.STOPPED))
     records = read_records(run)[-_RECORDS:]
     return {
         kind: statistics.fmean(record[f"loss_{kind}"] for record in records)

@@ -1,12 +1,25 @@
-"""How every binary starts and how it reports a user's mistake: one line, exit status 1."""
+"""How every binary starts and ends: a console that cannot fail, one line for a mistake, exit codes.
+
+| code | meaning                                                                        |
+|------|--------------------------------------------------------------------------------|
+| 0    | the work is done; for training, the last step                                  |
+| 1    | an error of ours, with its traceback                                           |
+| 2    | an error of the user's: a flag, setting, file or value, in one line            |
+| 3    | the loss or a gradient is not finite; the same run would end there again       |
+| 75   | another run holds the lock                                                     |
+| 143  | stopped by a signal, with a checkpoint saved and steps left: start it again    |
+"""
 
 from __future__ import annotations
 
+import enum
+import logging as python_logging
 import os
 import sys
 import tokenize
 import traceback
 from collections.abc import Callable
+from typing import Any, NoReturn, TextIO
 
 from absl import app, flags, logging
 
@@ -16,11 +29,61 @@ _USER_ERRORS = (ValueError, OSError, ImportError, SyntaxError, tokenize.TokenErr
 _GIN_MARKS = ("Required bindings for", "No values supplied by Gin")
 
 
+class ExitCode(enum.IntEnum):
+    """What a scheduler can tell from the end of a binary."""
+
+    DONE = 0
+    OUR_ERROR = 1
+    USER_ERROR = 2
+    NOT_FINITE = 3
+    LOCKED = 75
+    STOPPED = 143
+
+
+class Console:
+    """A standard stream that never raises: what cannot be written or encoded is not.
+
+    A console may vanish (a closed ssh connection, `| head`) while work of hours goes on.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+    def write(self, text: str) -> int:
+        """Writes if there is still someone to read it."""
+        self._try(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Writes what is buffered."""
+        self._try(self._stream.flush)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _try(self, call: Callable[[], object]) -> None:
+        try:
+            call()
+        except (OSError, ValueError):  # ValueError: the stream was closed
+            self._discard()
+
+    def _discard(self) -> None:
+        """Sends everything to nowhere from now on, what is buffered at the process' end, too."""
+        try:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self._stream.fileno())
+            os.close(null)
+        except (OSError, ValueError):
+            self._stream = open(os.devnull, "w")  # noqa: SIM115, PTH123  it lives with the process
+
+
 def run_main(main: Callable[[list[str]], object]) -> None:
     """Parses the flags, runs `main(argv)` and exits.
 
     A mistake of the user's — an error of the kinds that bad flags, files and configurations
-    raise — becomes one line `error: …` on stderr and exit status 1. With `LST_DEBUG=1` in the
+    raise — becomes one line `error: …` on stderr and exit code 2. With `LST_DEBUG=1` in the
     environment the traceback comes before it.
 
     Args:
@@ -37,18 +100,36 @@ def run_main(main: Callable[[list[str]], object]) -> None:
                 raise
             if os.environ.get("LST_DEBUG"):
                 traceback.print_exc()
-            print(f"error: {describe_error(error)}", file=sys.stderr)
-            sys.exit(1)
+            end_with_error(error, ExitCode.USER_ERROR)
+        finally:
+            sys.stdout.flush()
 
+    sys.stdout, sys.stderr = Console(sys.stdout), Console(sys.stderr)
+    _show_library_log()
     app.run(guarded, flags_parser=_parse_flags)
+
+
+def end_with_error(error: BaseException, code: ExitCode) -> NoReturn:
+    """Says in one line what went wrong, and exits."""
+    print(f"error: {describe_error(error)}", file=sys.stderr)
+    sys.exit(int(code))
+
+
+def _show_library_log() -> None:
+    """Shows the library's own lines, plain and between the binary's, on stdout."""
+    logger = python_logging.getLogger("lst_jax")
+    handler = python_logging.StreamHandler(sys.stdout)
+    handler.setFormatter(python_logging.Formatter("%(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(python_logging.INFO)
+    logger.propagate = False
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
-        print(f"error: {describe_error(error)}", file=sys.stderr)
-        sys.exit(1)
+        end_with_error(error, ExitCode.USER_ERROR)
 
 
 def check_no_arguments(argv: list[str]) -> None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from data_pipelines.training.dataset import DataConfig, make_training_dataset, merge_states
 from lst_jax.checkpoints.description import DataDescription, ModelDescription
 from lst_jax.config import ModelConfig
-from lst_jax.settings import PathText, UnitCount, Workers, configuration
+from lst_jax.settings import PathText, UnitCount, Workers, configuration, require
 from lst_jax.sharding import MeshConfig, check_rows, make_mesh, row_share
-from lst_jax.training.loop import TrainResult, train
+from lst_jax.training.hooks import Hook
+from lst_jax.training.loop import TrainResult
+from lst_jax.training.lst import train_lst
 from lst_jax.training.optimizers import OptimizerConfig
 from lst_jax.training.step import TrainingConfig
+from lst_jax.training.writers import WRITERS
 from lst_jax.vocabulary import TextTokenizer
 
 
@@ -32,6 +35,7 @@ class Experiment:
       unit_count: size of the speech unit set.
       num_workers: processes that make batches; 0: the main process does. Changes no batch.
       prefetch: batches made ahead. Changes no batch.
+      writers: where records go, names of `lst_jax.training.writers.WRITERS`.
     """
 
     model: Callable[..., ModelConfig]
@@ -43,6 +47,11 @@ class Experiment:
     unit_count: UnitCount = 502
     num_workers: Workers = 0
     prefetch: Workers = 2
+    writers: tuple[str, ...] = ("console", "jsonl", "tensorboard")
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.writers if name not in WRITERS]
+        require(not unknown, "train.writers", unknown, f"names of {', '.join(WRITERS)}")
 
     def describe(self) -> ModelDescription:
         """What `model.json` will say.
@@ -71,21 +80,23 @@ def run_experiment(
     experiment: Experiment,
     workdir: str | pathlib.Path,
     config_text: Callable[[], str] | None = None,
+    hooks: Sequence[Hook] = (),
 ) -> TrainResult:
     """Trains, or continues to train, in `workdir`.
 
     Args:
       experiment: what to train.
-      workdir: see `lst_jax.training.loop.train`.
+      workdir: see `lst_jax.training.lst.train_lst`.
       config_text: gives the settings in use, for `config.gin` beside the checkpoints; called when
         everything is built.
+      hooks: are told of every step.
 
     Returns:
       The last state and the run's totals.
 
     Raises:
       OSError, ValueError: files are missing or settings do not fit together.
-      NonFiniteLossError: see `lst_jax.training.loop.train`.
+      NonFiniteLossError, DataEndedError: see `lst_jax.training.loop.train`.
     """
     mesh = make_mesh(experiment.mesh)
     check_rows(experiment.data.batch_size, mesh, experiment.training.accumulation_steps)
@@ -102,7 +113,7 @@ def run_experiment(
     )
     iterator = iter(dataset)
     try:
-        return train(
+        return train_lst(
             description,
             experiment.optimizer,
             experiment.training,
@@ -110,6 +121,8 @@ def run_experiment(
             experiment.data.patches_per_row,
             workdir,
             experiment.mesh,
+            writers=[WRITERS[name] for name in experiment.writers],
+            hooks=hooks,
             merge_states=merge_states,
             config_text=config_text,
         )

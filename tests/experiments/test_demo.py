@@ -105,6 +105,6 @@ def test_a_mistake_ends_with_one_line(tmp_path):
     command = [sys.executable, "-m", "experiments.demo", f"--workdir={tmp_path}"]
     command.append("--speech_stories=0")
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("error: ")
     assert "Traceback" not in done.stderr

@@ -224,7 +224,7 @@ def test_a_description_without_the_patching_is_named(place, tmp_path):
 )
 def test_mistakes_end_with_one_clear_line(place, arguments, named):
     done = run_binary(place[0], *arguments)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert not done.stdout
     assert named in done.stderr
     assert done.stderr.count("\n") == 1

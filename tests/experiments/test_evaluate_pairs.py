@@ -91,7 +91,7 @@ def test_binary_prints_and_writes_what_the_library_computes(folder):
 )
 def test_mistakes_end_with_one_clear_line(folder, arguments, named):
     done = run_binary(folder, *arguments)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert not done.stdout
     assert named in done.stderr
     assert done.stderr.count("\n") == 1

@@ -45,13 +45,13 @@ def test_verify_reference_fails_where_a_weight_differs(tmp_path):
     tensors["global_transformer.layers.0.attention.wq.weight"][0] += 0.1
     safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
     result = run("verify_reference", f"--case={tmp_path}")
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert json.loads(result.stdout)["max_abs_logit_diff"] > 2e-4
 
 
 def test_verify_reference_names_a_missing_case_in_one_line(tmp_path):
     result = run("verify_reference", f"--case={tmp_path / 'none'}")
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert result.stdout == ""
     assert result.stderr == f"error: {tmp_path}/none/case.json: No such file or directory\n"
 
@@ -112,7 +112,7 @@ def test_an_export_to_the_published_format_says_what_that_computes_otherwise(tmp
 def test_porting_nothing_is_one_line(tmp_path):
     arguments = [f"--input={tmp_path}", f"--output={tmp_path / 'out'}", "--to=orbax"]
     result = run("port_checkpoint", *arguments)
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert result.stderr.startswith(f"error: {tmp_path}: no checkpoint there; expected ")
     assert result.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()

@@ -41,7 +41,7 @@ def prepare(output, *arguments, input=SAMPLE, format="reference_jsonl", **enviro
 
 
 def assert_one_clear_line(result, message):
-    assert result.returncode == 1
+    assert result.returncode == 2
     (line,) = result.stderr.strip().splitlines()
     assert line.startswith("error: ")
     assert message in line

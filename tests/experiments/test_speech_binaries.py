@@ -183,7 +183,7 @@ MISTAKES = {
 def test_mistakes_end_with_one_clear_line(place, mistake):
     binary, arguments, message = MISTAKES[mistake]
     done = run(place, binary, *arguments)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert not (place / "long").exists()

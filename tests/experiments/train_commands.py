@@ -39,7 +39,8 @@ SETTINGS = {
 }
 # Of a record, what is not a measurement of time.
 TIMES = {"patches_per_second", "tokens_per_second", "mfu", "step_seconds", "eta_seconds"} | {
-    "total_seconds"
+    "pause_seconds",
+    "total_seconds",
 }
 
 

@@ -154,7 +154,7 @@ def test_the_binary_reports_mistakes_in_one_line():
     done = subprocess.run(
         [*command, "--gin_file=nowhere.gin"], capture_output=True, text=True, timeout=120
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.splitlines() == ["error: Gin file nowhere.gin: no such file"]
 
 

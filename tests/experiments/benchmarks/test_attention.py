@@ -35,5 +35,5 @@ def test_a_mistake_is_one_line():
         text=True,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
     )
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert "documents is 'many', expected packed or one" in result.stderr

@@ -412,7 +412,7 @@ def test_the_binary_measures_and_writes_what_it_was_asked_for(tmp_path):
 
 def test_a_mistake_is_one_line():
     done = run_binary(f"--gin_file={TINY}", "--rows=1,none")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.splitlines() == [
         "error: rows is '1,none', expected positive integers such as 1,2,4"
     ]

@@ -178,7 +178,7 @@ def test_a_cluster_that_is_none_is_one_clear_line(corpus, tmp_path, mistake):
         text=True,
         timeout=120,
     )
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "unused").exists()
