@@ -15,13 +15,14 @@ import os
 import signal
 import threading
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import grain
 import numpy as np
 
 from data_pipelines.records.storage import RecordSource, open_records
 from data_pipelines.training.documents import Task
+from data_pipelines.training.held_out import held_out_mask
 from data_pipelines.training.mixture import (
     MixedDrafts,
     RatioUnit,
@@ -34,6 +35,7 @@ from data_pipelines.training.packing import OpenRows, PackingConfig, Row, RowPac
 from lst_jax.patching import PatchingConfig, Visibility, fill_row
 from lst_jax.settings import (
     BatchRows,
+    Bounds,
     Fraction,
     PathText,
     PositiveFloat,
@@ -66,6 +68,10 @@ class SourceConfig:
     weight: PositiveFloat = 1.0
 
 
+# A share of records that something is left of.
+Share = Annotated[float, Bounds(least=0, below=1)]
+
+
 @configuration
 class DataConfig:
     """What a run trains on.
@@ -88,6 +94,8 @@ class DataConfig:
       task: what utterances are made into instead, "asr" or "tts"
         (`data_pipelines.training.documents`); None interleaves them. A task's documents do without
         text sources.
+      held_out_share: share of every source's records that training never sees, 0 ≤ share < 1
+        (`data_pipelines.training.held_out`).
     """
 
     sources: tuple[SourceConfig, ...]
@@ -104,6 +112,7 @@ class DataConfig:
     largest_gap: Fraction = 0.05
     num_epochs: PositiveInt | None = None
     task: Task | None = None
+    held_out_share: Share = 0.0
 
     def __post_init__(self) -> None:
         require(len(self.sources) > 0, "DataConfig.sources", self.sources, "at least one source")
@@ -146,6 +155,7 @@ def make_training_dataset(
     prefetch: int = 2,
     host_index: int = 0,
     host_count: int = 1,
+    held_out: bool = False,
 ) -> grain.IterDataset[Batch]:
     """The batches of a run, or this host's rows of them.
 
@@ -164,6 +174,7 @@ def make_training_dataset(
         there are no workers.
       host_index: number of this host.
       host_count: number of hosts.
+      held_out: gives batches of the records that are held out, in place of those of training.
 
     Raises:
       FileNotFoundError: records are missing.
@@ -177,7 +188,7 @@ def make_training_dataset(
     streams = _local_streams(config, num_workers, host_index, host_count)
     if prefetch < min(num_workers, 1):
         raise ValueError(f"prefetch is {prefetch}, expected at least {min(num_workers, 1)}")
-    make_packer = _PackerFactory(config, vocabulary, records)
+    make_packer = _PackerFactory(config, vocabulary, records, held_out)
     return TrainingDataset(make_packer, streams, num_workers, prefetch)
 
 
@@ -226,7 +237,11 @@ class _PackerFactory:
     """Makes the packer of any stream; sent to worker processes."""
 
     def __init__(
-        self, config: DataConfig, vocabulary: Vocabulary, records: Sequence[RecordSource]
+        self,
+        config: DataConfig,
+        vocabulary: Vocabulary,
+        records: Sequence[RecordSource],
+        held_out: bool,
     ) -> None:
         self.config = config
         self._vocabulary = vocabulary
@@ -240,6 +255,10 @@ class _PackerFactory:
             config.ratio_unit,
             config.interleaved_share,
         )
+        self._visited = [
+            _visited_records(number, len(opened), config, held_out)
+            for number, opened in enumerate(records)
+        ]
 
     @functools.cached_property
     def settings(self) -> list[Any]:
@@ -247,6 +266,8 @@ class _PackerFactory:
         fields = dataclasses.asdict(self.config)
         for source, records in zip(fields["sources"], self._records, strict=True):
             source["path"] = records.metadata.identity()
+        if not self.config.held_out_share:
+            del fields["held_out_share"]  # as in runs begun before there was one
         return json.loads(json.dumps([fields, dataclasses.asdict(self._vocabulary)]))
 
     @functools.cached_property
@@ -259,8 +280,10 @@ class _PackerFactory:
         config = self.config
         keys = stream_keys(
             [
-                source_keys(number, len(records), config.seed, config.num_epochs)
-                for number, records in enumerate(self._records)
+                source_keys(number, len(records), config.seed, config.num_epochs, visited)
+                for number, (records, visited) in enumerate(
+                    zip(self._records, self._visited, strict=True)
+                )
             ],
             self._weights,
             stream,
@@ -277,6 +300,22 @@ class _PackerFactory:
             config.task,
         )
         return RowPacker(drafts, config.packing, self._vocabulary)
+
+
+def _visited_records(
+    source: int, size: int, config: DataConfig, held_out: bool
+) -> np.ndarray | None:
+    """Returns the numbers of a source's records that are visited; None for all."""
+    if not config.held_out_share and not held_out:
+        return None
+    mask = held_out_mask(source, size, config.held_out_share)
+    visited = np.flatnonzero(mask == held_out)
+    if not len(visited):
+        raise ValueError(
+            f"held_out_share is {config.held_out_share}, expected one that divides the {size} "
+            f"records of sources[{source}] in two parts, neither of them empty"
+        )
+    return visited
 
 
 class TrainingDataset(grain.IterDataset[Batch]):

@@ -220,7 +220,11 @@ class DocumentRandom:
 
 
 def source_keys(
-    source: int, size: int, seed: int, num_epochs: int | None
+    source: int,
+    size: int,
+    seed: int,
+    num_epochs: int | None,
+    records: np.ndarray | None = None,
 ) -> grain.MapDataset[DocumentKey]:
     """The visits of a source's records in order: shuffled again in each epoch.
 
@@ -229,15 +233,20 @@ def source_keys(
       size: number of its records.
       seed: of the shuffle.
       num_epochs: how often to repeat; None forever.
+      records: numbers of the records that are visited; None: all of them.
     """
     # Grain shuffles with 32-bit seeds, and each epoch with the next one.
     shuffle_seed = int(np.random.SeedSequence([seed, source]).generate_state(1)[0])
-    records = grain.MapDataset.range(size).shuffle(shuffle_seed).repeat(num_epochs)
-    return records.map_with_index(functools.partial(_make_key, source, size))
+    if records is None:
+        numbers = grain.MapDataset.range(size)
+    else:
+        numbers, size = grain.MapDataset.source(records), len(records)
+    visits = numbers.shuffle(shuffle_seed).repeat(num_epochs)
+    return visits.map_with_index(functools.partial(_make_key, source, size))
 
 
 def _make_key(source: int, size: int, position: int, record: int) -> DocumentKey:
-    return DocumentKey(source, position // size, record)
+    return DocumentKey(source, position // size, int(record))
 
 
 def stream_keys(

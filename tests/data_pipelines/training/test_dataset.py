@@ -15,6 +15,7 @@ from data_pipelines.training.dataset import (
     make_training_dataset,
     merge_states,
 )
+from data_pipelines.training.held_out import held_out_mask
 from data_pipelines.training.mixture import DocumentKey, DocumentRandom
 from lst_jax.patching import PatchingConfig, aligned_probability
 from tests.data_pipelines.small_corpus import make_tokenizer
@@ -338,3 +339,50 @@ def test_bad_arguments_are_named(config):
     with pytest.raises(ValueError, match="num_epochs"):
         epoch = dataclasses.replace(config, num_epochs=1)
         make_training_dataset(epoch, VOCABULARY, host_count=2)
+
+
+def records_in(batches):
+    """Numbers of the utterances and of the texts that batches hold."""
+    tokens = np.unique(np.concatenate([batch["tokens"].ravel() for batch in batches]))
+    units = tokens - VOCABULARY.first_unit_id
+    return (
+        {int(unit) for unit in units if 0 <= unit < NUM_UTTERANCES},
+        {int(token) - 100 for token in tokens if 100 <= token < 100 + NUM_TEXTS},
+    )
+
+
+def test_training_never_sees_what_is_held_out_and_sees_all_else(config):
+    """Whatever seed, epochs and hosts; an epoch has every other record."""
+    sizes = (NUM_UTTERANCES, NUM_TEXTS)
+    expected = [
+        set(np.flatnonzero(held_out_mask(number, size, 0.2))) for number, size in enumerate(sizes)
+    ]
+    assert all(expected)
+    for seed in (3, 4):
+        changed = dataclasses.replace(
+            config, seed=seed, held_out_share=0.2, num_epochs=2, interleaved_share=0.0
+        )
+        training = records_in(list(make_training_dataset(changed, VOCABULARY)))
+        held_out = records_in(list(make_training_dataset(changed, VOCABULARY, held_out=True)))
+        for number, size in enumerate(sizes):
+            assert held_out[number] == expected[number]
+            assert training[number] == set(range(size)) - expected[number]
+
+
+def test_a_run_without_a_held_out_share_is_that_of_earlier_versions(config, batches):
+    """Its state says nothing of the share, so that runs begun before go on."""
+    iterator = iter(make_training_dataset(config, VOCABULARY))
+    assert "held_out_share" not in iterator.get_state()["settings"][0]
+    changed = dataclasses.replace(config, held_out_share=0.2)
+    other = iter(make_training_dataset(changed, VOCABULARY))
+    with pytest.raises(ValueError, match=r"held_out_share is 'unknown' in the checkpoint and 0\.2"):
+        other.set_state(iterator.get_state())
+    for each in (iterator, other):
+        each.close()
+
+
+@pytest.mark.parametrize(("share", "held_out"), [(0.0, True), (1e-9, True), (1 - 1e-9, False)])
+def test_a_part_without_records_is_an_error(config, share, held_out):
+    changed = dataclasses.replace(config, held_out_share=share)
+    with pytest.raises(ValueError, match="neither of them empty"):
+        make_training_dataset(changed, VOCABULARY, held_out=held_out)
