@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 
 from data_pipelines.training.dataset import DataConfig, make_training_dataset, merge_states
+from experiments.common.evaluators import EvaluationConfig, make_evaluators
 from lst_jax.checkpoints.description import DataDescription, ModelDescription
 from lst_jax.config import ModelConfig
 from lst_jax.settings import PathText, UnitCount, Workers, configuration, require
@@ -35,6 +36,7 @@ class Experiment:
       unit_count: size of the speech unit set.
       num_workers: processes that make batches; 0: the main process does. Changes no batch.
       prefetch: batches made ahead. Changes no batch.
+      evaluation: what the run is measured by on the way. Changes nothing of the run.
       writers: where records go, names of `lst_jax.training.writers.WRITERS`.
     """
 
@@ -47,6 +49,7 @@ class Experiment:
     unit_count: UnitCount = 502
     num_workers: Workers = 0
     prefetch: Workers = 2
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     writers: tuple[str, ...] = ("console", "jsonl", "tensorboard")
 
     def __post_init__(self) -> None:
@@ -102,6 +105,14 @@ def run_experiment(
     check_rows(experiment.data.batch_size, mesh, experiment.training.accumulation_steps)
     share = row_share(mesh)
     description = experiment.describe()
+    evaluators = make_evaluators(
+        experiment.evaluation,
+        description,
+        experiment.data,
+        experiment.training,
+        experiment.tokenizer,
+        mesh,
+    )
     dataset = make_training_dataset(
         experiment.data,
         description.vocabulary,
@@ -121,6 +132,7 @@ def run_experiment(
             experiment.data.patches_per_row,
             workdir,
             experiment.mesh,
+            evaluators=evaluators,
             writers=[WRITERS[name] for name in experiment.writers],
             hooks=hooks,
             merge_states=merge_states,

@@ -19,6 +19,7 @@ import gin
 from absl import flags
 
 from data_pipelines.training.dataset import DataConfig, SourceConfig
+from experiments.common.evaluators import EvaluationConfig
 from experiments.common.experiment import Experiment
 from lst_jax.config import LSTConfig, ModelConfig, TokenTransformerConfig
 from lst_jax.patching import PatchingConfig
@@ -50,6 +51,7 @@ for _configurable in (
     LSTConfig,
     TokenTransformerConfig,
     DataConfig,
+    EvaluationConfig,
     SourceConfig,
     PatchingConfig,
     OptimizerConfig,

@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
+import os
 import pathlib
 import struct
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TextIO
 
-import tensorboardX
+from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
 from lst_jax.training.hooks import OpenWriter, Record, Writer
 from lst_jax.training.log import LOGGER
 from lst_jax.training.metrics import METRICS_FILE, format_record, read_all_records
 
 EVENTS = "events"
+_FLUSH_SECONDS = 30.0  # of TensorBoard's events; a checkpoint flushes them, too
 
 
 class GuardedWriters:
@@ -130,19 +135,28 @@ class TensorBoardWriter:
             if any((name, record["step"]) not in known for name, _ in _scalars(record))
         ]
         first = min(missing, default=start_step + 1)
-        self._writer = tensorboardX.SummaryWriter(str(directory), purge_step=first)
+        pathlib.Path(directory).mkdir(parents=True, exist_ok=True)
+        # `SummaryWriter.flush` does not wait for the thread that writes; this one has no thread.
+        self._writer = EventsWriter(str(pathlib.Path(directory) / "events"), f".{os.getpid()}")
+        self._flushed_at = -math.inf
+        session = SessionLog(status=SessionLog.START)
+        self._writer.write_event(Event(wall_time=time.time(), step=first, session_log=session))
         for record in earlier:
             if record["step"] >= first:
                 self.write(record)
 
     def write(self, record: Record) -> None:
         """Adds every number of the record as a scalar."""
-        for name, value in _scalars(record):
-            self._writer.add_scalar(name, value, record["step"])
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in _scalars(record)]
+        summary = Summary(value=values)
+        self._writer.write_event(Event(wall_time=time.time(), step=record["step"], summary=summary))
+        if time.monotonic() - self._flushed_at > _FLUSH_SECONDS:
+            self.flush()
 
     def flush(self) -> None:
         """Writes what is buffered."""
         self._writer.flush()
+        self._flushed_at = time.monotonic()
 
     def close(self) -> None:
         """Writes what is buffered and closes the file."""

@@ -1,5 +1,6 @@
 """The training binary as a user runs it: kills, resumption, mistakes."""
 
+import json
 import pathlib
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 from lst_jax.checkpoints.description import read_description
 from lst_jax.checkpoints.params import restore_params
 from lst_jax.sharding import make_mesh
-from lst_jax.training.metrics import read_records
+from lst_jax.training.metrics import read_evaluations, read_records
 from tests.experiments.train_commands import (
     FILES,
     NUM_STEPS,
@@ -78,6 +79,69 @@ def test_a_terminated_run_saves_and_ends_with_the_same_parameters(corpus, uninte
     check_same_run(tmp_path, uninterrupted)
 
 
+def test_evaluation_and_the_profiler_change_nothing_of_a_run(corpus, uninterrupted, tmp_path):
+    """Held-out records of their own: the training's are those of the run without them."""
+    stories = tmp_path / "stories.jsonl"
+    story = {"id": "1", "set": "quick", "prompt": {"text": "the quick"}, "label": 0}
+    endings = [{"text": "brown fox"}, {"text": "lazy dog jumps"}]
+    stories.write_text(json.dumps(story | {"endings": endings}) + "\n")
+    source = next(flag for flag in corpus if "SPEECH_RECORDS" in flag).partition("=")[2]
+    gin_file = tmp_path / "held_out.gin"
+    gin_file.write_text(
+        f"held_out/SourceConfig.path = '{source}'\nheld_out/SourceConfig.kind = 'speech'\n"
+        "EvaluationConfig.directions = ('T-T',)\n"
+    )
+    workdir = tmp_path / "run"
+    arguments = training_flags(
+        corpus,
+        workdir,
+        EVAL_EVERY=6,
+        EVAL_BATCHES=2,
+        EVAL_RECORDS="(@held_out/SourceConfig(),)",
+        EVAL_STORIES=f"('{stories}',)",
+        CHECKPOINT_EVERY=6,
+        KEEP_CHECKPOINTS=1,
+        BEST_METRIC="held_out/static/loss",
+    )
+    process = start(*arguments, f"--gin_file={gin_file}", "--profile_steps=3:4")
+    output = process.communicate(timeout=240)[0]
+    assert process.returncode == 0, output
+    check_same_run(workdir, uninterrupted)
+    evaluations = read_evaluations(workdir)
+    assert [record["step"] for record in evaluations] == [6, 12, 18, 24]
+    for record in evaluations:
+        assert record["held_out/static/loss"] > 0
+        assert record["held_out/aligned/loss"] != record["held_out/static/loss"]
+        assert record["stories/quick/T-T/accuracy"] in (0, 1)
+    best = min(evaluations, key=lambda record: record["held_out/static/loss"])["step"]
+    left = {int(path.name) for path in (workdir / "checkpoints").iterdir()}
+    assert left == {best, NUM_STEPS}
+    (trace,) = (workdir / "profile").rglob("*.xplane.pb")
+    # The parts of the model are named in it.
+    names = trace.read_bytes()
+    for part in (b"encoder", b"global", b"decoder", b"loss", b"optimizer"):
+        assert part in names
+
+
+def test_data_that_end_early_are_said_in_one_line_and_the_last_state_is_saved(corpus, tmp_path):
+    arguments = training_flags(corpus, tmp_path, NUM_STEPS=5000, CHECKPOINT_EVERY=5000)
+    process = start(*arguments, "--gin.DataConfig.num_epochs=1")
+    output = process.communicate(timeout=240)[0]
+    assert process.returncode == 2, output
+    last = read_records(tmp_path)[-1]["step"]
+    error = output.strip().splitlines()[-1]
+    assert error.startswith(f"error: the data ended after {last} steps, expected 5000; ")
+    assert (tmp_path / "checkpoints" / str(last)).is_dir()
+
+
+def test_a_console_that_vanishes_does_not_end_a_run(corpus, uninterrupted, tmp_path):
+    process = start(*training_flags(corpus, tmp_path))
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=240) == 0
+    check_same_run(tmp_path, uninterrupted)
+
+
 def test_the_workdir_tells_how_the_run_was_made(uninterrupted):
     config = (uninterrupted / "config.gin").read_text()
     assert "train.model = @LSTConfig" in config
@@ -131,6 +195,18 @@ def mistakes(corpus, uninterrupted):
         "rows": (
             [*training_flags(corpus, "unused"), "--gin.ACCUMULATION_STEPS=3"],
             "the batch has 4 rows, expected a multiple of 3",
+        ),
+        "profile": (
+            [*training_flags(corpus, "unused"), "--profile_steps=3"],
+            "profile_steps is '3', expected FIRST:LAST",
+        ),
+        "metric": (
+            training_flags(corpus, "unused", BEST_METRIC="loss"),
+            "best_metric is 'loss', expected a metric of the run: none",
+        ),
+        "writer": (
+            [*training_flags(corpus, "unused"), "--gin.WRITERS=('console','disk')"],
+            "writers has 'disk', expected names of console, jsonl",
         ),
         "argument": ([*FILES, *corpus, "--workdir=unused", "extra"], "unexpected argument 'extra'"),
     }

@@ -13,12 +13,14 @@ import pytest
 from lst_jax.checkpoints.checkpointer import Checkpointer
 from lst_jax.checkpoints.params import restore_initial_params
 from lst_jax.checkpoints.train_state import init_state, state_from_params
-from lst_jax.sharding import MeshConfig, make_mesh, mesh_context, shard_batch
+from lst_jax.model.models import build_model, logits, output_kernel
+from lst_jax.sharding import DEFAULT_RULES, MeshConfig, make_mesh, mesh_context, shard_batch
+from lst_jax.training.held_out import HeldOutLoss
 from lst_jax.training.loop import STOP_SIGNALS, DataEndedError, NonFiniteLossError, StopSignal
 from lst_jax.training.lst import train_lst
-from lst_jax.training.metrics import read_records
+from lst_jax.training.metrics import read_evaluations, read_records
 from lst_jax.training.optimizers import OptimizerConfig, make_optimizer
-from lst_jax.training.step import TrainingConfig, batch_sums, make_train_step
+from lst_jax.training.step import TrainingConfig, batch_sums, make_loss, make_train_step
 from tests.lst_jax.batches import VOCABULARY
 from tests.lst_jax.training.training_runs import DESCRIPTION, TINY, P, batches, random_batch
 
@@ -291,3 +293,50 @@ def test_a_stop_signal_gives_back_the_handler_it_replaced():
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.name == "SIGTERM"
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_held_out_loss_changes_no_bit_of_a_run_and_is_that_of_its_batches(finished, tmp_path):
+    mesh = make_mesh(MESH)
+    loss = make_loss(TINY, TRAINING.accumulation_steps, FIRST_UNIT, P, mesh, tuple(DEFAULT_RULES))
+    held_out = {"static": [random_batch(7), random_batch(8)], "aligned": [random_batch(9)]}
+    result = train_in(
+        tmp_path, batches(3), doors={"evaluators": [HeldOutLoss(loss, held_out, mesh, every=3)]}
+    )
+    jax.tree.map(np.testing.assert_array_equal, result.state, finished[1].state)
+    assert untimed(read_records(tmp_path)) == untimed(read_records(finished[0]))
+    records = read_evaluations(tmp_path)
+    assert [record["step"] for record in records] == [3, 6]
+    # By the model itself: one batch at a time, one device, no microbatches.
+    (device,) = jax.devices()[:1]
+    params = jax.device_put(jax.device_get(result.state.params), device)
+    for strategy, rows in held_out.items():
+        totals = {"text": [0.0, 0.0], "speech": [0.0, 0.0]}
+        for batch in rows:
+            hidden = build_model(TINY).apply({"params": params}, batch, num_patches=P)["hidden"]
+            scores = logits(hidden, output_kernel(params), TINY.vocab_size)
+            nll = -jax.nn.log_softmax(scores)
+            nll = np.take_along_axis(np.asarray(nll), batch["targets"][..., None], -1)[..., 0]
+            speech = batch["targets"] >= FIRST_UNIT
+            for kind, mask in (("speech", speech), ("text", ~speech)):
+                weights = batch["loss_weights"] * mask
+                totals[kind] = np.add(totals[kind], [(nll * weights).sum(), weights.sum()])
+        expected = {f"loss_{kind}": nll / weight for kind, (nll, weight) in totals.items()}
+        nll, weight = np.add(*totals.values())
+        for name, value in (expected | {"loss": nll / weight}).items():
+            assert records[-1][f"held_out/{strategy}/{name}"] == pytest.approx(value, rel=1e-4)
+
+
+def test_a_decay_branches_off_from_a_kept_checkpoint(tmp_path):
+    """As if the run had been the decay's from the beginning; the run it leaves stays as it is."""
+    stable = dataclasses.replace(OPTIMIZER, schedule="constant")
+    train_in(tmp_path / "stable", batches(3), optimizer=stable, keep_checkpoints=9)
+    decay = dataclasses.replace(OPTIMIZER, schedule="wsd", decay_steps=2, final_ratio=0.0)
+    start = {"initial_checkpoint": str(tmp_path / "stable" / "4"), "initial_state": "all"}
+    branch = train_in(tmp_path / "branch", batches(3), optimizer=decay, **start)
+    whole = train_in(tmp_path / "whole", batches(3), optimizer=decay)
+    jax.tree.map(np.testing.assert_array_equal, branch.state, whole.state)
+    assert branch.progress.flops == whole.progress.flops
+    records = untimed(read_records(tmp_path / "branch"))
+    assert records == untimed(read_records(tmp_path / "whole"))[-len(records) :]
+    names = {path.name for path in (tmp_path / "stable" / "checkpoints").iterdir()}
+    assert names == {"2", "4", "6"}

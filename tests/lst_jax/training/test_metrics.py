@@ -1,6 +1,8 @@
 import dataclasses
 import io
 import json
+import sys
+from unittest import mock
 
 import jax
 import pytest
@@ -13,7 +15,14 @@ from lst_jax.training.metrics import (
     format_record,
     read_records,
 )
-from lst_jax.training.writers import ConsoleWriter, JsonlWriter, TensorBoardWriter
+from lst_jax.training.writers import (
+    ConsoleWriter,
+    JsonlWriter,
+    TensorBoardWriter,
+    open_clu,
+    open_wandb,
+    read_scalars,
+)
 
 CONTEXT = RateContext(100, 200, num_devices=2, peak=PeakRate(1e3, "test"), num_steps=10)
 
@@ -157,3 +166,76 @@ def test_the_peak_of_a_cpu_is_measured_and_said_to_be():
     peak = peak_rate(jax.devices("cpu")[0])
     assert peak.flops_per_second > 1e6
     assert "measured" in peak.source
+
+
+def in_another_second(monkeypatch, second):
+    """Event files are named after the second in which they are made."""
+    monkeypatch.setattr("tensorboardX.event_file_writer.time.time", lambda: 1_700_000_000 + second)
+
+
+def losses(*steps):
+    return [{"step": step, "loss": float(step), "none": None} for step in steps]
+
+
+def shown(directory):
+    """Steps in the order of the files, as far as no later session hides them."""
+    return sorted(step for name, step in read_scalars(directory) if name == "loss")
+
+
+def test_a_resumed_session_hides_the_steps_to_come_and_no_other(tmp_path, monkeypatch):
+    for second, (start, steps) in enumerate([(0, (1, 2, 3, 4)), (2, (3,))]):
+        in_another_second(monkeypatch, second)
+        writer = TensorBoardWriter(tmp_path, start, losses(1, 2, 3, 4)[:start])
+        for record in losses(*steps):
+            writer.write(record)
+        writer.close()
+    assert shown(tmp_path) == [1, 2, 3]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_a_killed_process_had_in_its_buffer_is_filled_in(tmp_path, monkeypatch):
+    in_another_second(monkeypatch, 0)
+    writer = TensorBoardWriter(tmp_path, 0)
+    for record in losses(1, 2):
+        writer.write(record)
+    writer.close()
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:-5])  # the kill cut the last event
+    in_another_second(monkeypatch, 1)
+    TensorBoardWriter(tmp_path, 4, losses(1, 2, 3, 4, 5)).close()
+    assert shown(tmp_path) == [1, 2, 3, 4]
+
+
+def test_flushed_events_outlive_the_process(tmp_path):
+    writer = TensorBoardWriter(tmp_path, 0)
+    for record in losses(1, 2):
+        writer.write(record)
+    writer.flush()
+    assert shown(tmp_path) == [1, 2]
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    ("open_writer", "module", "extra"),
+    [(open_clu, "clu.metric_writers", "clu"), (open_wandb, "wandb", "wandb")],
+)
+def test_a_writer_whose_extra_is_not_installed_says_which(
+    tmp_path, monkeypatch, open_writer, module, extra
+):
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setitem(sys.modules, module.partition(".")[0], None)
+    with pytest.raises(ImportError, match=rf"'lst-jax\[{extra}\]'"):
+        open_writer(tmp_path, 0, 1)
+
+
+def test_records_go_to_weights_and_biases(tmp_path, monkeypatch):
+    run, calls = mock.Mock(), []
+    run.log = lambda values, step: calls.append((step, values))
+    service = mock.Mock(init=mock.Mock(return_value=run))
+    monkeypatch.setitem(sys.modules, "wandb", service)
+    writer = open_wandb(tmp_path, 0, 1)
+    writer.write({"step": 3, "loss": 2.0, "none": None})
+    writer.close()
+    assert calls == [(3, {"loss": 2.0})]
+    assert service.init.call_args.kwargs["id"] == tmp_path.name
+    run.finish.assert_called_once()

@@ -85,3 +85,65 @@ def test_gradients_above_the_clip_norm_count_as_gradients_of_that_norm():
         return optimizer.update(gradient, optimizer.init(params), params)[0]["kernel"]
 
     np.testing.assert_allclose(update_of(large), update_of(unit), rtol=1e-5)
+
+
+def test_the_cosine_schedule_keeps_its_values_to_the_bit():
+    """Of the formula with which runs began before schedules had names."""
+    config = OptimizerConfig(peak_learning_rate=3e-4, warmup_steps=20, final_ratio=0.01)
+    peak, final = 3e-4, 3e-4 * 0.01
+
+    def before(count):
+        step = jnp.asarray(count, jnp.float32) + 1
+        cosine = 0.5 * (1 + jnp.cos(np.pi * jnp.clip((step - 20) / 180, 0, 1)))
+        decayed = final + (peak - final) * cosine
+        return jnp.where(step < 20, peak * step / 20, decayed)
+
+    counts = np.arange(210)
+    np.testing.assert_array_equal(learning_rate_schedule(config, 200)(counts), before(counts))
+
+
+def test_a_constant_schedule_stays_at_the_peak():
+    config = OptimizerConfig(schedule="constant", peak_learning_rate=0.5, warmup_steps=4)
+    rates = learning_rate_schedule(config, 100)(np.arange(100))
+    np.testing.assert_allclose(rates[:4], [0.125, 0.25, 0.375, 0.5])
+    np.testing.assert_array_equal(rates[3:], np.float32(0.5))
+
+
+def test_a_stable_schedule_decays_over_its_last_steps():
+    config = OptimizerConfig(
+        schedule="wsd", peak_learning_rate=1.0, warmup_steps=4, decay_steps=5, final_ratio=0.5
+    )
+    rates = np.asarray(learning_rate_schedule(config, 20)(np.arange(20)))
+    np.testing.assert_array_equal(rates[3:15], 1.0)
+    np.testing.assert_allclose(rates[15:], [0.9, 0.8, 0.7, 0.6, 0.5], rtol=1e-6)
+
+
+@pytest.mark.parametrize("decay", [1, 7, 20])
+def test_the_decay_may_begin_at_any_step_of_the_stable_part(decay):
+    """Until there all schedules of the same peak agree to the bit."""
+    settings = {"peak_learning_rate": 0.3, "warmup_steps": 3}
+    wsd = OptimizerConfig(schedule="wsd", decay_steps=decay, final_ratio=0.0, **settings)
+    constant = OptimizerConfig(schedule="constant", **settings)
+    num_steps = 10 + decay
+    rates = np.asarray(learning_rate_schedule(wsd, num_steps)(np.arange(num_steps)))
+    expected = learning_rate_schedule(constant, 1000)(np.arange(10))
+    np.testing.assert_array_equal(rates[:10], expected)
+    assert np.all(np.diff(rates[9:]) < 0) and rates[-1] == 0
+
+
+def test_a_decay_that_does_not_fit_behind_the_warm_up_is_an_error():
+    config = OptimizerConfig(schedule="wsd", warmup_steps=6, decay_steps=5)
+    learning_rate_schedule(config, 11)
+    with pytest.raises(ValueError, match="decay_steps is 5, expected at most 10 - 6"):
+        learning_rate_schedule(config, 10)
+
+
+@pytest.mark.parametrize("steps", [None, 0, -1])
+def test_a_stable_schedule_without_a_decay_is_an_error(steps):
+    with pytest.raises(ValueError, match=f"decay_steps is {steps}, expected 1 or more"):
+        OptimizerConfig(schedule="wsd", decay_steps=steps)
+
+
+def test_another_name_of_a_schedule_is_an_error():
+    with pytest.raises(ValueError, match="schedule is 'linear', expected one of"):
+        OptimizerConfig(schedule="linear")
