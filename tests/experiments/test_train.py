@@ -225,3 +225,12 @@ def test_mistakes_end_with_one_clear_line(corpus, uninterrupted, mistake):
     assert not (ROOT / "unused").exists()
     after = [(uninterrupted / name).read_text() for name in ("model.json", "config.gin")]
     assert after == described
+
+
+def test_a_loss_that_is_not_finite_has_its_own_exit_code(corpus, tmp_path):
+    arguments = training_flags(corpus, tmp_path, PEAK_LEARNING_RATE="1e30", WARMUP_STEPS=0)
+    process = start(*arguments)
+    output = process.communicate(timeout=240)[0]
+    assert process.returncode == 3
+    last = output.strip().splitlines()[-1]
+    assert last.startswith("error: text_nll is nan at step 2; there is no checkpoint before it")

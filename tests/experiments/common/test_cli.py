@@ -1,68 +1,79 @@
-"""Tests of what a binary takes for a user's mistake."""
+"""How binaries end: exit codes, one line, a console that cannot fail."""
 
-from __future__ import annotations
+import io
+import os
+import subprocess
+import sys
 
-import tokenize
-
-import gin
 import pytest
 
+from experiments.common.cli import Console
+
+BINARY = """
+import sys
 from experiments.common import cli
-
-# All that gin and missing files were seen to raise.
-KINDS = (
-    ValueError,
-    TypeError,
-    RuntimeError,
-    OSError,
-    ImportError,
-    SyntaxError,
-    tokenize.TokenError,
-)
+def main(argv):
+    {body}
+cli.run_main(main)
+"""
 
 
-@gin.configurable(module="cli_test")
-def needs(value=gin.REQUIRED):
-    return value
-
-
-def raised(function, *arguments):
-    with pytest.raises(KINDS) as error:
-        function(*arguments)
-    return error.value
+def run(body):
+    return subprocess.run(
+        [sys.executable, "-c", BINARY.format(body=body)], capture_output=True, text=True
+    )
 
 
 @pytest.mark.parametrize(
-    "binding",
+    ("body", "code", "lines"),
     [
-        "cli_test.nothing.x = 1",
-        "cli_test.needs.x = 1",
-        "cli_test.needs.value = [",
-        "x y",
-        "cli_test.needs.value = @nothing",
-        "import nothing.at_all",
-        "include 'nowhere.gin'",
+        ("print('done')", 0, 0),
+        ("raise ValueError('seed is -1\\\\nexpected more')", 2, 1),
+        ("open('/nowhere/at/all')", 2, 1),
+        ("cli.end_with_error(ArithmeticError('inf'), cli.ExitCode.NOT_FINITE)", 3, 1),
+        ("sys.exit(int(cli.ExitCode.STOPPED))", 143, 0),
+        ("raise ZeroDivisionError('ours')", 1, None),
     ],
 )
-def test_gin_files_that_are_wrong_are_the_users_mistake(binding):
-    error = raised(gin.parse_config, binding)
-    assert cli.is_user_error(error)
-    assert "\n" not in cli.describe_error(error)
+def test_every_end_has_its_exit_code(body, code, lines):
+    done = run(body)
+    assert done.returncode == code, done.stderr
+    if lines is not None:
+        assert len(done.stderr.splitlines()) == lines
+        assert "Traceback" not in done.stderr
+    else:
+        assert "ZeroDivisionError" in done.stderr
 
 
-def test_unset_requirements_are_the_users_mistake():
-    assert cli.is_user_error(raised(needs))
-    with gin.unlock_config():
-        gin.parse_config("cli_test.needs.value = %cli_test_macro")
-    assert cli.is_user_error(raised(needs))
-    gin.clear_config()
+def test_an_unknown_flag_is_the_users_error():
+    command = [sys.executable, "-c", BINARY.format(body="pass"), "--no_such_flag"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
 
 
-@pytest.mark.parametrize("error", [TypeError("f() takes 1"), RuntimeError("no"), KeyError("k")])
-def test_errors_of_the_program_are_not(error):
-    assert not cli.is_user_error(error)
+def test_a_binary_whose_console_vanishes_ends_as_if_it_had_not():
+    """Also at its end, when Python writes what is buffered."""
+    body = "[print('x' * 100_000) for _ in range(3)], print('x', end='')"
+    process = subprocess.Popen(
+        [sys.executable, "-c", BINARY.format(body=body)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait()) == (b"", 0)
 
 
-def test_missing_files_are_told_by_name(tmp_path):
-    error = raised((tmp_path / "nowhere").read_bytes)
-    assert cli.describe_error(error) == f"{tmp_path / 'nowhere'}: No such file or directory"
+def test_a_console_writes_what_it_cannot_encode_in_another_way():
+    raw = io.BytesIO()
+    console = Console(io.TextIOWrapper(raw, encoding="iso-8859-9"))
+    print("S→T", file=console, flush=True)
+    assert raw.getvalue() == b"S\\u2192T" + os.linesep.encode()
+
+
+def test_a_closed_console_takes_everything_and_says_nothing():
+    stream = io.StringIO()
+    stream.close()
+    console = Console(stream)
+    print("lost", file=console, flush=True)
+    print("lost", file=console, flush=True)
