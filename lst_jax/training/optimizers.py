@@ -46,7 +46,8 @@ class OptimizerConfig:
       warmup_steps: steps of linear warm-up, fewer than the steps of the run.
       decay_steps: steps of the decay of "wsd". A run that starts with the whole state
         (`TrainingConfig.initial_state`) of step S of another, and has S + `decay_steps` steps, is
-        the decay from there.
+        the decay from there: to the bit where the other's schedule is "wsd", too ("constant" is
+        another program, which rounds differently).
       final_ratio: learning rate of the last step over the peak, where there is a decay.
       beta1: decay of the gradient's mean.
       beta2: decay of the squared gradient's mean.

@@ -17,9 +17,8 @@ from lst_jax.training.log import report
 class ProfilerWindow:
     """A hook that traces steps `first` to `last`, both included, on every process.
 
-    A run that ends inside the window leaves a trace until its end; one that goes past it leaves
-    none. The steps of the window wait for their devices at its two ends, so their times are a bit
-    longer.
+    A run that ends inside the window leaves a trace until its end; one that begins behind its first
+    step leaves none. The last step of the window waits for the devices, so its time is longer.
     """
 
     def __init__(self, directory: str | pathlib.Path, first: int, last: int) -> None:

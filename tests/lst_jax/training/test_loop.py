@@ -328,9 +328,8 @@ def test_a_held_out_loss_changes_no_bit_of_a_run_and_is_that_of_its_batches(fini
 
 def test_a_decay_branches_off_from_a_kept_checkpoint(tmp_path):
     """As if the run had been the decay's from the beginning; the run it leaves stays as it is."""
-    stable = dataclasses.replace(OPTIMIZER, schedule="constant")
-    train_in(tmp_path / "stable", batches(3), optimizer=stable, keep_checkpoints=9)
     decay = dataclasses.replace(OPTIMIZER, schedule="wsd", decay_steps=2, final_ratio=0.0)
+    train_in(tmp_path / "stable", batches(3), optimizer=decay, num_steps=8, keep_checkpoints=9)
     start = {"initial_checkpoint": str(tmp_path / "stable" / "4"), "initial_state": "all"}
     branch = train_in(tmp_path / "branch", batches(3), optimizer=decay, **start)
     whole = train_in(tmp_path / "whole", batches(3), optimizer=decay)
@@ -339,4 +338,4 @@ def test_a_decay_branches_off_from_a_kept_checkpoint(tmp_path):
     records = untimed(read_records(tmp_path / "branch"))
     assert records == untimed(read_records(tmp_path / "whole"))[-len(records) :]
     names = {path.name for path in (tmp_path / "stable" / "checkpoints").iterdir()}
-    assert names == {"2", "4", "6"}
+    assert names == {"2", "4", "6", "8"}
