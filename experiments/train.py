@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
     except NonFiniteLossError as error:
         cli.end_with_error(error, cli.ExitCode.NOT_FINITE)
     step = int(result.state.step)
-    how = "finished" if result.finished else f"stopped by {result.signal or 'a signal'}"
+    how = "finished" if result.finished else f"stopped by {result.signal}"
     if jax.process_index() == 0:
         checkpoint = workdir / "checkpoints" / str(step)
         print(f"{how} after step {step}; checkpoint {checkpoint}", flush=True)

@@ -228,7 +228,10 @@ class _Run:
                 self._loop(stop)
             finally:
                 self._writers.close()
-        return TrainResult(self._state, self._progress, self._step >= num_steps, stop.name)
+        finished = self._step >= num_steps
+        # Another process may have been told; all signals are passed on as SIGTERM.
+        name = stop.name if finished else stop.name or signal.SIGTERM.name
+        return TrainResult(self._state, self._progress, finished, name)
 
     def _loop(self, stop: StopSignal) -> None:
         self._finished_at = time.perf_counter()

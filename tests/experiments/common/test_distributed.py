@@ -116,7 +116,7 @@ def test_two_processes_continue_the_run_of_one_until_either_is_told_to_stop(
             break
     processes[1].send_signal(signal.SIGTERM)
     outputs = [process.communicate(timeout=120)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert [process.returncode for process in processes] == [143, 143], outputs
     stopped = int(outputs[0].rsplit("stopped by SIGTERM after step ", 1)[1].split(";")[0])
     assert 12 <= stopped < NUM_STEPS
     assert (workdir / "checkpoints" / str(stopped)).is_dir()

@@ -185,7 +185,7 @@ def shown(directory):
 def test_a_resumed_session_hides_the_steps_to_come_and_no_other(tmp_path, monkeypatch):
     for second, (start, steps) in enumerate([(0, (1, 2, 3, 4)), (2, (3,))]):
         in_another_second(monkeypatch, second)
-        writer = TensorBoardWriter(tmp_path, start, losses(1, 2, 3, 4)[:start])
+        writer = TensorBoardWriter(tmp_path, start)
         for record in losses(*steps):
             writer.write(record)
         writer.close()
