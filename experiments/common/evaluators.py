@@ -21,6 +21,7 @@ from lst_jax.evaluation.story_completion import (
 from lst_jax.inference.scoring import ScoringShape
 from lst_jax.model.models import build_model
 from lst_jax.patching import Strategy
+from lst_jax.settings import PositiveInt, configuration
 from lst_jax.sharding import DEFAULT_RULES, batch_mesh_size, row_share
 from lst_jax.training.held_out import HeldOutLoss
 from lst_jax.training.hooks import Evaluator
@@ -28,7 +29,7 @@ from lst_jax.training.step import TrainingConfig, make_loss
 from lst_jax.vocabulary import TextTokenizer
 
 
-@dataclasses.dataclass(frozen=True)
+@configuration
 class EvaluationConfig:
     """What a run is measured by on the way. Nothing of it changes the run.
 
@@ -46,18 +47,14 @@ class EvaluationConfig:
       directions: of story completion.
     """
 
-    every: int | None = None
-    batches: int = 8
+    every: PositiveInt | None = None
+    batches: PositiveInt = 8
     records: tuple[SourceConfig, ...] = ()
     strategies: tuple[Strategy, ...] | None = None
     stories: tuple[str, ...] = ()
     directions: tuple[str, ...] = ("S-S", "T-T")
 
     def __post_init__(self) -> None:
-        for name in ("every", "batches"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}, expected at least 1")
         for direction in self.directions:
             parse_direction(direction)
 

@@ -140,10 +140,10 @@ def test_a_decay_that_does_not_fit_behind_the_warm_up_is_an_error():
 
 @pytest.mark.parametrize("steps", [None, 0, -1])
 def test_a_stable_schedule_without_a_decay_is_an_error(steps):
-    with pytest.raises(ValueError, match=f"decay_steps is {steps}, expected 1 or more"):
+    with pytest.raises(ValueError, match=f"decay_steps is {steps}, expected"):
         OptimizerConfig(schedule="wsd", decay_steps=steps)
 
 
 def test_another_name_of_a_schedule_is_an_error():
-    with pytest.raises(ValueError, match="schedule is 'linear', expected one of"):
+    with pytest.raises(ValueError, match="schedule is 'linear', expected 'cosine'"):
         OptimizerConfig(schedule="linear")
