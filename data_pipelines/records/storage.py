@@ -112,7 +112,7 @@ class RecordMetadata:
         records = sum(shard.records for shard in self.shards)
         require(
             records == self.totals.documents,
-            "Totals.documents",
+            "RecordMetadata.totals.documents",
             self.totals.documents,
             f"{records}, the sum of the shards' records",
         )

@@ -123,7 +123,7 @@ class ModelDescription:
     def __post_init__(self) -> None:
         require(
             self.model.vocab_size == self.vocabulary.size,
-            f"{type(self.model).__name__}.vocab_size",
+            "ModelDescription.model.vocab_size",
             self.model.vocab_size,
             f"{self.vocabulary.size}, the size of {self.vocabulary}",
         )

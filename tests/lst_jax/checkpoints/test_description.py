@@ -265,4 +265,5 @@ def test_a_vocabulary_of_another_size_is_refused(tmp_path):
     file = write(tmp_path, FIELDS | {"vocabulary": dataclasses.asdict(other)})
     with pytest.raises(ValueError) as error:
         description_from_file(file)
-    assert_one_line(error, str(file), "LSTConfig.vocab_size is", f"expected {other.size}")
+    expected = f"expected {other.size}"
+    assert_one_line(error, str(file), "ModelDescription.model.vocab_size is", expected)
