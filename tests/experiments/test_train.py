@@ -206,7 +206,7 @@ def mistakes(corpus, uninterrupted):
         ),
         "writer": (
             [*training_flags(corpus, "unused"), "--gin.WRITERS=('console','disk')"],
-            "writers has 'disk', expected names of console, jsonl",
+            "train.writers is ['disk'], expected names of console, jsonl",
         ),
         "argument": ([*FILES, *corpus, "--workdir=unused", "extra"], "unexpected argument 'extra'"),
     }

@@ -194,7 +194,7 @@ def test_no_tolerance_lets_numbers_pass_that_are_not_finite(field, value):
         ({"pooling": "topk"}, "pooling is 'topk', expected one of"),
         ({"cross_attn_all_layers_decoder": False}, "cross_attn_all_layers_decoder is false"),
         ({"n_layers_global": 3}, r"global_transformer.layers.2.ffn_norm.weight is missing"),
-        ({"dim_global": 32}, "latent_vectors_per_patch=2"),
+        ({"dim_global": 32}, "latent_vectors_per_patch is 2"),
         ({"grad_norms": {"a": 1.0}}, "grad_norms and parameters differ in .*'a'"),
     ],
 )

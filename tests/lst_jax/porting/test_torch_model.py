@@ -706,7 +706,7 @@ def test_mistakes_on_the_command_line_are_one_line(
     (tmp_path / "other.model").write_bytes(content)
     for name, path in names.items():
         arguments = [argument.replace(name, path) for argument in arguments]
-    assert torch_model.main(arguments) == 1
+    assert torch_model.main(arguments) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("error: ")
