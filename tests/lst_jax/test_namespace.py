@@ -1,6 +1,7 @@
 """The package's front, and what importing parts of it costs."""
 
 import ast
+import importlib.metadata
 import pathlib
 import subprocess
 import sys
@@ -9,8 +10,26 @@ import lst_jax
 
 
 def test_every_name_of_the_front_can_be_imported():
-    for name in lst_jax.__all__:
+    for name in lst_jax._HOMES:
         assert getattr(lst_jax, name).__name__ == name
+    assert set(lst_jax.__all__) == {*lst_jax._HOMES, "__version__"} == set(dir(lst_jax))
+
+
+def test_type_checkers_see_the_names_that_are_there():
+    tree = ast.parse(pathlib.Path(lst_jax.__file__).read_text())
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    seen = {
+        alias.asname: node.module.removeprefix("lst_jax.")
+        for node in block.body
+        for alias in node.names
+        if alias.asname == alias.name
+    }
+    assert seen == lst_jax._HOMES
+
+
+def test_the_version_is_that_of_the_package():
+    assert lst_jax.__version__ == importlib.metadata.version("lst-jax")
+    assert (pathlib.Path(lst_jax.__file__).parent / "py.typed").exists()
 
 
 def test_data_pipelines_do_not_load_jax_into_their_workers():
