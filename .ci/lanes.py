@@ -5,7 +5,7 @@
     python3 .ci/lanes.py run NAME [NAME …]  # runs lanes and records those that pass
     python3 .ci/lanes.py stale --minutes=75 # runs those that a change has made stale
 
-A lane is a script `.ci/lanes/NAME` with an environment of its own. Lines of its head say on which
+A lane is a script `.ci/lanes/NAME` with its own environment. Lines of its head say on which
 paths it depends: `# paths: PATH …`. It prints the versions that matter as `lane-version: NAME==V`,
 and its test runner's closing lines give the counts. Its result in `.ci/lanes/results.json` is stale
 once one of its paths, or the script, differs from the commit in its entry.

@@ -31,7 +31,7 @@ _BYTE_FALLBACK = flags.DEFINE_bool(
     "byte_fallback", True, "Spell characters without a piece as bytes, not as unk."
 )
 _CHARACTER_COVERAGE = flags.DEFINE_float(
-    "character_coverage", 0.99995, "Share of the characters that get pieces of their own."
+    "character_coverage", 0.99995, "Share of the characters that get their own pieces."
 )
 _UNIT_COUNT = flags.DEFINE_integer(
     "unit_count", 502, "Size of the unit set of aligned speech.", lower_bound=1

@@ -4,7 +4,7 @@ A document is a sequence of tokens `bos <t> text… <s> units… eos`. Only spee
 mode tokens and text tokens are patches of length 1. A run of speech units is grouped
 
 * static(p): in groups of p from the start of the run, the last one shorter where it must be;
-* aligned: one patch per word, silence in patches of its own or merged into a word;
+* aligned: one patch per word, silence in separate patches or merged into a word;
 * mixed, curriculum: one of the two per document, aligned with probability P(u) at step u.
 
 This module is NumPy alone: data pipelines, scoring and generation segment with the same functions,
@@ -42,13 +42,13 @@ class PatchingConfig:
       strategy: `none` makes every token a patch (the unpatched baseline); the others are those of
         the module's docstring.
       patch_size: units of a full static patch, p.
-      silence: what aligned patching does with silence: a patch of its own, or a part of the word
+      silence: what aligned patching does with silence: a separate patch, or a part of the word
         before it (silence that opens a run joins the word after it).
       mixed_aligned_probability: P of the mixed strategy, the same at every step.
       curriculum_start: τ₁ in optimizer steps; before it every example is aligned.
       curriculum_end: τ₂ in optimizer steps; from it on every example is static.
       join_speech_mode: whether `<s>` belongs to the first static patch of the run that it opens,
-        as in the published checkpoints, instead of being a patch of its own.
+        as in the published checkpoints, instead of being a separate patch.
     """
 
     strategy: Strategy = "static"
@@ -149,7 +149,7 @@ def static_patches(
     tokens = np.asarray(tokens)
     starts, ends = vocabulary.split_runs(tokens)
     if join_speech_mode and len(starts):
-        # A `<s>` that no unit follows opens no run and stays a patch of its own.
+        # A `<s>` that no unit follows opens no run and stays a single-token patch.
         starts = starts - ((tokens[starts - 1] == vocabulary.speech_mode_id) & (starts > 0))
     lengths, provable, repeats = [], [], []
     position = 0

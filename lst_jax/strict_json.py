@@ -96,7 +96,7 @@ def _finite_float(digits: str) -> float:
 
 
 def _short_int(digits: str) -> int:
-    if len(digits) > 4000:  # Python refuses more than 4,300 in words of its own
+    if len(digits) > 4000:  # Python refuses more than 4,300 in its own words
         raise ValueError(f"{quote(digits)} has {len(digits)} digits, expected a smaller number")
     return int(digits)
 

@@ -119,7 +119,7 @@ class ReferenceParser:
 
     def __call__(self, line: bytes, place: str) -> Utterance:
         """See `parse_reference_line`; a word that cannot be encoded is a `BadLine` too."""
-        del place  # utterances have names of their own
+        del place  # utterances have their own names
         aligned = parse_reference_line(line, self.unit_count)
         try:
             utterance = make_utterance(

@@ -277,7 +277,7 @@ def synthesize(text: str, voice: Voice) -> Speech:
 def _anchors(
     events: Sequence[_WordEvent], spans: Sequence[tuple[int, int]]
 ) -> dict[int, _WordEvent]:
-    """Word index -> its event, for the words that have an event of their own.
+    """Word index -> its event, for the words that have their own event.
 
     Of the events of one word ("ice-cream" has two) the first counts. The first word always has
     one: what is spoken before the first event is its.

@@ -32,7 +32,7 @@ class Utterance:
       piece_counts: int32 (W,) pieces of every word, 0 for a silence and for nothing else.
       units: int32 (Σ unit_counts,) speech units 0 … unit_count−1 of the whole recording.
       unit_counts: int32 (W,) units spoken during every word or silence. It may be 0: an aligner
-        that is finer than a unit gives some short words and silences none of their own. At least
+        that is finer than a unit gives some short words and silences none. At least
         one is positive.
       piece_unit_counts: int32 (S,) units spoken during every piece, at least 0; those of a word's
         pieces sum to the word's. None: known by words alone.

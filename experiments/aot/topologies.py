@@ -35,7 +35,7 @@ def tpu_devices(topology: str, num_slices: int = 1) -> list[jax.Device]:
         raise ImportError("no package libtpu, which compiles for TPUs; pip install libtpu")
     if num_slices < 1:
         raise ValueError(f"num_slices is {num_slices}, expected at least 1")
-    if not topology:  # libtpu would take a chip of its own choice
+    if not topology:  # libtpu would choose a chip
         raise ValueError("topology is '', expected a chip and a shape such as 'v5e:16x16'")
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)

@@ -4,7 +4,7 @@ r"""Memory and time of porting a model of real size between Orbax and safetensor
         --output=experiments/benchmarks/results/porting.json
 
 fills a model with random numbers, saves it as training does, and runs the porting binary in
-processes of its own: Orbax → safetensors → Orbax → safetensors. The two folders of safetensors
+separate processes: Orbax → safetensors → Orbax → safetensors. The two folders of safetensors
 must be the same to the byte. Peak memory is the kernel's figure for the largest resident set of the
 process (`ru_maxrss`), Python, JAX and mapped files included.
 """
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     workdir = pathlib.Path(_WORKDIR.value)
     workdir.mkdir(parents=True)
-    # In a process of its own: what this one has touched would count in those that it starts.
+    # In a separate process: what this one has touched would count in those that it starts.
     maker = multiprocessing.get_context("spawn").Process(
         target=_make_run, args=(workdir / "run", _GIN_FILE.value, _TEXT_SIZE.value)
     )

@@ -2,7 +2,7 @@
 
 Parts pass named arrays to each other, those that the model returns, and no array has two readers.
 So the parts run one after another give the step's loss, and in reverse order its gradient; each is
-a jitted function of its own, which can be timed alone.
+a separate jitted function, which can be timed alone.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ device keeps count, the most that was in use up to the end of the steps; it coun
 the process, so it is given only where this setting made it grow.
 
 Then the parts: each module's forward and backward pass, with respect to its inputs and parameters,
-is a function of its own (`experiments/benchmarks/step_parts.py`), fed with the arrays that the
+is a separate function (`experiments/benchmarks/step_parts.py`), fed with the arrays that the
 model passes between them for the first batch; with accumulation, for one microbatch, times their
 number. The optimizer's update is the last. The step differs from their sum by what XLA does across
 parts, and by what belongs to none: key ranges and counts.

@@ -63,7 +63,7 @@ def command_recognizer(command: str, vocoder: UnitVocoder | None) -> Recognizer:
       vocoder: makes the wav files.
 
     Raises:
-      ValueError: the command wants sound and there is no vocoder, or it cannot be parsed.
+      ValueError: the command takes sound and there is no vocoder, or it cannot be parsed.
     """
     try:
         words = shlex.split(command)

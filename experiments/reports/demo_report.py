@@ -182,7 +182,7 @@ def spectrogram_figure(speech: Sequence[SpeechExample], directory: pathlib.Path)
     )
     for axis, clip in zip(np.atleast_1d(axes), clips, strict=True):
         samples, sample_rate = _read_wav((directory / clip.wav).read_bytes())
-        # A spectrogram wants a window at least; what is silent has no logarithm.
+        # A spectrogram needs a window at least; what is silent has no logarithm.
         padded = np.pad(samples.astype(np.float32), (0, 512)) + 1e-3
         axis.specgram(padded, NFFT=512, Fs=sample_rate, noverlap=256, vmin=-40, cmap="magma")
         axis.set_ylim(0, 6000)

@@ -97,7 +97,7 @@ class _ClipWriter:
 
     def write(self, name: str, label: str, units: np.ndarray) -> Clip:
         samples = decode_known(self._vocoder, units)
-        samples = samples if samples.size else np.zeros(1, np.float32)  # a file wants one
+        samples = samples if samples.size else np.zeros(1, np.float32)  # a file needs one
         write_wav(self._directory / f"{name}.wav", samples, self._vocoder.sample_rate)
         return Clip(label, f"{name}.wav")
 

@@ -167,7 +167,7 @@ class Checkpointer:
           iterator: set to where it was.
           merge_states: makes one state, that the iterator of any process can be set to, from those
             that the processes saved. None sets each to the state that it saved itself, and so
-            wants as many processes as then.
+            needs as many processes as then.
 
         Returns:
           `(state, progress)`, or None where nothing was saved yet.

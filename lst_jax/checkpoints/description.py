@@ -76,7 +76,7 @@ class UnitEncoding:
 
 @configuration
 class DataDescription:
-    """What a reader may want to know of the rows that a model was trained on.
+    """Describes the rows that a model was trained on.
 
     Attributes:
       patching: how speech was segmented. None: not told.

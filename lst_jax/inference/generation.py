@@ -58,7 +58,7 @@ class GenerationLimits:
 
     Attributes:
       max_tokens: tokens of a continuation, the one that stops it included.
-      max_units: speech units of a continuation (25 are a second); None: no limit of their own.
+      max_units: speech units of a continuation (25 are a second); None: no separate limit.
       max_patches: the model's context in patches (tokens for the baseline), prompt included; a
         token that would begin one more stops the row. None: no limit.
       min_tokens: tokens that are made before eos may be.
@@ -290,7 +290,7 @@ def force(
 
 
 def repeat_rows(state: State, rows: Sequence[int]) -> State:
-    """The state whose row i is row `rows[i]` of another, in arrays of its own."""
+    """The state whose row i is row `rows[i]` of another, in new arrays."""
     rows = jnp.asarray(rows, jnp.int32)
     fields = {name: x.take(rows, axis=0) for name, x in state._asdict().items() if name != "cache"}
     return state._replace(cache=caches.take_rows(state.cache, rows), **fields)

@@ -1,4 +1,4 @@
-"""Generated tokens as what a reader wants of them: pieces of text and of speech, in order."""
+"""Splits generated tokens into pieces of text and of speech, in order."""
 
 from __future__ import annotations
 

@@ -175,9 +175,7 @@ def published_differences(description: ModelDescription) -> list[str]:
         differences.append(f"visibility is {visibility!r} here, {PUBLISHED_VISIBILITY!r} there")
     patching = description.data.patching
     if patching and patching.strategy != "none" and not patching.join_speech_mode:
-        differences.append(
-            "join_speech_mode is False here, True there: `<s>` is a patch of its own"
-        )
+        differences.append("join_speech_mode is False here, True there: `<s>` is a separate patch")
     if description.vocabulary.unit_count != PUBLISHED_UNIT_COUNT:
         differences.append(
             f"{description.vocabulary.unit_count} units here, {PUBLISHED_UNIT_COUNT} there"

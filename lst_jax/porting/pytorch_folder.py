@@ -31,7 +31,7 @@ class PyTorchFolder:
 
         Raises:
           FileNotFoundError: there is no such file.
-          ValueError: it is damaged, wants to run code, or holds something else; or PyTorch is not
+          ValueError: it is damaged, would run code, or holds something else; or PyTorch is not
             installed.
         """
         path = pathlib.Path(folder) / _FILE
@@ -57,7 +57,7 @@ def write_pytorch(
 ) -> None:
     """Writes `consolidated.pth`.
 
-    `torch.save` wants all tensors at once; they are laid into files that memory maps, so the
+    `torch.save` takes all tensors at once; they are laid into files that memory maps, so the
     checkpoint may be larger than memory. Beside the output, that takes its size on disk again.
 
     Args:

@@ -80,7 +80,7 @@ def write_safetensors(
       folder: that exists.
       specs: of the tensors to write, in order.
       read: gives one tensor.
-      max_shard_bytes: of a shard's tensors; a tensor that is larger has a shard of its own.
+      max_shard_bytes: of a shard's tensors; a larger tensor gets its own shard.
     """
     shards = _plan_shards(specs, max_shard_bytes)
     weight_map = {}

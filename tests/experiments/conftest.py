@@ -6,6 +6,6 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def clean_gin():
-    """A test that parses files locks the configuration, which the next one may want to set."""
+    """A test that parses files locks the configuration, which the next one may set."""
     yield
     gin.clear_config()

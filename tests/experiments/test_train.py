@@ -80,7 +80,7 @@ def test_a_terminated_run_saves_and_ends_with_the_same_parameters(corpus, uninte
 
 
 def test_evaluation_and_the_profiler_change_nothing_of_a_run(corpus, uninterrupted, tmp_path):
-    """Held-out records of their own: the training's are those of the run without them."""
+    """Separate held-out records: training sees the same records as the run without them."""
     stories = tmp_path / "stories.jsonl"
     story = {"id": "1", "set": "quick", "prompt": {"text": "the quick"}, "label": 0}
     endings = [{"text": "brown fox"}, {"text": "lazy dog jumps"}]

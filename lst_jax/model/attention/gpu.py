@@ -79,7 +79,7 @@ def _why_not(kernel: str, dtype: str, width: int, gpu: Target) -> str | None:
         module = importlib.import_module(f"lst_jax.model.attention.{kernel}")
         reason = module.unsupported(dtype, width, gpu.capability)
         if reason is None and gpu.present:
-            # A thread of its own: the caller may be tracing, under a mesh of other devices.
+            # In a separate thread: the caller may be tracing, under a mesh of other devices.
             with concurrent.futures.ThreadPoolExecutor(1) as pool:
                 reason = pool.submit(check_numerics, _load(kernel), dtype, width).result()
     except Exception as error:  # whatever a kernel dies of, another one serves

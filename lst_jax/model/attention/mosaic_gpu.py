@@ -73,7 +73,7 @@ _NAMES = ("out_type", "scratch_types")
 if _NAMES[0] not in inspect.signature(plgpu.kernel).parameters:
     _NAMES = ("out_shape", "scratch_shapes")
 
-# How products want blocks of a matrix in shared memory, and how they spread one over registers.
+# How products expect blocks of a matrix in shared memory, and how they spread one over registers.
 _TILED = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
 _MATRIX = plgpu.Layout.WGMMA
 _OF_ROWS, _OF_COLUMNS = _MATRIX.reduce(1), _MATRIX.reduce(0)

@@ -115,7 +115,7 @@ def score(case, continuations, mesh=None, progress=None, visibility="causal", **
 
 
 def score_by_full_passes(case, continuations, visibility="causal", slots=40):
-    """Each continuation in a row of its own through the whole forward pass and softmax."""
+    """Runs each continuation as a separate row through the whole forward pass and softmax."""
     model, params, patching = case
 
     @jax.jit

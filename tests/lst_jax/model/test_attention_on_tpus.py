@@ -57,7 +57,7 @@ def test_kernels_compile_for_every_chip(topology, shape, dtype, mesh_shape):
     for kernel in ("forward_kernel", "dq_kernel", "dkv_kernel"):
         assert f"%{kernel}" in text
     # What is there besides arguments and results takes as much as q, k and v three times. Compilers
-    # add some percent of their own; a copy of q, k or v in another layout would be more than half
+    # add some percent; a copy of q, k or v in another layout would be more than half
     # of the smallest of them, and scores far more.
     devices = mesh_shape[0] * mesh_shape[1] * mesh_shape[2]
     rows, queries, keys, heads, width = shape
