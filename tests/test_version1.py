@@ -146,6 +146,7 @@ def test_ported_tensors_are_those_of_the_run():
             np.testing.assert_array_equal(checkpoint.read(name), values, strict=True)
 
 
+@pytest.mark.multiprocess
 def test_a_run_goes_on_where_it_was(tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(VERSION1 / "baseline_run", workdir)

@@ -15,6 +15,8 @@ from data_pipelines.speech.audio import read_wav
 from experiments.reports.demo_report import SpokenExample, patch_rows, read_spoken_examples
 from lst_jax.vocabulary import TextTokenizer
 
+pytestmark = pytest.mark.multiprocess
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SETS = {"StoryCloze": 2, "TopicStoryCloze": 2, "HellaSwag": 4}
 ARGUMENTS = (

@@ -128,6 +128,7 @@ def run_binary(folder, *arguments):
     )
 
 
+@pytest.mark.multiprocess
 @pytest.mark.parametrize("kind", ["lst", "baseline"])
 def test_binary_prints_and_writes_what_the_library_computes(place, kind):
     folder, _ = place
@@ -213,6 +214,7 @@ def test_a_description_without_the_patching_is_named(place, tmp_path):
         load_trained_model(tmp_path)
 
 
+@pytest.mark.multiprocess
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [

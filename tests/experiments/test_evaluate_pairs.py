@@ -52,6 +52,7 @@ def run_binary(folder, *arguments):
     )
 
 
+@pytest.mark.multiprocess
 def test_binary_prints_and_writes_what_the_library_computes(folder):
     done = run_binary(
         folder,
@@ -81,6 +82,7 @@ def test_binary_prints_and_writes_what_the_library_computes(folder):
         assert found["log_probabilities"] == pytest.approx(entry.log_probabilities, abs=1e-4)
 
 
+@pytest.mark.multiprocess
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [

@@ -19,6 +19,8 @@ from tests.lst_jax.porting.checkpoints_of_all_kinds import (
     read_all,
 )
 
+pytestmark = [pytest.mark.multiprocess, pytest.mark.torch]
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "testdata" / "golden_static"
 

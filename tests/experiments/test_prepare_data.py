@@ -13,6 +13,8 @@ from data_pipelines.records import storage as records
 from lst_jax.vocabulary import TextTokenizer
 from tests.data_pipelines.small_corpus import SAMPLE, chain, make_tokenizer, reference_line
 
+pytestmark = pytest.mark.multiprocess
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 

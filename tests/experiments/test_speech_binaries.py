@@ -12,6 +12,8 @@ from data_pipelines.speech.audio import read_wav, write_wav
 from data_pipelines.speech.units import MelFeatures, MelKMeansEncoder
 from tests.experiments.test_evaluate import ROOT, UNIT_COUNT, write_run, write_tokenizer
 
+pytestmark = pytest.mark.multiprocess
+
 TEXT = "ann lost her key she found it a bed"
 RECOGNIZER = "def hear(utterances):\n    return ['ann lost her key' for _ in utterances]\n"
 

@@ -26,6 +26,8 @@ from tests.experiments.train_commands import (
     write_corpus,
 )
 
+pytestmark = pytest.mark.multiprocess
+
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):

@@ -6,6 +6,8 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 import lst_jax
 
 
@@ -32,6 +34,7 @@ def test_the_version_is_that_of_the_package():
     assert (pathlib.Path(lst_jax.__file__).parent / "py.typed").exists()
 
 
+@pytest.mark.multiprocess
 def test_data_pipelines_do_not_load_jax_into_their_workers():
     code = (
         "import sys, data_pipelines.training.packing, data_pipelines.records.storage;"

@@ -83,6 +83,7 @@ def shares(mesh, monkeypatch):
     return found, held
 
 
+@pytest.mark.tpu_compile
 @pytest.mark.parametrize(
     ("topology", "sizes"),
     [
@@ -106,6 +107,7 @@ def test_the_processes_of_a_pod_share_its_rows_evenly(topology, sizes, monkeypat
             assert (found[other] == share) == (held[other] == held[process])
 
 
+@pytest.mark.tpu_compile
 def test_processes_that_share_rows_only_in_part_are_an_error():
     devices = np.roll(np.array(tpu_devices("v5e:4x4")), 1).reshape(1, 8, 2)
     with pytest.raises(ValueError, match=r"part the rows .* evenly among the \d+ processes"):

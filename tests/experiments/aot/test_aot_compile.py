@@ -38,6 +38,7 @@ def report(config):
     return compile_step(config, "v5e:2x2", MeshConfig(2, 2, 2), num_slices=2)
 
 
+@pytest.mark.tpu_compile
 def test_the_step_is_compiled_at_the_shapes_of_the_run(report):
     setup = report["setup"]
     assert setup["mesh"] == {"data": 2, "fsdp": 2, "tensor": 2}
@@ -46,6 +47,7 @@ def test_the_step_is_compiled_at_the_shapes_of_the_run(report):
     assert report["partitioner_warnings"] == []
 
 
+@pytest.mark.tpu_compile
 def test_memory_is_set_against_the_chips(report):
     memory = report["memory"]
     assert memory["hbm"] == 16 * 2**30
@@ -53,6 +55,7 @@ def test_memory_is_set_against_the_chips(report):
     assert report["fits"]
 
 
+@pytest.mark.tpu_compile
 def test_every_figure_of_the_roofline_follows_from_the_work(report):
     work, roofline = report["work"], report["roofline"]
     assert work["not_counted"] == []
@@ -73,11 +76,13 @@ def test_every_figure_of_the_roofline_follows_from_the_work(report):
     assert roofline["mfu_without_overlap"] < roofline["mfu"]
 
 
+@pytest.mark.tpu_compile
 def test_flops_are_the_models_beside_padding_and_whole_squares(report):
     """Dense attention computes every pair, and 1502 ids are padded to 1536."""
     assert 1.0 < report["work"]["flops"] / report["work"]["model_flops"] < 1.2
 
 
+@pytest.mark.tpu_compile
 def test_the_table_says_how_every_figure_was_made(report):
     lines = format_table(report).splitlines()
     for name in ("arguments", "temporaries", "peak", "model FLOPs", "HBM traffic", "step", "MFU"):
@@ -86,6 +91,7 @@ def test_the_table_says_how_every_figure_was_made(report):
     assert json.loads(json.dumps(report)) == report
 
 
+@pytest.mark.tpu_compile
 def test_a_step_that_does_not_fit_says_by_how_much_and_what_would_help(config):
     report = aot._compile(config, "v5e:2x2", MESH, 1, 3000) | {"remedy": "dots"}
     memory = report["memory"]
@@ -128,6 +134,7 @@ def test_lines_that_the_compiler_writes_past_python_are_captured(capfd):
     assert capfd.readouterr().err == "after\n"
 
 
+@pytest.mark.tpu_compile
 @pytest.mark.parametrize(
     "topology, mesh, rows, message",
     [
@@ -149,6 +156,7 @@ def test_a_configuration_without_a_model_is_an_error():
         read_config([], [])
 
 
+@pytest.mark.multiprocess
 def test_the_binary_reports_mistakes_in_one_line():
     command = [sys.executable, "-m", "experiments.aot_compile", "--topology=v5e:2x2"]
     done = subprocess.run(
@@ -158,6 +166,7 @@ def test_the_binary_reports_mistakes_in_one_line():
     assert done.stderr.splitlines() == ["error: Gin file nowhere.gin: no such file"]
 
 
+@pytest.mark.tpu_compile
 def test_slices_differ_along_data_or_else_along_fsdp():
     devices = tpu_devices("v5e:2x2", 2)
     for sizes, slices in (

@@ -27,6 +27,7 @@ def run(*flags, check=True):
     )
 
 
+@pytest.mark.multiprocess
 @pytest.mark.slow
 def test_every_stage_leaves_results(tmp_path):
     run("--minutes=12", "--most_rows=1", f"--output={tmp_path}")
@@ -69,6 +70,7 @@ def test_every_stage_leaves_results(tmp_path):
     assert losses[-1] < losses[0] - 0.2 and convergence["largest_difference"] < 0.1
 
 
+@pytest.mark.multiprocess
 def test_a_killed_run_leaves_results_that_count(tmp_path):
     path = tmp_path / "accelerator.jsonl"
     flags = ["--minutes=5", "--stages=device,numerics", f"--output={tmp_path}"]
@@ -87,6 +89,7 @@ def test_a_killed_run_leaves_results_that_count(tmp_path):
     assert again[:count] == records and again[count]["stage"] == "run"
 
 
+@pytest.mark.multiprocess
 def test_the_budget_is_kept(tmp_path):
     begin = time.monotonic()
     run("--minutes=0.4", f"--output={tmp_path}", check=False)
@@ -98,6 +101,7 @@ def test_the_budget_is_kept(tmp_path):
     assert "convergence" not in {x["stage"] for x in records if x.get("status") == "begun"}
 
 
+@pytest.mark.multiprocess
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
@@ -117,6 +121,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, flags, says):
     assert not output.exists()
 
 
+@pytest.mark.multiprocess
 def test_an_empty_output_is_refused():
     result = run("--output=", check=False)
     assert "output is empty, expected a directory" in result.stderr

@@ -5,6 +5,10 @@ import os
 import subprocess
 import sys
 
+import pytest
+
+pytestmark = pytest.mark.multiprocess
+
 
 def test_every_attention_is_measured_with_every_backend(tmp_path):
     output = tmp_path / "attention.json"

@@ -74,6 +74,7 @@ def outcomes(records):
     return {record["job"]: record["status"] for record in records if record["status"] in ends}
 
 
+@pytest.mark.multiprocess
 def test_whatever_a_job_dies_of_the_next_one_runs(worker):
     names = ["fine1", "fail", "fine2", "hang", "fine3", "die", "fine4", "break", "fine5"]
     code, records = run_jobs(worker, names)
@@ -91,6 +92,7 @@ def test_whatever_a_job_dies_of_the_next_one_runs(worker):
     assert failure["at"].startswith("worker.py:")
 
 
+@pytest.mark.multiprocess
 def test_a_job_that_would_overrun_is_not_begun(worker):
     _, records = run_jobs(worker, ["long", "fine"])
     assert outcomes(records) == {"long": "skipped", "fine": "done"}
@@ -98,6 +100,7 @@ def test_a_job_that_would_overrun_is_not_begun(worker):
     assert skipped["reason"].startswith("needs about 1000 s")
 
 
+@pytest.mark.multiprocess
 @pytest.mark.parametrize("name", ["hang", "endless"])
 def test_nothing_outlives_the_deadline(worker, name):
     # The worker takes a while to start.
@@ -111,6 +114,7 @@ def test_nothing_outlives_the_deadline(worker, name):
     assert values <= {1.5, "nan"}
 
 
+@pytest.mark.multiprocess
 def test_a_worker_does_not_outlive_its_supervisor(worker):
     deadline = time.monotonic() + 60
     code = (

@@ -391,6 +391,7 @@ def run_binary(*arguments):
     )
 
 
+@pytest.mark.multiprocess
 def test_the_binary_measures_and_writes_what_it_was_asked_for(tmp_path):
     output = tmp_path / "train_step.json"
     settings = [f"--gin.{binding}" for binding in SMALL]
@@ -410,6 +411,7 @@ def test_the_binary_measures_and_writes_what_it_was_asked_for(tmp_path):
     assert set(flags) < set(report["command"].split())
 
 
+@pytest.mark.multiprocess
 def test_a_mistake_is_one_line():
     done = run_binary(f"--gin_file={TINY}", "--rows=1,none")
     assert done.returncode == 2

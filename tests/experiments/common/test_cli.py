@@ -24,6 +24,7 @@ def run(body):
     )
 
 
+@pytest.mark.multiprocess
 @pytest.mark.parametrize(
     ("body", "code", "lines"),
     [
@@ -45,6 +46,7 @@ def test_every_end_has_its_exit_code(body, code, lines):
         assert "ZeroDivisionError" in done.stderr
 
 
+@pytest.mark.multiprocess
 def test_an_unknown_flag_is_the_users_error():
     command = [sys.executable, "-c", BINARY.format(body="pass"), "--no_such_flag"]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -52,6 +54,7 @@ def test_an_unknown_flag_is_the_users_error():
     assert done.stderr.startswith("error: ")
 
 
+@pytest.mark.multiprocess
 def test_a_binary_whose_console_vanishes_ends_as_if_it_had_not():
     """Also at its end, when Python writes what is buffered."""
     body = "[print('x' * 100_000) for _ in range(3)], print('x', end='')"

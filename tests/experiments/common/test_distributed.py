@@ -23,6 +23,8 @@ from tests.experiments.train_commands import (
     write_corpus,
 )
 
+pytestmark = pytest.mark.multiprocess
+
 SAVED_STEP = 20
 SETTINGS = {"BATCH_ROWS": 8, "CHECKPOINT_EVERY": 10, "KEEP_CHECKPOINTS": 3}
 

@@ -9,6 +9,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from lst_jax.model.attention import attend, pallas_tpu
 from lst_jax.model.key_ranges import KeyRange
 
+pytestmark = pytest.mark.tpu_compile
+
 # B, Q, K, H, D: decoder cross-attention over two latent vectors a patch, and the global one.
 DECODER_CROSS = (2, 5632, 8192, 16, 64)
 GLOBAL = (2, 4096, 4096, 16, 128)

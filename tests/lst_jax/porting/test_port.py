@@ -38,6 +38,8 @@ from tests.lst_jax.porting.checkpoints_of_all_kinds import (
     read_all,
 )
 
+pytestmark = pytest.mark.torch
+
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):

@@ -15,6 +15,8 @@ from lst_jax.model.attention import BACKENDS
 from lst_jax.porting import torch_model
 from lst_jax.porting.reference_case import TOLERANCE, Differences, compare, read_case
 
+pytestmark = pytest.mark.torch
+
 GOLDEN = pathlib.Path(__file__).parents[2] / "testdata" / "golden_static"
 
 

@@ -37,6 +37,8 @@ from tests.lst_jax.batches import (
     stack_rows,
 )
 
+pytestmark = pytest.mark.torch
+
 # Threads wait for each other where other processes keep the cores busy.
 torch.set_num_threads(1)
 
@@ -714,6 +716,7 @@ def test_mistakes_on_the_command_line_are_one_line(
     assert named in captured.err
 
 
+@pytest.mark.multiprocess
 def test_the_file_runs_alone(exported, tmp_path):
     """A copy of the file, where JAX and this package cannot be imported."""
     copy = shutil.copy(torch_model.__file__, tmp_path / "torch_model.py")
