@@ -5,14 +5,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import re
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
 
 from data_pipelines.records.types import SILENCE
-
-_PUNCTUATION = re.compile(r"[^\w']+")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +190,7 @@ def label_frames(
         raise ValueError(f"parts is {parts}, expected at least 1")
     starts = np.array([timing.start_s for timing in timings])
     ends = np.array([timing.end_s for timing in timings])
-    words = [_PUNCTUATION.sub("", timing.word.lower()) for timing in timings]
+    words = [_without_punctuation(timing.word.lower()) for timing in timings]
     times = (np.arange(num_frames) + 0.5) / frame_rate
     word = np.searchsorted(starts, times, side="right") - 1
     spoken = (word >= 0) & (times < ends[word])
@@ -204,6 +202,11 @@ def label_frames(
         for i in range(num_frames)
     ]
     return np.array(labels, dtype=np.str_)
+
+
+def _without_punctuation(word: str) -> str:
+    """Keeps letters, their marks (many scripts write vowels and tones so), numbers, apostrophes."""
+    return "".join(c for c in word if c == "'" or unicodedata.category(c)[0] in "LMN")
 
 
 def _check_timings(timings: Sequence[WordTiming]) -> None:

@@ -2,7 +2,8 @@
 
 Both sides are normalized first (`normalize`). Errors are substitutions, deletions and insertions of
 the least costly alignment, counted by jiwer; a rate is the sum of the errors of all utterances over
-the sum of their reference words (WER) or characters (CER, spaces included), so it may exceed 1.
+the sum of their reference words (WER) or characters (CER: code points as normalized, spaces
+included), so it may exceed 1.
 """
 
 from __future__ import annotations
@@ -17,11 +18,25 @@ import numpy as np
 
 from lst_jax.evaluation.statistics import bootstrap_ratio_interval
 
-# What is neither a letter, a mark, a digit nor an apostrophe inside a word separates words.
-_SEPARATORS = re.compile(r"(?:[^\w']|_|(?<!\w)'|'(?!\w))+")
-_APOSTROPHES = str.maketrans(
-    {"\N{RIGHT SINGLE QUOTATION MARK}": "'", "\N{MODIFIER LETTER APOSTROPHE}": "'"}
+# Characters without a glyph: joiners, variation selectors, directions, soft hyphens; Unicode's
+# property Default_Ignorable_Code_Point, without code points that are not assigned. The zero-width
+# space is left out, since it separates words of Khmer and Thai.
+_IGNORABLE = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200c-\u200f\u202a-\u202e"
+    "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
+    "\U000e0001-\U000e01ef]"
 )
+# The dot that İ keeps as it is folded; i has one already.
+_SECOND_DOT = re.compile("(?<=i)\u0307+")
+# Inside a word these are part of it (MidLetter of Unicode's word boundaries, UAX 29): apostrophes,
+# the Catalan middle dot, the Hebrew gershayim. As typed, they are other characters.
+_JOINERS = "'\N{MIDDLE DOT}\N{HEBREW PUNCTUATION GERSHAYIM}"
+_AS_TYPED = str.maketrans(
+    dict.fromkeys("\N{RIGHT SINGLE QUOTATION MARK}\N{MODIFIER LETTER APOSTROPHE}", "'")
+    | {"\N{HEBREW PUNCTUATION GERESH}": "'"}
+)
+_GERSHAYIM_AS_TYPED = re.compile('(?<=[\u05d0-\u05ea])["\u201d](?=[\u05d0-\u05ea])')
+_LONELY_JOINER = re.compile(rf"(?<![^ {_JOINERS}])[{_JOINERS}]+|[{_JOINERS}]+(?![^ {_JOINERS}])")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,17 +83,39 @@ class ErrorRate:
 
 
 def normalize(text: str) -> str:
-    """Words in lower case, apart by single spaces.
+    """Returns the words of a text of any script, without case, apart by single spaces.
 
-    Unicode compatibility forms are folded (NFKC), everything that is no letter, digit or apostrophe
-    inside a word becomes a space. Numbers stay as they are written.
+    What Unicode calls the same text is the same: compatibility forms are folded (NFKC), case is
+    folded in full (ß is ss, final ς is σ, and İ is i, for one language spells with it), characters
+    without a glyph are dropped. A word is letters and numbers with their marks (categories L, N, Mn
+    and Mc), so vowel signs, tones and points count, and with apostrophes and the like between them.
+    Everything else separates words. Numbers stay as they are written, and no language is told
+    apart: I folds to i in Turkish, too.
     """
-    folded = unicodedata.normalize("NFKC", text).translate(_APOSTROPHES).lower()
-    return _SEPARATORS.sub(" ", folded).strip()
+    # Folding may break a normal form and decomposing may bring capitals, so each is done again.
+    folded = unicodedata.normalize("NFD", text).casefold()
+    folded = unicodedata.normalize("NFKD", folded).casefold()
+    folded = unicodedata.normalize("NFKD", _IGNORABLE.sub("", folded))
+    folded = unicodedata.normalize("NFKC", _SECOND_DOT.sub("", folded))
+    folded = _GERSHAYIM_AS_TYPED.sub(
+        "\N{HEBREW PUNCTUATION GERSHAYIM}", folded.translate(_AS_TYPED)
+    )
+    kept = " "
+    for character in folded:
+        kept += character if _is_of_word(character, kept[-1]) else " "
+    return " ".join(_LONELY_JOINER.sub(" ", kept).split())
+
+
+def _is_of_word(character: str, before: str) -> bool:
+    """Returns whether a character may belong to a word; a mark does if what it marks does."""
+    category = unicodedata.category(character)
+    if category in ("Mn", "Mc"):
+        return before not in f" {_JOINERS}"
+    return category[0] in "LN" or character in _JOINERS
 
 
 def count_errors(utterance_id: str, reference: str, hypothesis: str) -> UtteranceErrors:
-    """The errors of one transcript.
+    """Returns the errors of one transcript.
 
     Args:
       utterance_id: its name.

@@ -213,6 +213,14 @@ def test_frames_are_labeled_with_the_part_of_the_word_at_their_center():
     assert labels.tolist() == [*expected, SILENCE]
 
 
+def test_labels_keep_the_marks_of_letters():
+    """Else words that differ in a vowel or a tone would be one."""
+    words = ["कि", "कु,", "ọ̀rọ̀!", "«ไม่»", "_"]
+    timings = [WordTiming(word, i / 25, (i + 1) / 25) for i, word in enumerate(words)]
+    labels = label_frames(timings, 5, 25.0, parts=1)
+    assert labels.tolist() == ["कि/0", "कु/0", "ọ̀rọ̀/0", "ไม่/0", "/0"]
+
+
 @pytest.mark.parametrize(
     "timings",
     [
