@@ -61,6 +61,18 @@ def test_different_sounds_get_different_units_wherever_they_stand(encoder):
         assert one.isdisjoint(other)
 
 
+def test_the_mean_that_is_taken_off_is_that_of_speech_alone():
+    """However long the silence around an utterance is, its speech keeps its vectors."""
+    speech = np.random.default_rng(0).normal(0, 1, (12, _FEATURES.mel_count)).astype(np.float32)
+    silence = np.full((7, _FEATURES.mel_count), speech.min() - 30, np.float32)
+    alone = _FEATURES.vectors(speech)
+    inside = slice(1, -1)  # frames whose neighbors are speech, too
+    around = _FEATURES.vectors(np.concatenate([silence, speech, silence, silence]))
+    np.testing.assert_allclose(around[7:19][inside], alone[inside], atol=1e-4)
+    louder = _FEATURES.vectors(speech + 3)
+    np.testing.assert_allclose(louder, alone, atol=1e-4)
+
+
 def test_units_do_not_depend_on_loudness_or_sample_type(encoder):
     samples = _utterance([2, 0, 3, 1])[0]
     units = encoder.encode(samples, _RATE)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from data_pipelines.corpora.reference_jsonl import read_reference_jsonl
 from data_pipelines.records.storage import SILENCE, TextDocument, Utterance
@@ -75,6 +76,68 @@ def test_blocks_have_the_published_sizes(num_words, seed):
             assert min(5, limit) <= size <= limit
             text_words = size
         speech = not speech
+
+
+class Draws:
+    """A generator that gives the numbers that it is told, and then the last of them."""
+
+    def __init__(self, *numbers):
+        self._numbers = list(numbers)
+
+    def random(self):
+        return self._numbers.pop(0) if len(self._numbers) > 1 else self._numbers[0]
+
+
+@pytest.mark.parametrize(
+    ("num_words", "speech_first", "share", "expected"),
+    [
+        # Text blocks of the fewest words, five (or what 3/5 allows), and two spoken after each.
+        # What is left last has 1 or 2 words, and joins the block before; or 3, and is a block.
+        (8, False, 0.0, [4, 4]),
+        (9, False, 0.0, [5, 4]),
+        (10, False, 0.0, [5, 2, 3]),
+        (11, False, 0.0, [5, 2, 4]),
+        (12, False, 0.0, [5, 2, 5]),
+        (13, False, 0.0, [5, 2, 6]),
+        (14, False, 0.0, [5, 2, 7]),
+        (15, False, 0.0, [5, 2, 5, 3]),
+        (8, True, 0.0, [2, 6]),
+        (9, True, 0.0, [2, 7]),
+        (10, True, 0.0, [2, 5, 3]),
+        # Of the most words: 3/5 of them all, at most 30.
+        (50, False, 1 - 2**-53, [30, 15, 5]),
+        (100, False, 1 - 2**-53, [30, 15, 30, 15, 10]),
+        (49, False, 1 - 2**-53, [29, 14, 6]),
+        (5, False, 1 - 2**-53, [5]),
+        (6, False, 1 - 2**-53, [3, 3]),
+        # Utterances of less than a block.
+        (1, False, 0.5, [1]),
+        (2, False, 0.5, [2]),
+        (3, False, 0.5, [3]),
+        (4, False, 0.5, [4]),
+        (4, True, 0.5, [4]),
+        (5, True, 0.5, [2, 3]),
+    ],
+)
+def test_blocks_at_the_edges_of_their_sizes(num_words, speech_first, share, expected):
+    first = 0.5 - 2**-54 if speech_first else 0.5
+    assert choose_blocks(num_words, Draws(first, share)) == (expected, speech_first)
+
+
+@pytest.mark.parametrize("num_words", [8, 30, 60])
+def test_text_blocks_have_every_size_alike(num_words):
+    """Chi-square over the sizes of opening text blocks that are not the last one too."""
+    longest = min(30, 3 * num_words // 5)
+    sizes = range(min(5, longest), longest + 1)
+    rng = np.random.default_rng(4)
+    counts = dict.fromkeys(sizes, 0)
+    for _ in range(6000):
+        blocks, speech = choose_blocks(num_words, rng)
+        if not speech:
+            counts[blocks[0]] += 1
+    if len(counts) > 1:
+        assert stats.chisquare(list(counts.values())).pvalue > 1e-3
+    assert stats.binomtest(sum(counts.values()), 6000).pvalue > 1e-3
 
 
 def test_either_kind_comes_first_and_a_third_of_the_words_is_spoken():

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
+from lst_jax.evaluation.choices import measure_accuracy
+from lst_jax.evaluation.error_rates import character_error_rate, count_errors, word_error_rate
 from lst_jax.evaluation.statistics import bootstrap_ratio_interval, wilson_interval
 
 SETTINGS = settings(max_examples=100, deadline=None)
@@ -95,15 +98,75 @@ def test_the_bootstrap_interval_lies_between_the_best_and_the_worst_item(items):
     assert bootstrap_ratio_interval(errors, words, resamples=200) == (lower, upper)
 
 
+# Of each, 90 % is neither 95 % nor 80 %.
+LEVELS = [(0.8, 0.02), (0.9, 0.015), (0.95, 0.01), (0.99, 0.005)]
+
+
+@pytest.mark.parametrize(("confidence", "error"), LEVELS)
+@pytest.mark.parametrize("n", [40, 150])
+def test_the_wilson_interval_covers_as_often_as_it_says(confidence, error, n):
+    """Exactly: the probabilities of all outcomes whose interval holds the proportion, added up.
+
+    Outcomes are whole numbers, so that the coverage of one proportion leaps; its mean is nominal.
+    """
+    intervals = np.array([wilson_interval(k, n, confidence) for k in range(n + 1)])
+    proportions = np.linspace(0.05, 0.95, 181)
+    inside = (intervals[:, :1] <= proportions) & (proportions <= intervals[:, 1:])
+    outcomes = stats.binom.pmf(np.arange(n + 1)[:, None], n, proportions)
+    covered = (inside * outcomes).sum(0)
+    assert covered.mean() == pytest.approx(confidence, abs=error)
+    # The rest lies half below and half above.
+    below = (outcomes * (intervals[:, :1] > proportions)).sum(0).mean()
+    above = (outcomes * (intervals[:, 1:] < proportions)).sum(0).mean()
+    assert below == pytest.approx(above, rel=1e-6)
+
+
+def test_an_interval_that_says_nothing_else_is_of_95_percent():
+    assert wilson_interval(7, 30) == wilson_interval(7, 30, 0.95)
+    assert measure_accuracy([((0.0, -1.0), i % 3 == 0) for i in range(30)]).interval == (
+        wilson_interval(20, 30, 0.95)
+    )
+    errors, words = np.arange(20) % 4, np.full(20, 6)
+    assert bootstrap_ratio_interval(errors, words) == bootstrap_ratio_interval(errors, words, 0.95)
+    texts = ["a b c", "a b d", "a x y", "b", ""]
+    utterances = [count_errors(str(i), "a b c", text) for i, text in enumerate(texts)]
+    errors, words = zip(*((u.word_errors, u.words) for u in utterances), strict=True)
+    expected = bootstrap_ratio_interval(np.array(errors), np.array(words), 0.95)
+    assert word_error_rate(utterances).interval == expected
+    errors, letters = zip(*((u.character_errors, u.characters) for u in utterances), strict=True)
+    expected = bootstrap_ratio_interval(np.array(errors), np.array(letters), 0.95)
+    assert character_error_rate(utterances).interval == expected
+
+
+@pytest.mark.parametrize(("confidence", "error"), LEVELS)
+def test_the_bootstrap_interval_is_that_of_its_exact_distribution(confidence, error):
+    """Utterances of one length, right or wrong: the number of wrong ones drawn is binomial."""
+    n, wrong = 400, 80
+    errors = (np.arange(n) < wrong).astype(int)
+    found = bootstrap_ratio_interval(errors, np.ones(n, int), confidence, resamples=10_000)
+    tail = (1 - confidence) / 2
+    # Whole numbers, and a bound between the tails that differ by a few standard errors.
+    slack = 4 * math.sqrt(tail / 10_000)
+    for bound, share in zip(found, (tail, 1 - tail), strict=True):
+        low, high = stats.binom.ppf([max(share - slack, 0), min(share + slack, 1)], n, wrong / n)
+        assert low <= n * bound <= high
+
+
 def test_the_bootstrap_interval_covers_as_often_as_it_says():
+    """A percentile bootstrap of 80 utterances covers a little less than nominal."""
     rng = np.random.default_rng(1)
-    trials, rate, covered = 200, 0.2, 0
+    trials, rate = 400, 0.2
+    covered = dict.fromkeys((0.8, 0.9, 0.95), 0)
     for trial in range(trials):
         words = rng.integers(5, 15, 80)
         errors = rng.binomial(words, rate)
-        lower, upper = bootstrap_ratio_interval(errors, words, resamples=300, seed=trial)
-        covered += lower <= rate <= upper
-    assert 0.88 < covered / trials < 0.99
+        for confidence in covered:
+            lower, upper = bootstrap_ratio_interval(errors, words, confidence, 200, trial)
+            covered[confidence] += lower <= rate <= upper
+    for confidence, count in covered.items():
+        spread = 2.5 * math.sqrt(confidence * (1 - confidence) / trials)
+        assert confidence - 0.015 - spread < count / trials < confidence + spread
+    assert covered[0.9] / trials < 0.925 < covered[0.95] / trials
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from lst_jax.inference.sampling import (
     SamplingConfig,
@@ -76,11 +77,70 @@ def test_only_tokens_that_are_allowed_and_kept_are_drawn(row, seed, top_k):
     assert sum(row[i] > row[token] for i in np.flatnonzero(allowed)) < top_k
 
 
-def test_frequencies_are_the_probabilities_at_the_temperature():
-    logits = np.tile(np.array([[0.0, 1.0, 2.0, -1.0]], np.float32), (4000, 1))
-    tokens = draw(logits, np.arange(4000), temperature=2.0)
-    frequencies = np.bincount(tokens, minlength=4) / 4000
-    np.testing.assert_allclose(frequencies, softmax(logits[0] / 2), atol=0.03)
+def formula(row, allowed, temperature, top_k=None, top_p=1.0):
+    """Probabilities in float64, token after token, as the configuration's docstring has them."""
+    ranking = sorted(np.flatnonzero(allowed), key=lambda i: (-row[i], i))[:top_k]
+    weights = np.exp((row[ranking] - row[ranking[0]]) / temperature)
+    weights /= weights.sum()
+    kept, total = 0, 0.0
+    while kept < len(ranking) and (total < top_p or top_p == 1):
+        total += weights[kept]
+        kept += 1
+    probabilities = np.zeros(len(row))
+    probabilities[ranking[:kept]] = weights[:kept] / weights[:kept].sum()
+    return probabilities
+
+
+SAMPLERS = {
+    "temperature 1": {"temperature": 1.0},
+    "cold": {"temperature": 0.5},
+    "hot": {"temperature": 2.0},
+    "top-k": {"temperature": 1.0, "top_k": 4},
+    "nucleus": {"temperature": 1.0, "top_p": 0.7},
+    "nucleus of the hot": {"temperature": 1.6, "top_p": 0.8},
+    "nucleus of the top-k": {"temperature": 1.3, "top_k": 5, "top_p": 0.75},
+}
+
+
+@pytest.mark.parametrize("config", SAMPLERS.values(), ids=SAMPLERS)
+def test_tokens_are_drawn_with_the_probabilities_of_the_formula(config):
+    """Chi-square, with the same seeds always, and sharp enough to tell another temperature."""
+    draws = 20_000
+    row = np.array([0.3, 1.5, -0.4, 2.0, 1.1, 0.0, 2.6, 0.9, -1.0, 1.9])
+    allowed = np.arange(10) != 6  # the most probable one may not be made
+    seeds = np.arange(draws) % 500
+    positions = np.arange(draws) // 500
+    tokens = draw(np.tile(row, (draws, 1)), seeds, positions, allowed, **config)
+    counts = np.bincount(tokens, minlength=10)
+    expected = formula(row, allowed, **config) * draws
+    assert np.all(counts[expected == 0] == 0)
+    made = expected > 0
+    assert stats.chisquare(counts[made], expected[made]).pvalue > 1e-3
+    wrong = expected[made] ** 0.8
+    wrong *= draws / wrong.sum()
+    assert stats.chisquare(counts[made], wrong).pvalue < 1e-6
+
+
+@pytest.mark.parametrize("equal", [2, 4, 8])
+def test_a_nucleus_whose_sum_is_met_exactly_takes_no_token_more(equal):
+    """Of equally probable tokens, a power of two, the sums are exact in float32."""
+    logits = np.full((1, 16), -np.inf, np.float32)
+    logits[0, 3 : 3 + equal] = 1.5
+    for count in range(1, equal + 1):
+        met = np.float32(count / equal)
+        under, over = np.nextafter(met, np.float32(0)), np.nextafter(met, np.float32(2))
+        for top_p, expected in ((under, count), (met, count), (over, count + 1)):
+            if top_p > 1:
+                continue
+            kept = np.flatnonzero(np.isfinite(np.asarray(truncate(logits, 16, top_p))[0]))
+            assert kept.tolist() == list(range(3, 3 + min(expected, equal)))
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 3, 4, 5, 6])
+def test_top_k_takes_k_and_of_equal_ones_the_lower_ids(top_k):
+    logits = np.array([[1.0, 2.0, 1.0, 2.0, 1.0, 0.0]], np.float32)
+    kept = np.flatnonzero(np.isfinite(np.asarray(truncate(logits, top_k, np.float32(1)))[0]))
+    assert kept.tolist() == sorted([1, 3, 0, 2, 4, 5][:top_k])
 
 
 def test_a_draw_depends_on_seed_and_position_and_on_no_other_row():
