@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -140,6 +142,128 @@ def test_parameters_and_moments_are_split_and_norms_are_not():
         assert block["feed_forward"]["gate"]["kernel"].spec == PartitionSpec(None, "fsdp", "tensor")
         assert block["attention_norm"]["scale"].is_fully_replicated
     assert shardings.step.is_fully_replicated
+
+
+# Mesh axes of every parameter; "-" is a whole axis. Layers that are scanned have one more in front.
+_BLOCK = {
+    "attention_norm/scale": "-",
+    "attention/query/kernel": "fsdp tensor",
+    "attention/key/kernel": "fsdp tensor",
+    "attention/value/kernel": "fsdp tensor",
+    "attention/out/kernel": "tensor fsdp",
+    "feed_forward_norm/scale": "-",
+    "feed_forward/gate/kernel": "fsdp tensor",
+    "feed_forward/up/kernel": "fsdp tensor",
+    "feed_forward/down/kernel": "tensor fsdp",
+}
+_CROSS = {
+    "query_norm/scale": "-",
+    "memory_norm/scale": "-",
+    **{name: axes for name, axes in _BLOCK.items() if name.startswith("attention/")},
+}
+
+
+def _under(prefix, table, axes=""):
+    return {f"{prefix}/{name}": f"{axes} {rest}".strip() for name, rest in table.items()}
+
+
+BASELINE_TABLE = {
+    "embedding/table": "tensor fsdp",
+    **_under("transformer/layers/block", _BLOCK, "-"),
+    "norm/scale": "-",
+    "output_kernel": "fsdp tensor",
+}
+LST_TABLE = {
+    "encoder/embedding/table": "tensor fsdp",
+    **_under("encoder/layer_0", _BLOCK),
+    **_under("encoder/layer_1", _BLOCK),
+    **_under("encoder/cross_attention_0", _CROSS),
+    **_under("encoder/cross_attention_1", _CROSS),
+    "encoder/patch_projection/kernel": "fsdp -",
+    "global/patch_projection/kernel": "- fsdp",
+    **_under("global/transformer/layers/block", _BLOCK, "-"),
+    "decoder/patch_projection/kernel": "fsdp -",
+    **_under("decoder/transformer/layers/block", _BLOCK, "-"),
+    **_under("decoder/transformer/layers/cross_attention", _CROSS, "-"),
+    "decoder/norm/scale": "-",
+    "output_kernel": "fsdp tensor",
+}
+_SMALL = dataclasses.replace(TINY, num_layers_encoder=2, latent_vectors_per_patch=1)
+
+
+@pytest.mark.parametrize(
+    ("config", "table"), [(_SMALL, LST_TABLE), (baseline_of(_SMALL), BASELINE_TABLE)]
+)
+def test_every_array_of_a_run_lies_as_the_table_says(config, table):
+    """Parameters and their moments alike; counts are whole, rows are over both batch axes."""
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    shapes, shardings = state_shardings(config, make_optimizer(OptimizerConfig(), 3000), mesh)
+    found = jax.tree_util.tree_leaves_with_path(shardings)
+    seen = {"params": set(), "mu": set(), "nu": set()}
+    for (path, sharding), leaf in zip(found, jax.tree.leaves(shapes), strict=True):
+        keys = [str(getattr(entry, "key", getattr(entry, "name", ""))) for entry in path]
+        kind = next((key for key in keys if key in seen), None)
+        assert leaf.sharding == sharding and sharding.mesh == mesh
+        if kind is None:
+            assert keys[-1] in ("step", "count") and sharding.spec == PartitionSpec()
+            continue
+        name = "/".join(keys[keys.index(kind) + 1 :])
+        axes = [None if axis == "-" else axis for axis in table[name].split()]
+        assert list(sharding.spec) == axes and len(axes) == len(leaf.shape), f"{kind} {name}"
+        seen[kind].add(name)
+    assert all(names == table.keys() for names in seen.values())
+    assert batch_sharding(mesh).spec == PartitionSpec(("data", "fsdp"))
+
+
+class SliceDevice:
+    """A device of a slice, as far as arranging devices looks at it."""
+
+    platform = device_kind = "cpu"
+    process_index = 0
+
+    def __init__(self, number, slice_index):
+        self.id, self.slice_index = number, slice_index
+
+
+@pytest.mark.parametrize(
+    ("slices", "sizes", "across"),
+    [
+        # Devices 32; how many parts of data and of fsdp tell slices apart.
+        (2, (2, 16, 1), (2, 1)),
+        (4, (2, 16, 1), (2, 2)),
+        (4, (4, 4, 2), (4, 1)),
+        (4, (1, 16, 2), (1, 4)),
+        (8, (4, 8, 1), (4, 2)),
+        (8, (4, 4, 2), (4, 2)),
+        (2, (6, 4, 1), (2, 1)),
+        (4, (6, 4, 1), (2, 2)),
+        (6, (4, 6, 1), (2, 3)),
+        (6, (3, 8, 1), (3, 2)),
+    ],
+)
+def test_slices_differ_along_data_and_only_what_is_left_along_fsdp(slices, sizes, across):
+    count = sizes[0] * sizes[1] * sizes[2]
+    devices = [SliceDevice(i, i * slices // count) for i in range(count)]
+    mesh = make_mesh(MeshConfig(*sizes), devices)
+    assert mesh.devices.shape == sizes
+    assert {device.id for device in mesh.devices.flat} == set(range(count))
+    number = np.vectorize(lambda device: device.slice_index)(mesh.devices)
+    data, fsdp = (sizes[axis] // across[axis] for axis in (0, 1))
+    blocks = number.reshape(across[0], data, across[1], fsdp, sizes[2])
+    # A block is within one slice, and each slice is one block.
+    first = blocks[:, :1, :, :1, :1]
+    assert np.all(blocks == first) and sorted(first.ravel()) == list(range(slices))
+
+
+@pytest.mark.parametrize(
+    ("slices", "sizes"), [(4, (2, 5, 1)), (4, (1, 2, 4)), (3, (2, 4, 3)), (2, (1, 1, 8))]
+)
+def test_slices_that_neither_data_nor_fsdp_parts_are_an_error(slices, sizes):
+    count = sizes[0] * sizes[1] * sizes[2]
+    devices = [SliceDevice(i, i * slices // count) for i in range(count)]
+    message = f"expected data or fsdp to be a multiple of the {slices} slices"
+    with pytest.raises(ValueError, match=message):
+        make_mesh(MeshConfig(*sizes), devices)
 
 
 def test_a_parameter_that_does_not_divide_is_named():

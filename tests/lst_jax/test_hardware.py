@@ -1,0 +1,31 @@
+"""Published figures of chips."""
+
+import types
+
+import pytest
+
+from lst_jax.hardware import peak_rate, tpu_chip
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "gib", "peak"),
+    [
+        ("TPU v4", "v4", 32, 275e12),
+        ("TPU v5 lite", "v5e", 16, 197e12),
+        ("TPU v5", "v5p", 95, 459e12),
+        ("TPU v6 lite", "v6e", 32, 918e12),
+    ],
+)
+def test_the_figures_of_a_chip_are_those_of_its_data_sheet(kind, name, gib, peak):
+    chip = tpu_chip(kind)
+    assert (chip.name, chip.memory_bytes, chip.flops_per_second) == (name, gib * 2**30, peak)
+    # One JAX device is one chip of these, and both tables agree.
+    device = types.SimpleNamespace(device_kind=kind, platform="tpu")
+    assert peak_rate(device).flops_per_second == peak
+    assert chip.interconnect_bandwidth < chip.memory_bandwidth
+    assert chip.network_bandwidth is None or chip.network_bandwidth < chip.interconnect_bandwidth
+
+
+def test_a_chip_that_is_not_known_is_named():
+    with pytest.raises(ValueError, match="device_kind is 'TPU v99', expected one of"):
+        tpu_chip("TPU v99")
