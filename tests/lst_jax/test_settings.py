@@ -28,6 +28,7 @@ from experiments.common.evaluators import EvaluationConfig
 from experiments.common.experiment import Experiment
 from experiments.common.step_config import StepConfig
 from lst_jax import config as config_module
+from lst_jax import settings as settings_module
 from lst_jax.checkpoints.description import (
     DataDescription,
     GlobalTransformerOptions,
@@ -412,3 +413,46 @@ def test_names_of_choices_are_those_of_the_code_that_they_choose():
 )
 def test_fields_that_do_not_go_together_are_named(make, message):
     assert refusal(make).startswith(message)
+
+
+# Smallest and largest number of each type; of floats "above" and "below" are left out.
+EDGES = {
+    "PositiveInt": (1, 2_147_483_647),
+    "NaturalInt": (0, 2_147_483_647),
+    "Width": (1, 65_536),
+    "Depth": (1, 1024),
+    "TextSize": (2, 2_097_152),
+    "UnitCount": (1, 1_048_576),
+    "VocabularySize": (1, 4_194_304),
+    "BatchRows": (1, 1_048_576),
+    "RowSlots": (1, 16_777_216),
+    "Workers": (0, 1024),
+    "Seed32": (0, 4_294_967_295),
+    "Seed64": (0, 18_446_744_073_709_551_615),
+    "PositiveFloat": (5e-324, None),
+    "NaturalFloat": (0.0, None),
+    "Fraction": (0.0, 1.0),
+}
+
+
+def test_the_table_of_edges_has_every_type_with_bounds():
+    annotated = {
+        name
+        for name, value in vars(settings_module).items()
+        if any(isinstance(x, Bounds) for x in getattr(value, "__metadata__", ()))
+    }
+    assert EDGES.keys() == annotated
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_numbers_are_taken_up_to_the_edges_of_their_type_and_no_further(name):
+    declared = getattr(settings_module, name)
+    for edge, further in zip(EDGES[name], (-1, 1), strict=True):
+        if edge is None:
+            assert validate_value(declared, 1e300, "x") == 1e300
+            continue
+        assert validate_value(declared, edge, "x") == edge
+        outside = edge + further if isinstance(edge, int) else np.nextafter(edge, further * np.inf)
+        outside = type(edge)(outside)
+        with pytest.raises(ValueError, match=r"^x is .*, expected "):
+            validate_value(declared, outside, "x")

@@ -413,6 +413,9 @@ def test_units_of_two_encoders_are_not_opened_as_one(tmp_path):
     write_with_encoders(tmp_path, ("a", "b"))
     with pytest.raises(ValueError, match=r"part-1 have units of the encoder bbb.*expected aaa"):
         records.open_records(tmp_path / "part-*")
+    write_with_encoders(tmp_path / "more", ("a", None, "b", "c"))
+    with pytest.raises(ValueError, match=r"part-2 have units of the encoder bbb.*expected aaa"):
+        records.open_records(tmp_path / "more" / "part-*")
     with pytest.raises(ValueError, match="encoder_fingerprint is 'c', expected a SHA-256"):
         records.write_records(
             tmp_path / "out", "speech", [GOOD], make_tokenizer(), encoder_fingerprint="c"

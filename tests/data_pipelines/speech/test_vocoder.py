@@ -9,7 +9,7 @@ from data_pipelines.microworld.build import speech_story, story_text, story_voic
 from data_pipelines.microworld.speech import Speech, synthesize
 from data_pipelines.speech.alignment import label_frames
 from data_pipelines.speech.units import MelFeatures, MelKMeansEncoder
-from data_pipelines.speech.vocoder import MelVocoder, UnitVocoder
+from data_pipelines.speech.vocoder import MelVocoder, UnitVocoder, decode_known
 
 _FEATURES = MelFeatures()
 _RATE = _FEATURES.sample_rate
@@ -206,3 +206,17 @@ def test_a_file_that_holds_no_encoder_is_refused(tmp_path):
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
     with pytest.raises(ValueError, match=r"other.npz"):
         MelVocoder.load(tmp_path / "other.npz")
+
+
+def test_units_that_a_vocoder_does_not_have_are_left_out():
+    class Echo:
+        unit_count = 5
+
+        def decode(self, units):
+            assert units.size
+            return units.astype(np.float32)
+
+    decoded = decode_known(Echo(), np.array([4, 5, 0, 99, 3]))
+    assert decoded.tolist() == [4, 0, 3] and decoded.dtype == np.float32
+    none = decode_known(Echo(), np.array([5, 6]))
+    assert none.shape == (0,) and none.dtype == np.float32

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import types
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -14,6 +15,7 @@ from lst_jax.checkpoints.description import (
     DataDescription,
     ModelDescription,
     UnitEncoding,
+    check_tokenizer,
     description_difference,
     description_from_file,
     description_to_json,
@@ -103,6 +105,8 @@ def test_version_1_kept_the_step_and_the_published_settings_among_the_data(tmp_p
     params = json.loads(description.published_params)
     file = write(tmp_path, version1(description, step=7, published_params=params))
     assert exported_from_file(file) == (description, 7)
+    file = write(tmp_path, version1(description, published_params=params))
+    assert exported_from_file(file) == (description, 0)
     file = write(tmp_path, version1(DESCRIPTION, color="red"))
     with pytest.raises(ValueError) as error:
         description_from_file(file)
@@ -267,3 +271,30 @@ def test_a_vocabulary_of_another_size_is_refused(tmp_path):
         description_from_file(file)
     expected = f"expected {other.size}"
     assert_one_line(error, str(file), "ModelDescription.model.vocab_size is", expected)
+
+
+def test_a_file_that_does_not_tell_its_step_is_of_step_0(tmp_path):
+    file = write(tmp_path, description_to_json(DESCRIPTION))
+    assert exported_from_file(file) == (DESCRIPTION, 0)
+
+
+@pytest.mark.parametrize(
+    ("fingerprint", "size", "message"),
+    [
+        ("a" * 64, 40, None),
+        (None, 40, None),
+        ("b" * 64, 40, "t.model has SHA-256 aaaa.*; expected bbbb.*, the tokenizer of the model"),
+        (None, 41, "t.model has 40 pieces; expected 41, as the model"),
+        ("a" * 64, 41, "t.model has 40 pieces"),
+    ],
+)
+def test_another_tokenizer_is_named(fingerprint, size, message):
+    tokenizer = types.SimpleNamespace(model_path="t.model", fingerprint="a" * 64, size=40)
+    vocabulary = Vocabulary(size, unit_count=20)
+    config = dataclasses.replace(TINY, vocab_size=vocabulary.size)
+    description = ModelDescription(config, vocabulary, tokenizer_fingerprint=fingerprint)
+    if message is None:
+        check_tokenizer(tokenizer, description)
+        return
+    with pytest.raises(ValueError, match=message):
+        check_tokenizer(tokenizer, description)

@@ -239,3 +239,20 @@ def test_records_go_to_weights_and_biases(tmp_path, monkeypatch):
     assert calls == [(3, {"loss": 2.0})]
     assert service.init.call_args.kwargs["id"] == tmp_path.name
     run.finish.assert_called_once()
+
+
+def test_records_go_through_common_loop_utils(tmp_path, monkeypatch):
+    inner = mock.Mock()
+    service = mock.Mock(create_default_writer=mock.Mock(return_value=inner))
+    monkeypatch.setitem(sys.modules, "clu", mock.Mock(metric_writers=service))
+    monkeypatch.setitem(sys.modules, "clu.metric_writers", service)
+    writer = open_clu(tmp_path, 0, 1)
+    service.create_default_writer.assert_called_once()
+    assert str(tmp_path) in service.create_default_writer.call_args.args[0]
+    writer.write({"step": 3, "loss": 2.0, "none": None})
+    inner.write_scalars.assert_called_once_with(3, {"loss": 2.0})
+    inner.flush.assert_not_called()
+    writer.flush()
+    inner.flush.assert_called_once_with()
+    writer.close()
+    inner.close.assert_called_once_with()
