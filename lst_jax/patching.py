@@ -19,6 +19,7 @@ from typing import Literal
 
 import numpy as np
 
+from lst_jax.batch import Batch, padding_rows
 from lst_jax.settings import (
     Fraction,
     NaturalInt,
@@ -323,8 +324,8 @@ def fill_row(
     num_patches: int,
     num_tokens: int,
     visibility: Visibility = "causal",
-) -> dict[str, np.ndarray]:
-    """One row of a batch.
+) -> Batch:
+    """Returns one row of a batch.
 
     Args:
       documents: what the row holds, in order; none gives a row of padding.
@@ -335,28 +336,13 @@ def fill_row(
         the row's last one, whatever it may be, belongs to another patch.
 
     Returns:
-      * `tokens`, `targets` int32 (N,), `loss_weights` float32 (N,): 0 in padding;
-      * `document_ids` int32 (N,): 1, 2, … and 0 in padding;
-      * `patch_ids` int32 (N,): patch of the row, P in padding;
-      * `visible_patch` int32 (N,): last patch of the row that the prediction may use, −1 in
-        padding; where it precedes the token's document, the prediction may use none;
-      * `speech_examples`, `aligned_examples` int32 (): documents with speech, and those of them
-        that are aligned.
+      A `Batch` without its first axis: (N,) arrays, and two counts.
 
     Raises:
       ValueError: the documents do not fit.
     """
     validate_value(Visibility, visibility, "visibility")
-    row = {
-        "tokens": np.zeros(num_tokens, np.int32),
-        "targets": np.zeros(num_tokens, np.int32),
-        "loss_weights": np.zeros(num_tokens, np.float32),
-        "document_ids": np.zeros(num_tokens, np.int32),
-        "patch_ids": np.full(num_tokens, num_patches, np.int32),
-        "visible_patch": np.full(num_tokens, -1, np.int32),
-        "speech_examples": np.int32(sum(document.speech for document in documents)),
-        "aligned_examples": np.int32(sum(document.aligned for document in documents)),
-    }
+    row = padding_rows(num_patches, num_tokens)
     if not documents:
         return row
     lengths = [document.num_tokens for document in documents]
@@ -370,15 +356,15 @@ def fill_row(
     provable = np.concatenate([document.provable for document in documents])
     if visibility == "reference":
         provable = np.ones_like(provable)
-    np.concatenate([document.tokens for document in documents], out=row["tokens"][:used])
-    np.concatenate(
-        [document.loss_weights for document in documents], out=row["loss_weights"][:used]
-    )
-    row["targets"][: used - 1] = row["tokens"][1:used]
-    row["targets"][np.cumsum(lengths) - 1] = [
+    np.concatenate([document.tokens for document in documents], out=row.tokens[:used])
+    np.concatenate([document.loss_weights for document in documents], out=row.loss_weights[:used])
+    row.targets[: used - 1] = row.tokens[1:used]
+    row.targets[np.cumsum(lengths) - 1] = [
         0 if document.final_target is None else document.final_target for document in documents
     ]
-    row["document_ids"][:used] = np.repeat(np.arange(1, len(documents) + 1), lengths)
-    row["patch_ids"][:used] = np.repeat(np.arange(len(patch_lengths)), patch_lengths)
-    row["visible_patch"][:used] = visible_patches(patch_lengths, provable)
+    row.document_ids[:used] = np.repeat(np.arange(1, len(documents) + 1), lengths)
+    row.patch_ids[:used] = np.repeat(np.arange(len(patch_lengths)), patch_lengths)
+    row.visible_patch[:used] = visible_patches(patch_lengths, provable)
+    row.speech_examples[...] = sum(document.speech for document in documents)
+    row.aligned_examples[...] = sum(document.aligned for document in documents)
     return row

@@ -16,7 +16,7 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -206,28 +206,28 @@ def row_share(mesh: jax.sharding.Mesh) -> RowShare:
     return RowShare(parts.index(tuple(sorted(rows[jax.process_index()]))), len(parts))
 
 
-def shard_batch(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
+def shard_batch(batch: Any, mesh: jax.sharding.Mesh) -> Any:
     """Puts the rows that this process has read on its devices.
 
     Args:
-      batch: arrays (B / count, …), this process's share of the rows (`row_share`).
+      batch: tree of arrays (B / count, …), this process's share of the rows (`row_share`).
       mesh: the device mesh.
 
     Returns:
-      Global arrays (B, …) with rows over (data, fsdp).
+      The tree of global arrays (B, …) with rows over (data, fsdp).
 
     Raises:
       ValueError: B is not a multiple of the devices on the batch axes.
     """
     sharding = batch_sharding(mesh)
-    num_rows = len(next(iter(batch.values()))) * row_share(mesh).count
+    num_rows = len(jax.tree.leaves(batch)[0]) * row_share(mesh).count
     check_rows(num_rows, mesh)
-    return {
-        name: jax.make_array_from_process_local_data(
+    return jax.tree.map(
+        lambda array: jax.make_array_from_process_local_data(
             sharding, np.asarray(array), (num_rows, *array.shape[1:])
-        )
-        for name, array in batch.items()
-    }
+        ),
+        batch,
+    )
 
 
 def tree_shardings(boxed: Any, mesh: jax.sharding.Mesh, rules: LogicalRules = DEFAULT_RULES) -> Any:

@@ -81,7 +81,7 @@ def check_batches(sources):
     batches = iter(make_training_dataset(config, VOCABULARY))
     for values in expected()["batches"]:
         batch = next(batches)
-        assert {name: digest(batch[name]) for name in values} == values
+        assert {name: digest(getattr(batch, name)) for name in values} == values
     batches.close()
 
 

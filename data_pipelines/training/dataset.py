@@ -31,8 +31,9 @@ from data_pipelines.training.mixture import (
     source_keys,
     stream_keys,
 )
-from data_pipelines.training.packing import OpenRows, PackingConfig, Row, RowPacker, RowSize
-from lst_jax.patching import PatchingConfig, Visibility, fill_row
+from data_pipelines.training.packing import OpenRows, PackingConfig, RowPacker, RowSize
+from lst_jax.batch import Batch, join_batches, padding_rows, stack_rows
+from lst_jax.patching import PatchingConfig, Visibility
 from lst_jax.settings import (
     BatchRows,
     Bounds,
@@ -45,8 +46,6 @@ from lst_jax.settings import (
     require,
 )
 from lst_jax.vocabulary import Vocabulary
-
-Batch = dict[str, np.ndarray]
 
 # Tokens; six arrays of them are made at once. The largest batches that models are trained with have
 # a quarter of it.
@@ -159,7 +158,7 @@ def make_training_dataset(
 ) -> grain.IterDataset[Batch]:
     """The batches of a run, or this host's rows of them.
 
-    An element holds the arrays of `fill_row`, stacked: B / host_count rows, which are the rows
+    An element has B / host_count rows, which are the rows
     host_index · B / host_count … of the global batch. Element u is the batch of step u. The
     iterators' states are JSON-able, the same for any number of workers, and those of all hosts can
     be merged and divided again with `merge_states`.
@@ -370,13 +369,11 @@ class _TrainingIterator(grain.DatasetIterator[Batch]):
                 states.update(zip(block, part["states"], strict=True))
         self._states = states
         self._step += 1
-        empty = _empty_part(self._make_packer.config.packing, size)
+        config = self._make_packer.config
+        empty = padding_rows(config.patches_per_row, config.tokens_per_row, (size,))
         batches = [empty if part is None else part["batch"] for part in parts]
         # Copies, also of a single part: what a worker sends is shared memory that it owns.
-        return {
-            name: np.concatenate([np.asarray(batch[name]) for batch in batches])
-            for name in batches[0]
-        }
+        return join_batches(batches)
 
     def get_state(self) -> dict[str, Any]:
         """`step`: the next batch's; `config`: a digest of `settings`, all that batches depend on;
@@ -514,9 +511,8 @@ class _BlockIterator(grain.DatasetIterator[_Part]):
         rows = [next(packer, None) for packer in self._packers]
         if all(row is None for row in rows):
             raise StopIteration
-        empty = _empty_row(self._config)
-        filled = [row or empty for row in rows]
-        batch = {name: np.stack([row[name] for row in filled]) for name in empty}
+        empty = padding_rows(self._config.num_patches, self._config.num_tokens)
+        batch = stack_rows([row or empty for row in rows])
         return {"batch": batch, "states": [packer.get_state() for packer in self._packers]}
 
     def get_state(self) -> dict[str, Any]:
@@ -525,11 +521,3 @@ class _BlockIterator(grain.DatasetIterator[_Part]):
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Does nothing, see `get_state`."""
-
-
-def _empty_row(config: PackingConfig) -> Row:
-    return fill_row([], config.num_patches, config.num_tokens)
-
-
-def _empty_part(config: PackingConfig, num_rows: int) -> Batch:
-    return {name: np.stack([array] * num_rows) for name, array in _empty_row(config).items()}

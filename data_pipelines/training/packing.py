@@ -23,6 +23,7 @@ from typing import Annotated, Any, Protocol
 import numpy as np
 from absl import logging
 
+from lst_jax.batch import Batch
 from lst_jax.patching import (
     Document,
     PatchingConfig,
@@ -34,8 +35,6 @@ from lst_jax.patching import (
 )
 from lst_jax.settings import Bounds, Fraction, configuration
 from lst_jax.vocabulary import Vocabulary
-
-Row = dict[str, np.ndarray]
 
 # A row must hold a continuation's prefix and one patch more, or long documents never end.
 RowSize = Annotated[int, Bounds(least=16, most=2**24)]
@@ -113,7 +112,7 @@ class _OpenRow:
     documents: list[Document | None] = dataclasses.field(default_factory=list)
 
 
-class RowPacker(Iterator[Row]):
+class RowPacker(Iterator[Batch]):
     """The rows of one stream, in the order of steps."""
 
     def __init__(self, drafts: DraftStream, config: PackingConfig, vocabulary: Vocabulary) -> None:
@@ -144,7 +143,7 @@ class RowPacker(Iterator[Row]):
         """The step of the next row."""
         return self._rows[0].step
 
-    def __next__(self) -> Row:
+    def __next__(self) -> Batch:
         while self._index < self._size:
             if not self._place():
                 return self._emit()
@@ -187,7 +186,7 @@ class RowPacker(Iterator[Row]):
         probability = aligned_probability(config.patching, step)
         self._rows.append(_OpenRow(step, probability, config.num_patches, config.num_tokens))
 
-    def _emit(self) -> Row:
+    def _emit(self) -> Batch:
         row = self._rows.popleft()
         self._open(row.step + self._config.open_rows)
         documents = [

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.aot.hlo_costs import KernelCost
+from lst_jax.batch import Batch, stack_rows
 from lst_jax.config import LSTConfig, ModelConfig
 from lst_jax.model.attention import blocked, pallas_tpu
 from lst_jax.model.attention.blocks import end_to_end_ranges, key_spans
@@ -47,7 +48,7 @@ def typical_batch(
     num_tokens: int,
     rows: int = 8,
     seed: int = 0,
-) -> dict[str, np.ndarray]:
+) -> Batch:
     """Rows full of interleaved utterances and text, 1:2 in tokens.
 
     Args:
@@ -57,15 +58,13 @@ def typical_batch(
       num_tokens: N, token slots of a row.
       rows: B.
       seed: of the lengths.
-
-    Returns:
-      The arrays of `fill_row`, stacked.
     """
     strategy = "none" if patching.strategy == "none" else "static"
     static = PatchingConfig(strategy, patching.patch_size)
     documents = _documents(np.random.default_rng(seed), vocabulary)
-    filled = [_fill(documents, static, vocabulary, num_patches, num_tokens) for _ in range(rows)]
-    return {name: np.stack([row[name] for row in filled]) for name in filled[0]}
+    return stack_rows(
+        [_fill(documents, static, vocabulary, num_patches, num_tokens) for _ in range(rows)]
+    )
 
 
 def _documents(rng: np.random.Generator, vocabulary: Vocabulary) -> Iterator[np.ndarray]:
@@ -110,7 +109,7 @@ def _fill(
     vocabulary: Vocabulary,
     num_patches: int,
     num_tokens: int,
-) -> dict[str, np.ndarray]:
+) -> Batch:
     """One row; what does not fit of its last document is dropped."""
     row: list[Document] = []
     patches, length = num_patches, num_tokens
@@ -155,8 +154,7 @@ class AttentionEstimates:
     def __init__(
         self,
         config: ModelConfig,
-        batch: dict[str, np.ndarray],
-        num_patches: int,
+        batch: Batch,
         rows_per_device: int,
         tensor: int,
     ) -> None:
@@ -165,14 +163,12 @@ class AttentionEstimates:
         Args:
           config: of the model.
           batch: typical rows, any number.
-          num_patches: P, patch slots of a row.
           rows_per_device: rows that one call of a kernel works on.
           tensor: devices that share the heads.
         """
         self._rows, self._tensor = rows_per_device, tensor
-        arrays = {name: jnp.asarray(array) for name, array in batch.items()}
         with jax.set_mesh(None):
-            self._attentions = _attentions(config, arrays, num_patches)
+            self._attentions = _attentions(config, jax.tree.map(jnp.asarray, batch))
             sizes = (blocked.QUERY_BLOCK, blocked.KEY_BLOCK)
             pairs = {name: x.visits(*sizes) for name, x in self._attentions.items()}
             sizes = (pallas_tpu.QUERY_BLOCK, pallas_tpu.KEY_BLOCK)
@@ -204,14 +200,13 @@ class AttentionEstimates:
         )
 
 
-def _attentions(
-    config: ModelConfig, batch: dict[str, jax.Array], num_patches: int
-) -> dict[str, _Attention]:
+def _attentions(config: ModelConfig, batch: Batch) -> dict[str, _Attention]:
+    num_patches = batch.num_patches
     if not isinstance(config, LSTConfig):
-        ranges = token_key_range(batch["document_ids"], None)
+        ranges = token_key_range(batch.document_ids, None)
         return {"global": _Attention(ranges, num_patches, config.dim_global)}
-    ranges = lst_key_ranges(batch, num_patches, config)
-    tokens, width = batch["tokens"].shape[1], config.dim_local
+    ranges = lst_key_ranges(batch, config)
+    tokens, width = batch.tokens.shape[1], config.dim_local
     latents = num_patches * config.latent_vectors_per_patch
     return {
         "token_self": _Attention(ranges.token_self, tokens, width),

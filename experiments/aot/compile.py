@@ -21,6 +21,7 @@ from experiments.aot.attention_estimates import AttentionEstimates, typical_batc
 from experiments.aot.hlo_costs import HloCosts, hlo_costs
 from experiments.aot.topologies import tpu_devices
 from experiments.common.step_config import StepConfig
+from lst_jax.batch import abstract_batch
 from lst_jax.checkpoints.train_state import state_shardings
 from lst_jax.hardware import Chip, tpu_chip
 from lst_jax.model.flops import training_flops
@@ -39,7 +40,6 @@ from lst_jax.training.step import make_train_step
 # Policies from the one that keeps most to the one that keeps least.
 _POLICIES = ("none", "dots", "full")
 _WARNING = "Involuntary full rematerialization"
-_TOKEN_ARRAYS = ("tokens", "targets", "document_ids", "patch_ids", "visible_patch")
 # "Used 20.5G of 15.75G hbm" of buffers placed one by one; "temporaries (20.5G) exceeds available
 # HBM (15.75G)" where these alone are too large.
 _OUT_OF_MEMORY = re.compile(
@@ -143,18 +143,11 @@ def _lower(config: StepConfig, mesh: jax.sharding.Mesh, rows: int) -> jax.stages
         config.optimizer,
         config.training,
         config.vocabulary.first_unit_id,
-        config.num_patches,
         mesh,
     )
     state = state_shardings(config.model, optimizer, mesh)[0]
-    sharding = batch_sharding(mesh)
 
-    def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-
-    batch = {name: array(jnp.int32, rows, config.num_tokens) for name in _TOKEN_ARRAYS}
-    batch["loss_weights"] = array(jnp.float32, rows, config.num_tokens)
-    batch |= {name: array(jnp.int32, rows) for name in ("speech_examples", "aligned_examples")}
+    batch = abstract_batch(config.num_patches, config.num_tokens, rows, batch_sharding(mesh))
     with mesh_context(mesh):
         return step.lower(state, batch)
 
@@ -189,14 +182,11 @@ def _work(
 ) -> dict[str, Any]:
     batch = typical_batch(config.vocabulary, config.patching, config.num_patches, config.num_tokens)
     micro_rows = rows // batch_mesh_size(mesh) // config.training.accumulation_steps
-    estimates = AttentionEstimates(
-        config.model, batch, config.num_patches, micro_rows, mesh.shape["tensor"]
-    )
+    estimates = AttentionEstimates(config.model, batch, micro_rows, mesh.shape["tensor"])
     costs = hlo_costs(text, estimates.trip_count, estimates.kernel_cost)
-    arrays = {name: jnp.asarray(array) for name, array in batch.items()}
     with jax.set_mesh(None):
-        per_row = float(training_flops(config.model, arrays, config.num_patches))
-    per_row /= len(batch["tokens"])
+        per_row = float(training_flops(config.model, jax.tree.map(jnp.asarray, batch)))
+    per_row /= len(batch.tokens)
     model_flops = per_row * rows / mesh.size
     return _roofline(costs, model_flops, chip) | {
         "work": {
@@ -212,9 +202,9 @@ def _work(
                 )
             },
             "not_counted": sorted(costs.unknown),
-            "real_tokens": float((batch["document_ids"] > 0).mean()),
+            "real_tokens": float((batch.document_ids > 0).mean()),
             "mean_document_tokens": float(
-                (batch["document_ids"] > 0).sum() / batch["document_ids"].max(axis=1).sum()
+                (batch.document_ids > 0).sum() / batch.document_ids.max(axis=1).sum()
             ),
         }
     }

@@ -8,6 +8,7 @@ as what the attention would cost if a row were one document.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import importlib.util
@@ -75,8 +76,9 @@ def attention_cases(
     patching = PatchingConfig("static")
     batch = typical_batch(vocabulary, patching, num_patches, num_tokens, rows)
     if one_document:
-        batch["document_ids"] = np.minimum(batch["document_ids"], 1)
-    ranges = jax.device_get(lst_key_ranges(batch, num_patches, config))
+        one = np.minimum(batch.document_ids, 1)
+        batch = dataclasses.replace(batch, document_ids=one)
+    ranges = jax.device_get(lst_key_ranges(batch, config))
     latents = config.latent_vectors_per_patch * num_patches
     local = config.num_heads_local, config.dim_local // config.num_heads_local
     cross = config.cross_attention_heads, config.dim_local // config.cross_attention_heads

@@ -30,6 +30,7 @@ from absl import app, flags
 from data_pipelines.records.storage import SILENCE, TextDocument, Utterance, write_records
 from data_pipelines.training.dataset import DataConfig, SourceConfig, make_training_dataset
 from experiments.benchmarks.machine import cpu_model
+from lst_jax.batch import Batch
 from lst_jax.patching import PatchingConfig, Strategy
 from lst_jax.vocabulary import TextTokenizer
 
@@ -134,8 +135,8 @@ def _measure(config: DataConfig, tokenizer: TextTokenizer, num_workers: int) -> 
         start, cpu_start = time.perf_counter(), time.process_time()
         for _ in range(_STEPS.value):
             batch = next(iterator)
-            tokens += int((batch["document_ids"] > 0).sum())
-            patches += _count_patches(batch, config.patches_per_row)
+            tokens += int((batch.document_ids > 0).sum())
+            patches += _count_patches(batch)
         seconds = time.perf_counter() - start
         cpu_seconds = time.process_time() - cpu_start
         iterator.close()
@@ -154,9 +155,9 @@ def _measure(config: DataConfig, tokenizer: TextTokenizer, num_workers: int) -> 
     }
 
 
-def _count_patches(batch: dict[str, np.ndarray], num_patches: int) -> int:
-    patch_ids = batch["patch_ids"]
-    return int((np.where(patch_ids < num_patches, patch_ids, -1).max(axis=1) + 1).sum())
+def _count_patches(batch: Batch) -> int:
+    patch_ids = batch.patch_ids
+    return int((np.where(patch_ids < batch.num_patches, patch_ids, -1).max(axis=1) + 1).sum())
 
 
 def _write_sources(directory: pathlib.Path) -> tuple[TextTokenizer, tuple[SourceConfig, ...]]:

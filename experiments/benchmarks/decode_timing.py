@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lst_jax.batch import stack_rows
 from lst_jax.config import ModelConfig
 from lst_jax.inference.generation import (
     Generation,
@@ -142,14 +143,13 @@ def measure_recomputing(subject: Subject, rows: int, prompt_s: float, seconds: f
     documents = [decoder.document(tokens) for tokens in prompts]
     num_patches = static_size(documents[0].num_patches)
     num_tokens = static_size(documents[0].num_tokens)
-    filled = [fill_row([document], num_patches, num_tokens) for document in documents]
-    batch = {name: np.stack([row[name] for row in filled]) for name in filled[0]}
+    batch = stack_rows([fill_row([document], num_patches, num_tokens) for document in documents])
     last = documents[0].num_tokens - 1
 
     @jax.jit
     def scores(params: Any, batch: Any) -> jax.Array:
         variables = {"params": params}
-        hidden = subject.model.apply(variables, batch, num_patches=num_patches)["hidden"]
+        hidden = subject.model.apply(variables, batch)["hidden"]
         return logits(hidden[:, last], output_kernel(params), subject.vocabulary.size)
 
     with mesh_context(subject.mesh):

@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from lst_jax.batch import Batch
 from lst_jax.checkpoints.train_state import TrainState
 from lst_jax.config import LSTConfig, ModelConfig, TokenTransformerConfig, padded_size
 from lst_jax.model.global_transformer import GlobalTransformer
-from lst_jax.model.key_ranges import lst_key_ranges
+from lst_jax.model.key_ranges import LSTKeyRanges, lst_key_ranges
 from lst_jax.model.losses import token_nll
 from lst_jax.model.models import build_model, output_kernel
 from lst_jax.model.patch_decoder import PatchDecoder
@@ -27,7 +28,8 @@ from lst_jax.model.patch_encoder import PatchEncoder
 from lst_jax.sharding import batch_sharding
 
 Arrays = dict[str, Array]
-Apply = Callable[[Any, Mapping[str, Array], Mapping[str, Any]], Arrays]
+Ranges = LSTKeyRanges | None
+Apply = Callable[[Any, Mapping[str, Array], Batch, Ranges], Arrays]
 # Runs a compiled function on arguments, as often as it likes, and returns its last result.
 Runner = Callable[["Part", Callable[..., Any], tuple[Any, ...]], Any]
 Compiler = Callable[..., Callable[..., Any]]
@@ -42,7 +44,8 @@ class Part:
       flops: its name in `lst_jax.model.flops.forward_flops`.
       params: its entries of the parameter tree.
       inputs: names of the arrays that it reads of other parts.
-      apply: `(params, inputs, batch) -> outputs`, arrays by name, all with the rows first.
+      apply: `(params, inputs, batch, key ranges of the LST) -> outputs`, arrays by name, all with
+        the rows first.
     """
 
     name: str
@@ -59,27 +62,27 @@ def model_parts(config: ModelConfig) -> tuple[Part, ...]:
     """
     modules = _lst_parts(config) if isinstance(config, LSTConfig) else _baseline_parts(config)
 
-    def predict(params: Any, arrays: Mapping[str, Array], batch: Mapping[str, Any]) -> Arrays:
+    def predict(params: Any, arrays: Mapping[str, Array], batch: Batch, ranges: Ranges) -> Arrays:
         kernel = output_kernel(params)
-        return {"nll": token_nll(arrays["hidden"], kernel, batch["targets"], config.vocab_size)}
+        return {"nll": token_nll(arrays["hidden"], kernel, batch.targets, config.vocab_size)}
 
     return (*modules, Part("loss", "output", ("output_kernel",), ("hidden",), predict))
 
 
 def _lst_parts(config: LSTConfig) -> tuple[Part, ...]:
-    def encode(params: Any, _: Mapping[str, Array], batch: Mapping[str, Any]) -> Arrays:
-        arguments = batch["tokens"], batch["patch_ids"], batch["ranges"]
+    def encode(params: Any, _: Mapping[str, Array], batch: Batch, ranges: Ranges) -> Arrays:
+        arguments = batch.tokens, batch.patch_ids, ranges
         module = PatchEncoder(config)
         states, latents = module.apply({"params": params["encoder"]}, *arguments)
         return {"token_states": states, "latents": latents}
 
-    def transform(params: Any, arrays: Mapping[str, Array], batch: Mapping[str, Any]) -> Arrays:
-        arguments = arrays["latents"], batch["ranges"].global_self
+    def transform(params: Any, arrays: Mapping[str, Array], batch: Batch, ranges: Ranges) -> Arrays:
+        arguments = arrays["latents"], ranges.global_self
         module = GlobalTransformer(config)
         return {"patches": module.apply({"params": params["global"]}, *arguments)}
 
-    def decode(params: Any, arrays: Mapping[str, Array], batch: Mapping[str, Any]) -> Arrays:
-        arguments = arrays["token_states"], arrays["patches"], batch["ranges"]
+    def decode(params: Any, arrays: Mapping[str, Array], batch: Batch, ranges: Ranges) -> Arrays:
+        arguments = arrays["token_states"], arrays["patches"], ranges
         module = PatchDecoder(config)
         return {"hidden": module.apply({"params": params["decoder"]}, *arguments)}
 
@@ -94,12 +97,10 @@ def _baseline_parts(config: TokenTransformerConfig) -> tuple[Part, ...]:
     model = build_model(config)
     kernel_shape = (config.dim_global, padded_size(config.vocab_size))
 
-    def transform(params: Any, _: Mapping[str, Array], batch: Mapping[str, Any]) -> Arrays:
+    def transform(params: Any, _: Mapping[str, Array], batch: Batch, ranges: Ranges) -> Arrays:
         # The model declares the projection that the loss applies, and does not read it.
         params = {**params, "output_kernel": jnp.zeros(kernel_shape)}
-        return {
-            "hidden": model.apply({"params": params}, batch, batch["tokens"].shape[1])["hidden"]
-        }
+        return {"hidden": model.apply({"params": params}, batch)["hidden"]}
 
     return (Part("transformer", "global", ("embedding", "transformer", "norm"), (), transform),)
 
@@ -108,8 +109,7 @@ def backpropagate(
     config: ModelConfig,
     params: Any,
     shardings: Any,
-    batch: Mapping[str, Array],
-    num_patches: int,
+    batch: Batch,
     mesh: jax.sharding.Mesh,
     compiler: Compiler,
     run: Runner,
@@ -122,8 +122,7 @@ def backpropagate(
       config: of the model.
       params: its parameters.
       shardings: where each of them, and so its gradient, lies.
-      batch: batch arrays, (B, N).
-      num_patches: P, patch slots of a row.
+      batch: of B rows.
       mesh: the device mesh.
       compiler: compiles a jitted function for the arguments that follow it.
       run: called once for each part, with what its forward and backward pass is compiled to and the
@@ -133,14 +132,14 @@ def backpropagate(
       Scalar loss in nats, and gradients like `params`.
     """
     parts, rows = model_parts(config), batch_sharding(mesh)
+    ranges = None
     if isinstance(config, LSTConfig):
-        ranges = jax.jit(lst_key_ranges, static_argnums=(1, 2), out_shardings=rows)
-        batch = {**batch, "ranges": ranges(dict(batch), num_patches, config)}
+        ranges = jax.jit(lst_key_ranges, static_argnums=1, out_shardings=rows)(batch, config)
     arrays: Arrays = {}
     calls = []
     for part in parts:
         own = {name: params[name] for name in part.params}
-        given = own, {name: arrays[name] for name in part.inputs}, batch
+        given = own, {name: arrays[name] for name in part.inputs}, batch, ranges
         # Zeros of the outputs' shapes; what they lead back to is thrown away.
         zeros = {
             name: jnp.zeros(x.shape, x.dtype, device=rows)
@@ -149,7 +148,7 @@ def backpropagate(
         function = compiler(_part_step(part, shardings, mesh), *given, zeros)
         arrays |= jax.block_until_ready(function(*given, zeros)[0])
         calls.append((part, function, given, tuple(zeros)))
-    weights = batch["loss_weights"] / jnp.maximum(jnp.sum(batch["loss_weights"]), 1)
+    weights = batch.loss_weights / jnp.maximum(jnp.sum(batch.loss_weights), 1)
     cotangents: Arrays = {"nll": jax.device_put(weights, rows)}
     gradients: dict[str, Any] = {}
     while calls:
@@ -162,10 +161,10 @@ def backpropagate(
 
 
 def _part_step(part: Part, shardings: Any, mesh: jax.sharding.Mesh) -> Any:
-    """`(params, inputs, batch, cotangents) -> (outputs, d_params, d_inputs)`, jitted."""
+    """`(params, inputs, batch, ranges, cotangents) -> (outputs, d_params, d_inputs)`, jitted."""
 
-    def step(params: Any, inputs: Arrays, batch: Mapping[str, Any], cotangents: Arrays) -> Any:
-        outputs, pull_back = jax.vjp(lambda p, x: part.apply(p, x, batch), params, inputs)
+    def step(params: Any, inputs: Arrays, batch: Batch, ranges: Ranges, cotangents: Arrays) -> Any:
+        outputs, pull_back = jax.vjp(lambda p, x: part.apply(p, x, batch, ranges), params, inputs)
         return outputs, *pull_back(cotangents)
 
     rows = batch_sharding(mesh)

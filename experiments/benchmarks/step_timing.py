@@ -23,6 +23,7 @@ import numpy as np
 from experiments.aot.attention_estimates import typical_batch
 from experiments.benchmarks.step_parts import Part, backpropagate, make_update
 from experiments.common.step_config import StepConfig
+from lst_jax.batch import Batch, abstract_batch
 from lst_jax.checkpoints.train_state import TrainState, init_state, state_shardings
 from lst_jax.hardware import PeakRate
 from lst_jax.model.flops import BACKWARD_FACTOR, forward_flops
@@ -47,8 +48,6 @@ _ALLOCATION = re.compile(r"out of memory|allocat", re.IGNORECASE)
 # On-chip memory, of which no number of rows takes less.
 _ON_CHIP = re.compile(r"shared memory|vmem|smem", re.IGNORECASE)
 
-Batch = dict[str, np.ndarray]
-
 
 def make_batches(config: StepConfig, rows: int) -> list[Batch]:
     """Different batches of `rows` typical rows, with drawn ids."""
@@ -66,17 +65,17 @@ def _draw_ids(batch: Batch, config: StepConfig, rng: np.random.Generator) -> Bat
     All tokens would look up the same two rows of the embedding else, and add to its gradient there.
     """
     vocabulary: Vocabulary = config.vocabulary
-    tokens, real = batch["tokens"].copy(), batch["document_ids"] > 0
+    tokens, real = batch.tokens.copy(), batch.document_ids > 0
     text = real & vocabulary.is_text(tokens)
     first = 1 + max(vocabulary.bos_id, vocabulary.eos_id)
     ranks = (vocabulary.text_size - first) ** rng.random(text.sum())
     tokens[text] = first + np.floor(ranks - 1).astype(np.int32)
     unit = real & vocabulary.is_unit(tokens)
     tokens[unit] = vocabulary.first_unit_id + rng.integers(vocabulary.unit_count, size=unit.sum())
-    targets, document = batch["targets"].copy(), batch["document_ids"]
+    targets, document = batch.targets.copy(), batch.document_ids
     follows = (document[:, 1:] == document[:, :-1]) & real[:, 1:]
     targets[:, :-1][follows] = tokens[:, 1:][follows]
-    return batch | {"tokens": tokens, "targets": targets}
+    return dataclasses.replace(batch, tokens=tokens, targets=targets)
 
 
 def measure_all(
@@ -122,7 +121,7 @@ def measure_all(
         measurement = StepMeasurement(
             dataclasses.replace(config, model=model, num_rows=total),
             mesh,
-            [{name: array[:total] for name, array in batch.items()} for batch in batches],
+            [jax.tree.map(lambda x, count=total: x[:count], batch) for batch in batches],
             num_steps,
             peak,
         )
@@ -235,12 +234,10 @@ class StepMeasurement:
         parts = [part | {"share": part["median_ms"] / total} for part in parts]
         return {"parts": parts, "sum_ms": total}, state
 
-    def _abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
-        sharding = batch_sharding(self._mesh)
-        return {
-            name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-            for name, x in self._batches[0].items()
-        }
+    def _abstract_batch(self) -> Batch:
+        batch = self._batches[0]
+        shape = batch.num_patches, batch.tokens.shape[1], len(batch.tokens)
+        return abstract_batch(*shape, batch_sharding(self._mesh))
 
     def _step(self) -> TrainStep:
         config = self._config
@@ -249,7 +246,6 @@ class StepMeasurement:
             config.optimizer,
             config.training,
             config.vocabulary.first_unit_id,
-            config.num_patches,
             self._mesh,
         )
 
@@ -293,9 +289,9 @@ class StepMeasurement:
         config = self._config
         turns = config.training.accumulation_steps
         rows = config.num_rows // turns
-        batch = shard_batch({k: x[:rows] for k, x in self._batches[0].items()}, self._mesh)
+        batch = shard_batch(jax.tree.map(lambda x: x[:rows], self._batches[0]), self._mesh)
         shardings = state_shardings(config.model, self._optimizer, self._mesh)[1]
-        forward = forward_flops(config.model, batch, config.num_patches)
+        forward = forward_flops(config.model, batch)
         records = []
 
         def run(part: Part, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
@@ -309,7 +305,6 @@ class StepMeasurement:
             state.params,
             shardings.params,
             batch,
-            config.num_patches,
             self._mesh,
             compile_for,
             run,

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from data_pipelines.training.dataset import DataConfig, SourceConfig, make_training_dataset
+from lst_jax.batch import Batch
 from lst_jax.checkpoints.description import ModelDescription
 from lst_jax.evaluation.story_completion import (
     StoryExample,
@@ -92,7 +92,6 @@ def make_evaluators(
             description.model,
             training.accumulation_steps,
             description.vocabulary.first_unit_id,
-            data.patches_per_row,
             mesh,
             tuple(DEFAULT_RULES),
         )
@@ -166,7 +165,7 @@ def _held_out_batches(
     data: DataConfig,
     strategy: Strategy,
     mesh: jax.sharding.Mesh,
-) -> list[dict[str, np.ndarray]]:
+) -> list[Batch]:
     """Returns this process's rows of the held-out batches."""
     changes: dict[str, Any] = {
         "patching": dataclasses.replace(data.patching, strategy=strategy),

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from lst_jax.batch import padding_rows
 from lst_jax.config import ModelConfig
 from lst_jax.model.models import abstract_params, build_model
 from lst_jax.sharding import (
@@ -101,12 +102,10 @@ def init_state(
     check_heads(config, mesh)
     shardings = state_shardings(config, optimizer, mesh, rules)[1]
     model = build_model(config)
-    names = ("tokens", "document_ids", "patch_ids", "visible_patch")
-    rows = jnp.zeros((batch_mesh_size(mesh), _INIT_LENGTH), jnp.int32)
+    batch = padding_rows(_INIT_LENGTH, _INIT_LENGTH, rows=(batch_mesh_size(mesh),))
 
     def create(key: Array) -> TrainState:
-        batch = dict.fromkeys(names, rows)
-        params = nn.unbox(model.init(key, batch, num_patches=_INIT_LENGTH)["params"])
+        params = nn.unbox(model.init(key, batch)["params"])
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
     with mesh_context(mesh, rules):

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from lst_jax.batch import Batch, stack_rows
 from lst_jax.inference.decoding import caches
 from lst_jax.inference.decoding.decode_loop import Decoder, Progress, State, decode_batch
 from lst_jax.inference.decoding.lst_decoder import LSTDecoder
@@ -347,19 +348,18 @@ def _prefill(
     num_patches = static_size(max(document.num_patches for document in documents))
     num_tokens = static_size(max(document.num_tokens for document in documents))
     rows = [[document] for document in documents] + [[]] * (batch_rows - len(documents))
-    filled = [fill_row(row, num_patches, num_tokens) for row in rows]
-    batch = {name: np.stack([row[name] for row in filled]) for name in filled[0]}
-    run = _prefill_function(decoder, num_patches, static_size(capacity), mesh)
+    batch = stack_rows([fill_row(row, num_patches, num_tokens) for row in rows])
+    run = _prefill_function(decoder, static_size(capacity), mesh)
     with mesh_context(mesh):
         return run(params, jax.device_put(batch, batch_sharding(mesh)))
 
 
 @functools.lru_cache(maxsize=32)
 def _prefill_function(
-    decoder: Decoder, num_patches: int, capacity: int, mesh: jax.sharding.Mesh
-) -> Callable[[Any, Mapping[str, Array]], State]:
+    decoder: Decoder, capacity: int, mesh: jax.sharding.Mesh
+) -> Callable[[Any, Batch], State]:
     """The compiled (params, batch) -> state."""
-    return jax.jit(lambda params, batch: decoder.prefill(params, batch, num_patches, capacity))
+    return jax.jit(lambda params, batch: decoder.prefill(params, batch, capacity))
 
 
 @functools.lru_cache(maxsize=32)

@@ -3,7 +3,7 @@
 Scoring sees exactly what training saw: the same rows, the same visibility rule, the same chunked
 cross-entropy. A continuation is a document of its row, so it reads nothing of the others. Endings
 of one prompt stand side by side and share it: it runs once for all of them, in the same pass
-(`shared_rows`).
+(`shared_prefix`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lst_jax.batch import SharedBatch, stack_rows
 from lst_jax.config import LSTConfig
 from lst_jax.inference.shared_prefix import RowSize, fill_shared_row, measure_row
 from lst_jax.model.key_ranges import shared_lst_key_ranges, shared_token_key_range
@@ -33,8 +34,8 @@ from lst_jax.vocabulary import Vocabulary
 _OPEN_ROWS = 64
 # Budgets that follow from the data are rounded up to whole blocks of the attention.
 _MULTIPLE = 128
-# Places of a row (`shared_rows`) cost no run, only memory for a key and a value: there are more of
-# them than the mean row needs, so that what runs fills it, and at most so many times what runs.
+# Places of a row (`shared_prefix`) cost no run, only memory for a key and a value: there are more
+# of them than the mean row needs, so that what runs fills it, and at most so many times what runs.
 _SPARE_PLACES = 1.25
 _MOST_PLACES = 4
 
@@ -121,14 +122,14 @@ def score_continuations(
     documents = [make_document(c, vocabulary, patching) for c in distinct.values()]
     scores = np.zeros(len(documents))
     size, rows = _plan_rows(documents, [prompt for prompt, _ in distinct], patching, shape)
-    item_losses = _item_losses_function(model, size.place_patches, vocabulary.size, mesh)
+    item_losses = _item_losses_function(model, vocabulary.size, mesh)
     batches = [rows[i : i + shape.batch_rows] for i in range(0, len(rows), shape.batch_rows)]
     for done, batch_rows in enumerate(batches, start=1):
         padded = batch_rows + [[]] * (shape.batch_rows - len(batch_rows))
         filled = [fill_shared_row([documents[i] for i in row], size, visibility) for row in padded]
-        batch = {name: np.stack([row[name] for row in filled]) for name in filled[0]}
+        batch = _place(stack_rows(filled), mesh)
         with mesh_context(mesh):
-            losses = np.asarray(item_losses(params, _place(batch, mesh)), np.float64)
+            losses = np.asarray(item_losses(params, batch), np.float64)
         for row, arrays, row_losses in zip(padded, filled, losses, strict=True):
             scores[row] = _sum_scores(arrays, row_losses, len(row))
         if progress:
@@ -263,44 +264,41 @@ def _round_up(size: float) -> int:
     return _MULTIPLE * math.ceil(size / _MULTIPLE)
 
 
-def _sum_scores(row: Mapping[str, np.ndarray], losses: np.ndarray, count: int) -> np.ndarray:
+def _sum_scores(row: SharedBatch, losses: np.ndarray, count: int) -> np.ndarray:
     """Log-probabilities (count,) of a row's documents from the losses (M,) of its items."""
     # A token's weight is that of predicting the next one, 0 for the last of a document. Document i
     # of a row has id i + 1, padding 0.
-    weighted = np.roll(row["loss_weights"], 1) * losses[row["token_items"]]
-    return -np.bincount(row["document_ids"], weighted, minlength=count + 1)[1:]
+    weighted = np.roll(row.places.loss_weights, 1) * losses[row.token_items]
+    return -np.bincount(row.places.document_ids, weighted, minlength=count + 1)[1:]
 
 
 @functools.lru_cache(maxsize=8)
 def _item_losses_function(
-    model: nn.Module, num_patches: int, vocab_size: int, mesh: jax.sharding.Mesh
-) -> Callable[[Any, Mapping[str, jax.Array]], jax.Array]:
+    model: nn.Module, vocab_size: int, mesh: jax.sharding.Mesh
+) -> Callable[[Any, SharedBatch], jax.Array]:
     """The compiled (params, batch) -> losses −log p of each token item, (B, M) float32, whole."""
 
-    def item_losses(params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
-        hidden = _run_items(model, params, batch, num_patches)
-        before = jnp.take_along_axis(hidden, batch["previous_items"][..., None], axis=1)
-        return token_nll(before, output_kernel(params), batch["item_tokens"], vocab_size)
+    def item_losses(params: Any, batch: SharedBatch) -> jax.Array:
+        hidden = _run_items(model, params, batch)
+        before = jnp.take_along_axis(hidden, batch.previous_items[..., None], axis=1)
+        return token_nll(before, output_kernel(params), batch.item_tokens, vocab_size)
 
     return jax.jit(item_losses, out_shardings=replicated(mesh))
 
 
-def _run_items(
-    model: nn.Module, params: Any, batch: Mapping[str, jax.Array], num_patches: int
-) -> jax.Array:
+def _run_items(model: nn.Module, params: Any, batch: SharedBatch) -> jax.Array:
     """Hidden states (B, M, width) of the token items of a batch of shared rows."""
     if isinstance(model.config, LSTConfig):
-        ranges = shared_lst_key_ranges(batch, num_patches, model.config)
-        inputs = batch["item_tokens"], batch["item_patch_ids"], ranges
+        ranges = shared_lst_key_ranges(batch, model.config)
+        inputs = batch.item_tokens, batch.item_patch_ids, ranges
         return model.apply({"params": params}, *inputs, method="run_tokens")["hidden"]
     key_range = shared_token_key_range(batch, None)
-    return model.apply({"params": params}, batch["item_tokens"], key_range, method="run_tokens")
+    return model.apply({"params": params}, batch.item_tokens, key_range, method="run_tokens")
 
 
-def _place(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
+def _place(batch: SharedBatch, mesh: jax.sharding.Mesh) -> SharedBatch:
     """Global arrays of a batch that every process holds as a whole, rows over the mesh."""
     sharding = batch_sharding(mesh)
-    return {
-        name: jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
-        for name, array in batch.items()
-    }
+    return jax.tree.map(
+        lambda x: jax.make_array_from_callback(x.shape, sharding, x.__getitem__), batch
+    )

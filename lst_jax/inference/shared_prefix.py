@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lst_jax.batch import SharedBatch
 from lst_jax.patching import Document, Visibility, fill_row
 
 
@@ -62,23 +63,13 @@ def measure_row(documents: Sequence[Document]) -> RowSize:
 
 def fill_shared_row(
     documents: Sequence[Document], size: RowSize, visibility: Visibility = "causal"
-) -> dict[str, np.ndarray]:
-    """One row of a batch.
+) -> SharedBatch:
+    """Returns one row of a batch.
 
     Args:
       documents: what the row holds, in order; none gives a row of padding.
       size: P, N, Q and M, each at least what `measure_row` says.
       visibility: see `patching.fill_row`.
-
-    Returns:
-      The arrays of `patching.fill_row`, of P patch and N token places, and int32 arrays:
-      * `token_items` (N,), `patch_items` (P,): the item in each place, 0 in padding;
-      * `token_places` (M,), `patch_places` (Q,): the first place of each item, increasing; N or P
-        in padding;
-      * `item_tokens` (M,): the token that each item is; `item_patch_ids` (M,): the patch item that
-        it belongs to, Q in padding;
-      * `previous_items` (M,): the item in the place before the first one, which predicts it; any
-        for the first token of a document.
 
     Raises:
       ValueError: the documents do not fit.
@@ -94,16 +85,17 @@ def fill_shared_row(
     token_items, token_places = _assign_items(
         [document.num_tokens for document in documents], common_tokens
     )
-    item_patch_ids = patch_items[row["patch_ids"][token_places]]
-    return row | {
-        "token_items": _pad(token_items, size.place_tokens, 0),
-        "patch_items": _pad(patch_items, size.place_patches, 0),
-        "token_places": _pad(token_places, size.item_tokens, size.place_tokens),
-        "patch_places": _pad(patch_places, size.item_patches, size.place_patches),
-        "item_tokens": _pad(row["tokens"][token_places], size.item_tokens, 0),
-        "item_patch_ids": _pad(item_patch_ids, size.item_tokens, size.item_patches),
-        "previous_items": _pad(token_items[token_places - 1], size.item_tokens, 0),
-    }
+    item_patch_ids = patch_items[row.patch_ids[token_places]]
+    return SharedBatch(
+        places=row,
+        token_items=_pad(token_items, size.place_tokens, 0),
+        patch_items=_pad(patch_items, size.place_patches, 0),
+        token_places=_pad(token_places, size.item_tokens, size.place_tokens),
+        patch_places=_pad(patch_places, size.item_patches, size.place_patches),
+        item_tokens=_pad(row.tokens[token_places], size.item_tokens, 0),
+        item_patch_ids=_pad(item_patch_ids, size.item_tokens, size.item_patches),
+        previous_items=_pad(token_items[token_places - 1], size.item_tokens, 0),
+    )
 
 
 def _common(documents: Sequence[Document]) -> tuple[list[int], list[int]]:

@@ -8,38 +8,34 @@ rematerialization is not counted (model FLOPs, not hardware FLOPs).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import jax.numpy as jnp
 from jax import Array
 
+from lst_jax.batch import Batch
 from lst_jax.config import LSTConfig, ModelConfig, TokenTransformerConfig, hidden_width
 from lst_jax.model.key_ranges import KeyRange, lst_key_ranges, token_key_range
 
 BACKWARD_FACTOR = 2.0
 
 
-def forward_flops(
-    config: ModelConfig, batch: Mapping[str, Array], num_patches: int
-) -> dict[str, Array]:
+def forward_flops(config: ModelConfig, batch: Batch) -> dict[str, Array]:
     """FLOPs of the forward pass over a batch, by module.
 
     Args:
       config: of the model.
-      batch: batch arrays, (B, N) int32.
-      num_patches: P, patch slots of a row.
+      batch: of B rows.
 
     Returns:
       float32 scalars: `encoder`, `global`, `decoder` (LST) or `global` (baseline), and `output`.
     """
     if isinstance(config, TokenTransformerConfig):
         return _token_transformer_flops(config, batch)
-    return _lst_flops(config, batch, num_patches)
+    return _lst_flops(config, batch)
 
 
-def training_flops(config: ModelConfig, batch: Mapping[str, Array], num_patches: int) -> Array:
+def training_flops(config: ModelConfig, batch: Batch) -> Array:
     """FLOPs of one forward and backward pass over a batch, a float32 scalar."""
-    forward = forward_flops(config, batch, num_patches)
+    forward = forward_flops(config, batch)
     return (1.0 + BACKWARD_FACTOR) * sum(forward.values())
 
 
@@ -59,10 +55,10 @@ def _cross(width: int, queries: Array, keys: Array, pairs: Array) -> Array:
     return 4.0 * width * width * (queries + keys) + 4.0 * width * pairs
 
 
-def _lst_flops(config: LSTConfig, batch: Mapping[str, Array], num_patches: int) -> dict[str, Array]:
-    ranges = lst_key_ranges(batch, num_patches, config)
+def _lst_flops(config: LSTConfig, batch: Batch) -> dict[str, Array]:
+    ranges = lst_key_ranges(batch, config)
     d, big, k = config.dim_local, config.dim_global, config.latent_vectors_per_patch
-    tokens = jnp.sum((batch["document_ids"] > 0).astype(jnp.float32))
+    tokens = jnp.sum((batch.document_ids > 0).astype(jnp.float32))
     patches = jnp.sum((ranges.patch_end > ranges.patch_start).astype(jnp.float32))
     local = _block(d, config.multiple_of, tokens, _pairs(ranges.token_self))
 
@@ -84,12 +80,10 @@ def _lst_flops(config: LSTConfig, batch: Mapping[str, Array], num_patches: int) 
     return {"encoder": encoder, "global": global_, "decoder": decoder, "output": output}
 
 
-def _token_transformer_flops(
-    config: TokenTransformerConfig, batch: Mapping[str, Array]
-) -> dict[str, Array]:
+def _token_transformer_flops(config: TokenTransformerConfig, batch: Batch) -> dict[str, Array]:
     width = config.dim_global
-    tokens = jnp.sum((batch["document_ids"] > 0).astype(jnp.float32))
-    pairs = _pairs(token_key_range(batch["document_ids"], None))
+    tokens = jnp.sum((batch.document_ids > 0).astype(jnp.float32))
+    pairs = _pairs(token_key_range(batch.document_ids, None))
     block = _block(width, config.multiple_of, tokens, pairs)
     output = 2.0 * width * config.vocab_size * tokens
     return {"global": config.num_layers_global * block, "output": output}

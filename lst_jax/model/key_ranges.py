@@ -8,13 +8,13 @@ become those pairs of int32 vectors, one pair for each attention.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from lst_jax.batch import Batch, SharedBatch
 from lst_jax.config import LSTConfig
 
 
@@ -104,18 +104,17 @@ def token_key_range(document_ids: Array, window: int | None) -> KeyRange:
     return KeyRange(jnp.where(real, start, length), jnp.where(real, positions + 1, length))
 
 
-def lst_key_ranges(batch: Mapping[str, Array], num_patches: int, config: LSTConfig) -> LSTKeyRanges:
+def lst_key_ranges(batch: Batch, config: LSTConfig) -> LSTKeyRanges:
     """Key ranges of the four attentions of the LST (the table in `attention`'s docstring).
 
     Args:
-      batch: `document_ids`, `patch_ids`, `visible_patch`, each (B, N) int32.
-      num_patches: P, patch slots of a row.
+      batch: of B rows; its `document_ids`, `patch_ids` and `visible_patch` are read.
       config: windows, k and whether cross-attention stays inside its document.
 
     Returns:
       LSTKeyRanges.
     """
-    document_ids, patch_ids = batch["document_ids"], batch["patch_ids"]
+    document_ids, patch_ids, num_patches = batch.document_ids, batch.patch_ids, batch.num_patches
     length, k = document_ids.shape[1], config.latent_vectors_per_patch
     real = document_ids > 0
     slots = jnp.arange(num_patches, dtype=jnp.int32)
@@ -139,7 +138,7 @@ def lst_key_ranges(batch: Mapping[str, Array], num_patches: int, config: LSTConf
     oldest = jnp.where(used, oldest, slots)
     encoder_cross = KeyRange(jnp.take_along_axis(patch_start, oldest, axis=1), patch_end)
 
-    visible = batch["visible_patch"]
+    visible = batch.visible_patch
     oldest = jnp.maximum(visible - config.decoder_cross_window + 1, token_first if masked else 0)
     decoder_cross = KeyRange(
         jnp.where(real, k * oldest, k * num_patches),
@@ -155,42 +154,39 @@ def lst_key_ranges(batch: Mapping[str, Array], num_patches: int, config: LSTConf
     )
 
 
-def shared_token_key_range(batch: Mapping[str, Array], window: int | None) -> SharedKeyRange:
+def shared_token_key_range(batch: SharedBatch, window: int | None) -> SharedKeyRange:
     """`token_key_range` for rows with shared items.
 
     Args:
-      batch: see `inference.shared_rows.fill_shared_row`; (B, …) int32.
+      batch: of B rows.
       window: as in `token_key_range`.
 
     Returns:
       Of M token items over N places.
     """
-    document_ids, places = batch["document_ids"], batch["token_places"]
+    document_ids, places = batch.places.document_ids, batch.token_places
     positions = _positions(token_key_range(document_ids, None), places)
     key_range = token_key_range(document_ids, window)
-    return _share(key_range, places, batch["token_items"], document_ids.shape[1], positions)
+    return _share(key_range, places, batch.token_items, document_ids.shape[1], positions)
 
 
-def shared_lst_key_ranges(
-    batch: Mapping[str, Array], num_patches: int, config: LSTConfig
-) -> LSTKeyRanges:
+def shared_lst_key_ranges(batch: SharedBatch, config: LSTConfig) -> LSTKeyRanges:
     """`lst_key_ranges` for rows with shared items; documents never read each other.
 
     Args:
-      batch: see `inference.shared_rows.fill_shared_row`; (B, …) int32.
-      num_patches: P, patch places of a row.
+      batch: of B rows.
       config: windows and k.
 
     Returns:
       Of M token items over N places, of Q patch items over P places; patch spans are in items.
     """
-    ranges = lst_key_ranges(
-        batch, num_patches, dataclasses.replace(config, document_cross_masking=True)
-    )
-    k, num_tokens = config.latent_vectors_per_patch, batch["document_ids"].shape[1]
-    tokens, patches = batch["token_places"], batch["patch_places"]
-    token_items, patch_items = batch["token_items"], batch["patch_items"]
-    patch_start, patch_end = _patch_spans(batch["item_patch_ids"], patches.shape[1])
+    masked = dataclasses.replace(config, document_cross_masking=True)
+    ranges = lst_key_ranges(batch.places, masked)
+    k, num_tokens = config.latent_vectors_per_patch, batch.places.document_ids.shape[1]
+    num_patches = batch.places.num_patches
+    tokens, patches = batch.token_places, batch.patch_places
+    token_items, patch_items = batch.token_items, batch.patch_items
+    patch_start, patch_end = _patch_spans(batch.item_patch_ids, patches.shape[1])
     positions = _positions(ranges.global_self, patches)
     return LSTKeyRanges(
         token_self=shared_token_key_range(batch, config.local_window),

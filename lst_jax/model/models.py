@@ -1,6 +1,6 @@
 """The Latent Speech-Text Transformer and its unpatched baseline.
 
-Both map a batch (see `patching.fill_row`) to hidden states for the output projection; logits are
+Both map a `Batch` to hidden states for the output projection; logits are
 made from those a chunk at a time (`losses.token_nll`), never for a whole batch.
 """
 
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from lst_jax.batch import Batch, padding_rows
 from lst_jax.config import LSTConfig, ModelConfig, TokenTransformerConfig, padded_size
 from lst_jax.model.global_transformer import GlobalTransformer
 from lst_jax.model.key_ranges import AnyKeyRange, LSTKeyRanges, lst_key_ranges, token_key_range
@@ -21,8 +22,6 @@ from lst_jax.model.layers import Embedding, RMSNorm, TransformerLayers, padded_v
 from lst_jax.model.patch_decoder import PatchDecoder
 from lst_jax.model.patch_encoder import PatchEncoder
 from lst_jax.settings import quote
-
-Batch = Mapping[str, Array]
 
 
 class LatentSpeechTextTransformer(nn.Module):
@@ -36,20 +35,19 @@ class LatentSpeechTextTransformer(nn.Module):
         self.decoder = PatchDecoder(self.config)
         _declare_output(self, self.config.dim_local)
 
-    def __call__(self, batch: Batch, num_patches: int) -> dict[str, Array]:
+    def __call__(self, batch: Batch) -> dict[str, Array]:
         """Runs the model.
 
         Args:
-          batch: `tokens`, `document_ids`, `patch_ids`, `visible_patch`, each (B, N) int32.
-          num_patches: P, patch slots of a row (static).
+          batch: of B rows; targets and weights play no part.
 
         Returns:
           `hidden` (B, N, d) for the output projection, `token_states` (B, N, d) and `latents`
           (B, P * k, d) of the encoder, `patches` (B, P, D) of the global transformer, all in the
           compute dtype.
         """
-        ranges = lst_key_ranges(batch, num_patches, self.config)
-        return self.run_tokens(batch["tokens"], batch["patch_ids"], ranges)
+        ranges = lst_key_ranges(batch, self.config)
+        return self.run_tokens(batch.tokens, batch.patch_ids, ranges)
 
     def run_tokens(self, tokens: Array, patch_ids: Array, ranges: LSTKeyRanges) -> dict[str, Array]:
         """Tokens and their patches, each (B, N) int32, to what `__call__` returns."""
@@ -79,12 +77,11 @@ class TokenTransformer(nn.Module):
         self.norm = RMSNorm(config.norm_eps)
         _declare_output(self, width)
 
-    def __call__(self, batch: Batch, num_patches: int) -> dict[str, Array]:
+    def __call__(self, batch: Batch) -> dict[str, Array]:
         """Runs the model.
 
         Args:
-          batch: `tokens`, `document_ids`, each (B, N) int32.
-          num_patches: N; a token is a patch.
+          batch: of B rows with N patch slots, since a token is a patch.
 
         Returns:
           `hidden` (B, N, D) for the output projection, in the compute dtype.
@@ -92,13 +89,13 @@ class TokenTransformer(nn.Module):
         Raises:
           ValueError: rows have fewer patch slots than tokens, so were made for a patched model.
         """
-        tokens = batch["tokens"]
-        if num_patches != tokens.shape[1]:
+        tokens = batch.tokens
+        if batch.num_patches != tokens.shape[1]:
             raise ValueError(
-                f"num_patches is {num_patches}, expected {tokens.shape[1]}, one for every token,"
-                ' for the unpatched baseline (strategy "none")'
+                f"num_patches is {batch.num_patches}, expected {tokens.shape[1]}, one for every "
+                'token, for the unpatched baseline (strategy "none")'
             )
-        key_range = token_key_range(batch["document_ids"], None)
+        key_range = token_key_range(batch.document_ids, None)
         return {"hidden": self.run_tokens(tokens, key_range)}
 
     def run_tokens(self, tokens: Array, key_range: AnyKeyRange) -> Array:
@@ -151,13 +148,9 @@ def logits(hidden: Array, kernel: Array, vocab_size: int) -> Array:
 
 def abstract_params(config: ModelConfig) -> Any:
     """Shapes and dtypes of the parameters, boxed with their logical axes; nothing is computed."""
-    batch = {
-        name: jax.ShapeDtypeStruct((1, 4), jnp.int32)
-        for name in ("tokens", "document_ids", "patch_ids", "visible_patch")
-    }
     model = build_model(config)
     key = jax.ShapeDtypeStruct((2,), jnp.uint32)
-    return jax.eval_shape(lambda k, b: model.init(k, b, num_patches=4), key, batch)["params"]
+    return jax.eval_shape(model.init, key, padding_rows(4, 4, rows=(1,)))["params"]
 
 
 def count_parameters(config: ModelConfig) -> int:

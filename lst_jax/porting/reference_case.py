@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from lst_jax.batch import Batch
 from lst_jax.config import LSTConfig
 from lst_jax.model.losses import token_nll
 from lst_jax.model.models import build_model, logits, output_kernel
@@ -50,9 +51,7 @@ class ReferenceCase:
     Attributes:
       config: the model as the published implementation computes it, in float32.
       params: its parameter tree, float32.
-      batch: `tokens`, `targets`, `document_ids`, `patch_ids`, `visible_patch` (B, N) int32 and
-        `loss_weights` (B, N) float32.
-      num_patches: P.
+      batch: its rows.
       logits: (B, N, vocabulary) float32, the reference's.
       loss: the reference's, nats.
       grad_norms: the reference's, by published name.
@@ -60,8 +59,7 @@ class ReferenceCase:
 
     config: LSTConfig
     params: Any
-    batch: dict[str, np.ndarray]
-    num_patches: int
+    batch: Batch
     logits: np.ndarray
     loss: float
     grad_norms: Mapping[str, float]
@@ -120,7 +118,6 @@ def read_case(folder: str | pathlib.Path) -> ReferenceCase:
         config=config,
         params=params,
         batch=_make_batch(arrays, eos_id),
-        num_patches=arrays["patch_lengths"].shape[1],
         logits=arrays["logits"],
         loss=loss,
         grad_norms=grad_norms,
@@ -137,9 +134,7 @@ def compare(case: ReferenceCase, attention: str = "auto") -> Differences:
     config = dataclasses.replace(case.config, attention=attention)
     # Accelerators otherwise multiply float32 matrices in fewer bits.
     with jax.default_matmul_precision("highest"):
-        loss, ours, gradients = jax.jit(_run, static_argnums=(0, 3))(
-            config, case.params, case.batch, case.num_patches
-        )
+        loss, ours, gradients = jax.jit(_run, static_argnums=0)(config, case.params, case.batch)
     norms = {
         name: float(np.linalg.norm(gradient.astype(np.float64)))
         for name, gradient in published_from_tree(config, gradients).items()
@@ -155,17 +150,15 @@ def compare(case: ReferenceCase, attention: str = "auto") -> Differences:
     )
 
 
-def _run(
-    config: LSTConfig, params: Any, batch: Mapping[str, Array], num_patches: int
-) -> tuple[Array, Array, Any]:
+def _run(config: LSTConfig, params: Any, batch: Batch) -> tuple[Array, Array, Any]:
     """Mean loss, logits (B, N, vocabulary), and the gradient of the loss."""
     model = build_model(config)
-    weights = batch["loss_weights"] / jnp.sum(batch["loss_weights"])
+    weights = batch.loss_weights / jnp.sum(batch.loss_weights)
 
     def loss(params: Any) -> tuple[Array, Array]:
-        hidden = model.apply({"params": params}, batch, num_patches=num_patches)["hidden"]
+        hidden = model.apply({"params": params}, batch)["hidden"]
         kernel = output_kernel(params)
-        nll = token_nll(hidden, kernel, batch["targets"], config.vocab_size)
+        nll = token_nll(hidden, kernel, batch.targets, config.vocab_size)
         return jnp.sum(nll * weights), logits(hidden, kernel, config.vocab_size)
 
     (value, ours), gradients = jax.value_and_grad(loss, has_aux=True)(params)
@@ -242,18 +235,23 @@ def _read_arrays(path: pathlib.Path, vocab_size: int) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _make_batch(arrays: Mapping[str, np.ndarray], eos_id: int) -> dict[str, np.ndarray]:
+def _make_batch(arrays: Mapping[str, np.ndarray], eos_id: int) -> Batch:
     """The batch as the reference sees it: an eos ends a document, and nothing is padding."""
     tokens = arrays["tokens"]
     after_eos = np.cumsum(tokens == eos_id, axis=1, dtype=np.int32) - (tokens == eos_id)
     patch_of = np.stack(
         [np.repeat(np.arange(len(row), dtype=np.int32), row) for row in arrays["patch_lengths"]]
     )
-    return {
-        "tokens": tokens,
-        "targets": arrays["targets"],
-        "loss_weights": arrays["loss_mask"].astype(np.float32),
-        "document_ids": (1 + after_eos).astype(np.int32),
-        "patch_ids": patch_of[:, :-1],
-        "visible_patch": patch_of[:, 1:] - 1,
-    }
+    rows, num_patches = arrays["patch_lengths"].shape
+    nothing = np.zeros(rows, np.int32)
+    return Batch(
+        tokens=tokens,
+        targets=arrays["targets"],
+        loss_weights=arrays["loss_mask"].astype(np.float32),
+        document_ids=(1 + after_eos).astype(np.int32),
+        patch_ids=patch_of[:, :-1],
+        visible_patch=patch_of[:, 1:] - 1,
+        speech_examples=nothing,  # counts for the metrics of training
+        aligned_examples=nothing,
+        num_patches=num_patches,
+    )

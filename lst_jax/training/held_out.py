@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
+from lst_jax.batch import Batch
 from lst_jax.sharding import shard_batch
 from lst_jax.training.hooks import LossSums
 
@@ -21,7 +21,7 @@ class HeldOutLoss:
     def __init__(
         self,
         loss: LossSums,
-        batches: Mapping[str, Sequence[Mapping[str, np.ndarray]]],
+        batches: Mapping[str, Sequence[Batch]],
         mesh: jax.sharding.Mesh,
         every: int,
     ) -> None:

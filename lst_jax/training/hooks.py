@@ -21,7 +21,7 @@ from jax import Array
 
 from lst_jax.checkpoints.train_state import TrainState
 
-Batch = Mapping[str, Array]
+Batch = Any  # arrays with the rows first, in any tree; a `batch.Batch` for this library's models
 Sums = dict[str, Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Sums]]
 LossSums = Callable[[Any, Batch], Sums]
@@ -31,7 +31,7 @@ Record = dict[str, int | float | None]
 class Batches(Protocol):
     """What a run reads: one batch a step, with a state that is saved beside the parameters."""
 
-    def __next__(self) -> Mapping[str, Any]:
+    def __next__(self) -> Batch:
         """Returns the next batch, this process's rows of it."""
         ...
 

@@ -25,12 +25,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax import Array
 
 from lst_jax.checkpoints.checkpointer import Checkpointer, MergeStates, Retention
 from lst_jax.checkpoints.train_state import TrainState
 from lst_jax.sharding import DEFAULT_RULES, LogicalRules, mesh_context, shard_batch
 from lst_jax.training.hooks import (
+    Batch,
     Batches,
     Description,
     Evaluator,
@@ -257,7 +257,7 @@ class _Run:
     def _is_last(self) -> bool:
         return self._step >= self._training.num_steps
 
-    def _next_batch(self) -> dict[str, Array] | None:
+    def _next_batch(self) -> Batch | None:
         """Puts the next batch on the devices; None where there is none."""
         batch = next(self._iterator, None)
         return None if batch is None else shard_batch(batch, self._mesh)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 
+from lst_jax.batch import Batch
 from lst_jax.checkpoints.checkpointer import MergeStates, restore_branch
 from lst_jax.checkpoints.description import ModelDescription, check_description, write_description
 from lst_jax.checkpoints.params import restore_initial_params
@@ -21,12 +22,11 @@ from lst_jax.model.models import count_parameters
 from lst_jax.sharding import (
     DEFAULT_RULES,
     LogicalRules,
-    MeshConfig,
     check_heads,
     check_rows,
     make_mesh,
 )
-from lst_jax.training.hooks import Batch, Batches, Evaluator, Hook, OpenWriter, Start, Trainable
+from lst_jax.training.hooks import Batches, Evaluator, Hook, OpenWriter, Start, Trainable
 from lst_jax.training.log import report
 from lst_jax.training.loop import TrainResult, train
 from lst_jax.training.metrics import Progress, RateContext
@@ -40,9 +40,8 @@ def train_lst(
     optimizer_config: OptimizerConfig,
     training: TrainingConfig,
     iterator: Batches,
-    num_patches: int,
     workdir: str | pathlib.Path,
-    mesh_config: MeshConfig | None = None,
+    mesh: jax.sharding.Mesh | None = None,
     rules: LogicalRules = DEFAULT_RULES,
     *,
     evaluators: Sequence[Evaluator] = (),
@@ -58,9 +57,8 @@ def train_lst(
       optimizer_config: of the optimizer.
       training: length, accumulation, records, checkpoints, seed.
       iterator: of this process's rows of every batch (`sharding.row_share`).
-      num_patches: P, patch slots of a row.
       workdir: gets `model.json` and what `loop.train` writes.
-      mesh_config: the device mesh; all devices on fsdp by default.
+      mesh: the device mesh; None: all devices on fsdp.
       rules: logical axis to mesh axes.
       evaluators: see `loop.train`, as the arguments that follow.
       writers: open the writers of the records.
@@ -76,10 +74,10 @@ def train_lst(
       ValueError: the workdir holds another model's run, or the batch or the model does not divide
         among the devices.
     """
-    mesh = make_mesh(mesh_config)
+    mesh = make_mesh() if mesh is None else mesh
     check_heads(description.model, mesh)
     trainable = make_lst_trainable(
-        description, optimizer_config, training, num_patches, mesh, rules, merge_states
+        description, optimizer_config, training, mesh, rules, merge_states
     )
     return train(
         trainable,
@@ -101,7 +99,6 @@ def make_lst_trainable(
     description: ModelDescription,
     optimizer_config: OptimizerConfig,
     training: TrainingConfig,
-    num_patches: int,
     mesh: jax.sharding.Mesh,
     rules: LogicalRules = DEFAULT_RULES,
     merge_states: MergeStates | None = None,
@@ -130,19 +127,19 @@ def make_lst_trainable(
         return Start(state, Progress(), f"from step 0 with the parameters of {path}")
 
     def rate_context(batch: Batch) -> RateContext:
-        rows, length = batch["tokens"].shape
+        rows, length = batch.tokens.shape
         check_rows(rows, mesh, training.accumulation_steps)
         peak = peak_rate(mesh.local_devices[0])
         report(f"peak {peak.flops_per_second:.3g} FLOP/s a device ({peak.source})")
         return RateContext(
-            patch_slots=rows * num_patches,
+            patch_slots=rows * batch.num_patches,
             token_slots=rows * length,
             num_devices=mesh.size,
             peak=peak,
             num_steps=training.num_steps,
         )
 
-    shared = (first_unit_id, num_patches, mesh, tuple(rules))
+    shared = (first_unit_id, mesh, tuple(rules))
     return Trainable(
         name=f"{type(model).__name__} with {count_parameters(model):,} parameters",
         shapes=shapes,
@@ -151,7 +148,7 @@ def make_lst_trainable(
         loss=make_loss(model, training.accumulation_steps, *shared),
         losses=("text_nll", "speech_nll", "gradient_norm"),
         weights=("text_weight", "speech_weight"),
-        advice=f"is a row of {num_patches} patches shorter than a question with its answer?",
+        advice="is a row shorter than a question with its answer?",
         make_progress=Progress,
         rate_context=rate_context,
     )

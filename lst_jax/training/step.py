@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from lst_jax.batch import Batch
 from lst_jax.checkpoints.train_state import TrainState, param_shapes, state_shardings
 from lst_jax.config import ModelConfig
 from lst_jax.model.flops import training_flops
@@ -21,7 +22,7 @@ from lst_jax.model.losses import token_nll
 from lst_jax.model.models import build_model, output_kernel
 from lst_jax.settings import PathText, PositiveInt, Seed32, configuration, require
 from lst_jax.sharding import DEFAULT_RULES, LogicalRules, batch_sharding, replicated
-from lst_jax.training.hooks import Batch, LossSums, Sums, TrainStep
+from lst_jax.training.hooks import LossSums, Sums, TrainStep
 from lst_jax.training.optimizers import OptimizerConfig, learning_rate_schedule, make_optimizer
 
 
@@ -76,7 +77,6 @@ def make_train_step(
     optimizer_config: OptimizerConfig,
     training: TrainingConfig,
     first_unit_id: int,
-    num_patches: int,
     mesh: jax.sharding.Mesh,
     rules: LogicalRules = DEFAULT_RULES,
 ) -> TrainStep:
@@ -90,7 +90,6 @@ def make_train_step(
       optimizer_config: of the optimizer.
       training: steps and accumulation.
       first_unit_id: targets from this id on are speech, those below are text.
-      num_patches: P, patch slots of a row.
       mesh: the device mesh.
       rules: logical axis to mesh axes.
 
@@ -103,7 +102,7 @@ def make_train_step(
     schedule = learning_rate_schedule(optimizer_config, training.num_steps)
     shardings = state_shardings(config, optimizer, mesh, rules)[1]
     num_micro = training.accumulation_steps
-    nll_sums = _nll_sums_function(config, first_unit_id, num_patches)
+    nll_sums = _nll_sums_function(config, first_unit_id)
 
     def loss(params: Any, batch: Batch, weight: Array) -> tuple[Array, Sums]:
         """This microbatch's share of the batch's mean loss; `weight` is the whole batch's."""
@@ -127,14 +126,14 @@ def make_train_step(
         return jax.lax.scan(add, start, _microbatches(batch, num_micro))[0]
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
-        counts = batch_sums(batch, first_unit_id, num_patches)
+        counts = batch_sums(batch, first_unit_id)
         weight = counts["text_weight"] + counts["speech_weight"]
         weight = jnp.where(weight > 0, weight, 1.0)
         gradients, sums = accumulated(state.params, batch, weight)
         with jax.named_scope("optimizer"):
             updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         sums |= counts | {
-            "flops": training_flops(config, batch, num_patches),
+            "flops": training_flops(config, batch),
             "gradient_norm": optax.tree.norm(gradients),
             "learning_rate": schedule(state.step),
         }
@@ -154,7 +153,6 @@ def make_loss(
     config: ModelConfig,
     num_micro: int,
     first_unit_id: int,
-    num_patches: int,
     mesh: jax.sharding.Mesh,
     rules: LogicalRules = DEFAULT_RULES,
 ) -> LossSums:
@@ -164,7 +162,6 @@ def make_loss(
       config: of the model.
       num_micro: microbatches that each batch is computed in, to save memory.
       first_unit_id: targets from this id on are speech, those below are text.
-      num_patches: P, patch slots of a row.
       mesh: the device mesh; the function is called inside `mesh_context`.
       rules: logical axis to mesh axes.
 
@@ -172,7 +169,7 @@ def make_loss(
       `loss(params, batch) -> sums` with the scalars `text_nll`, `speech_nll` (nats), `text_weight`
       and `speech_weight`.
     """
-    nll_sums = _nll_sums_function(config, first_unit_id, num_patches)
+    nll_sums = _nll_sums_function(config, first_unit_id)
 
     def loss(params: Any, batch: Batch) -> Sums:
         if num_micro == 1:
@@ -180,7 +177,7 @@ def make_loss(
         else:
             parts = _microbatches(batch, num_micro)
             sums = jax.tree.map(jnp.sum, jax.lax.map(lambda part: nll_sums(params, part), parts))
-        counts = batch_sums(batch, first_unit_id, num_patches)
+        counts = batch_sums(batch, first_unit_id)
         return sums | {name: counts[name] for name in ("text_weight", "speech_weight")}
 
     return jax.jit(
@@ -193,57 +190,56 @@ def make_loss(
     )
 
 
-def _nll_sums_function(config: ModelConfig, first_unit_id: int, num_patches: int) -> LossSums:
+def _nll_sums_function(config: ModelConfig, first_unit_id: int) -> LossSums:
     """Returns `(params, batch) -> {text_nll, speech_nll}`, sums of weighted nats."""
     model = build_model(config)
 
     def nll_sums(params: Any, batch: Batch) -> Sums:
-        hidden = model.apply({"params": params}, batch, num_patches=num_patches)["hidden"]
+        hidden = model.apply({"params": params}, batch)["hidden"]
         with jax.named_scope("loss"):
             kernel = output_kernel(params)
-            nll = token_nll(hidden, kernel, batch["targets"], config.vocab_size)
-            nll = nll * batch["loss_weights"]
-            speech = jnp.sum(jnp.where(batch["targets"] >= first_unit_id, nll, 0.0))
-            text = jnp.sum(jnp.where(batch["targets"] < first_unit_id, nll, 0.0))
+            nll = token_nll(hidden, kernel, batch.targets, config.vocab_size)
+            nll = nll * batch.loss_weights
+            speech = jnp.sum(jnp.where(batch.targets >= first_unit_id, nll, 0.0))
+            text = jnp.sum(jnp.where(batch.targets < first_unit_id, nll, 0.0))
         return {"text_nll": text, "speech_nll": speech}
 
     return nll_sums
 
 
-def batch_sums(batch: Batch, first_unit_id: int, num_patches: int) -> Sums:
+def batch_sums(batch: Batch, first_unit_id: int) -> Sums:
     """What a batch holds.
 
     Args:
-      batch: batch arrays, (B, N).
+      batch: of B rows.
       first_unit_id: ids from this one on are speech units.
-      num_patches: P, patch slots of a row.
 
     Returns:
       Scalars: `tokens`, `patches`, `speech_units`, `speech_patches` (patches that hold units),
       `speech_examples`, `aligned_examples`; `text_weight` and `speech_weight`, the loss weights of
       text and speech targets.
     """
-    real = batch["document_ids"] > 0
-    patches = batch["patch_ids"]
+    real = batch.document_ids > 0
+    patches = batch.patch_ids
     same_patch = jnp.pad(patches[:, 1:] == patches[:, :-1], ((0, 0), (1, 0)))
-    unit = real & (batch["tokens"] >= first_unit_id)
+    unit = real & (batch.tokens >= first_unit_id)
     after_unit = jnp.pad(unit[:, :-1], ((0, 0), (1, 0)))
-    speech_target = batch["targets"] >= first_unit_id
-    weights = batch["loss_weights"]
+    speech_target = batch.targets >= first_unit_id
+    weights = batch.loss_weights
     return {
         "tokens": jnp.sum(real),
-        "patches": jnp.sum(real & ~same_patch & (patches < num_patches)),
+        "patches": jnp.sum(real & ~same_patch & (patches < batch.num_patches)),
         "speech_units": jnp.sum(unit),
         "speech_patches": jnp.sum(unit & ~(same_patch & after_unit)),
-        "speech_examples": jnp.sum(batch["speech_examples"]),
-        "aligned_examples": jnp.sum(batch["aligned_examples"]),
+        "speech_examples": jnp.sum(batch.speech_examples),
+        "aligned_examples": jnp.sum(batch.aligned_examples),
         "text_weight": jnp.sum(jnp.where(speech_target, 0.0, weights)),
         "speech_weight": jnp.sum(jnp.where(speech_target, weights, 0.0)),
     }
 
 
 def _microbatches(batch: Batch, count: int) -> Batch:
-    """Batch arrays (B, …) as (count, B / count, …); microbatch m has the rows b ≡ m mod count.
+    """Arrays (B, …) as (count, B / count, …); microbatch m has the rows b ≡ m mod count.
 
     Rows that are a device's own before are its own after, so nothing moves.
     """
@@ -251,4 +247,4 @@ def _microbatches(batch: Batch, count: int) -> Batch:
     def split(array: Array) -> Array:
         return jnp.swapaxes(array.reshape(-1, count, *array.shape[1:]), 0, 1)
 
-    return {name: split(array) for name, array in batch.items()}
+    return jax.tree.map(split, batch)

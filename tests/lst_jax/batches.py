@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from lst_jax import batch
+from lst_jax.batch import Batch
 from lst_jax.patching import Document, PatchingConfig, fill_row, patch_document
 from lst_jax.vocabulary import Vocabulary
 
@@ -40,7 +42,6 @@ def aligned_lengths(rng: np.random.Generator, tokens: np.ndarray, aligned: bool)
     return np.diff(np.flatnonzero(begins), append=len(tokens)).astype(np.int32)
 
 
-def stack_rows(rows: list[list[Document]], num_patches: int, num_tokens: int, **kwargs) -> dict:
+def stack_rows(rows: list[list[Document]], num_patches: int, num_tokens: int, **kwargs) -> Batch:
     """A batch of rows of documents."""
-    filled = [fill_row(row, num_patches, num_tokens, **kwargs) for row in rows]
-    return {name: np.stack([row[name] for row in filled]) for name in filled[0]}
+    return batch.stack_rows([fill_row(row, num_patches, num_tokens, **kwargs) for row in rows])

@@ -102,9 +102,9 @@ def test_reference_visibility_is_the_patch_of_the_next_token_minus_one():
     document = patch_document(tokens, PatchingConfig("static", 4), VOCABULARY)
     row = fill_row([document, document], 20, 30, "reference")
     used = 2 * len(tokens)
-    following = np.append(row["patch_ids"][1:used], row["patch_ids"][used - 1] + 1)
-    np.testing.assert_array_equal(row["visible_patch"][:used], following - 1)
-    assert (row["visible_patch"][used:] == -1).all()
+    following = np.append(row.patch_ids[1:used], row.patch_ids[used - 1] + 1)
+    np.testing.assert_array_equal(row.visible_patch[:used], following - 1)
+    assert (row.visible_patch[used:] == -1).all()
 
 
 def test_speech_mode_joins_the_first_static_patch_as_in_published_checkpoints():
@@ -166,7 +166,7 @@ def test_pieces_of_a_document_predict_every_token_once(document, aligned, patche
         assert piece.tokens[0] == BOS
         assert (piece.final_target is None) == (end == len(tokens))
         row = fill_row([piece], patches, tokens_left)
-        predicted += row["targets"][row["loss_weights"] > 0].tolist()
+        predicted += row.targets[row.loss_weights > 0].tolist()
         groups += piece.patch_lengths[prefix:].tolist()
         begin = end
     assert predicted == tokens[1:].tolist()
@@ -203,26 +203,26 @@ def test_a_row_holds_its_documents_and_padding_behind_them(contents, aligned):
     row = fill_row(pieces, num_patches, num_tokens)
     used = num_tokens - 5
     for name, padding in [("tokens", 0), ("targets", 0), ("loss_weights", 0)]:
-        assert (row[name][used:] == padding).all()
-    assert (row["document_ids"][used:] == 0).all()
-    assert (row["patch_ids"][used:] == num_patches).all()
-    assert (row["visible_patch"][used:] == -1).all()
-    assert (np.diff(row["patch_ids"]) >= 0).all()
+        assert (getattr(row, name)[used:] == padding).all()
+    assert (row.document_ids[used:] == 0).all()
+    assert (row.patch_ids[used:] == num_patches).all()
+    assert (row.visible_patch[used:] == -1).all()
+    assert (np.diff(row.patch_ids) >= 0).all()
     first_patch = 0
     for number, piece in enumerate(pieces, 1):
-        inside = row["document_ids"] == number
-        np.testing.assert_array_equal(row["tokens"][inside], piece.tokens)
-        np.testing.assert_array_equal(row["targets"][inside][:-1], piece.tokens[1:])
-        assert row["loss_weights"][inside][-1] == 0
-        lengths = np.bincount(row["patch_ids"][inside] - first_patch)
+        inside = row.document_ids == number
+        np.testing.assert_array_equal(row.tokens[inside], piece.tokens)
+        np.testing.assert_array_equal(row.targets[inside][:-1], piece.tokens[1:])
+        assert row.loss_weights[inside][-1] == 0
+        lengths = np.bincount(row.patch_ids[inside] - first_patch)
         np.testing.assert_array_equal(lengths, piece.patch_lengths)
-        local = row["visible_patch"][inside] - first_patch
+        local = row.visible_patch[inside] - first_patch
         np.testing.assert_array_equal(local, visible_patches(piece.patch_lengths, piece.provable))
         first_patch += piece.num_patches
     with_speech = sum(bool(VOCABULARY.is_unit(tokens).any()) for tokens, _ in contents)
-    assert row["speech_examples"] == with_speech
-    assert row["aligned_examples"] == (with_speech if aligned else 0)
-    dtypes = {name: array.dtype for name, array in row.items()}
+    assert row.speech_examples == with_speech
+    assert row.aligned_examples == (with_speech if aligned else 0)
+    dtypes = {name: array.dtype for name, array in vars(row).items() if name != "num_patches"}
     assert dtypes.pop("loss_weights") == np.float32
     assert set(dtypes.values()) == {np.dtype(np.int32)}
 

@@ -25,7 +25,7 @@ so the rings of the encoder still hold all of its window.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -33,6 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from lst_jax.batch import Batch
 from lst_jax.inference.decoding import caches
 from lst_jax.model.attention import ring
 from lst_jax.model.key_ranges import KeyRange, lst_key_ranges
@@ -97,15 +98,12 @@ class LSTDecoder:
         """Tokens that a number of patches may hold."""
         return num_patches * self.patch_size
 
-    def prefill(
-        self, params: Any, batch: Mapping[str, Array], num_patches: int, capacity: int
-    ) -> LSTState:
+    def prefill(self, params: Any, batch: Batch, capacity: int) -> LSTState:
         """Reads prompts in one pass.
 
         Args:
           params: of the model.
-          batch: rows of one document each (or none), see `patching.fill_row`; (B, N) arrays.
-          num_patches: P, patch slots of the rows.
+          batch: B rows of one document each, or none.
           capacity: patches that the rows may have later on.
 
         Returns:
@@ -113,17 +111,17 @@ class LSTDecoder:
         """
         config = self.model.config
         variables = {"params": params}
-        outputs, sown = self.model.apply(variables, batch, num_patches, mutable=[SOWN])
-        length = (batch["document_ids"] > 0).sum(axis=1, dtype=jnp.int32)
+        outputs, sown = self.model.apply(variables, batch, mutable=[SOWN])
+        length = (batch.document_ids > 0).sum(axis=1, dtype=jnp.int32)
         last = jnp.maximum(length - 1, 0)[:, None]
 
         def at_last(x: Array) -> Array:
             return jnp.take_along_axis(x, last, axis=1)[:, 0]
 
-        begun = jnp.where(length > 0, at_last(batch["patch_ids"]) + 1, 0)
-        complete = at_last(batch["visible_patch"]) + 1
+        begun = jnp.where(length > 0, at_last(batch.patch_ids) + 1, 0)
+        complete = at_last(batch.visible_patch) + 1
         latents = config.latent_vectors_per_patch * complete
-        patch_starts = lst_key_ranges(batch, num_patches, config).patch_start
+        patch_starts = lst_key_ranges(batch, config).patch_start
 
         def items(path: str) -> Array:
             if path.startswith("global/"):

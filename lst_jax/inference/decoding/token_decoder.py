@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from lst_jax.batch import Batch
 from lst_jax.inference.decoding import caches
 from lst_jax.model.key_ranges import KeyRange
 from lst_jax.model.layers import SOWN
@@ -52,14 +52,12 @@ class TokenDecoder:
         """Tokens that a number of patches holds: every token is one."""
         return num_patches
 
-    def prefill(
-        self, params: Any, batch: Mapping[str, Array], num_patches: int, capacity: int
-    ) -> TokenState:
+    def prefill(self, params: Any, batch: Batch, capacity: int) -> TokenState:
         """See `LSTDecoder.prefill`."""
         variables = {"params": params}
-        _, sown = self.model.apply(variables, batch, num_patches=num_patches, mutable=[SOWN])
-        length = (batch["document_ids"] > 0).sum(axis=1, dtype=jnp.int32)
-        newest = jnp.take_along_axis(batch["tokens"], jnp.maximum(length - 1, 0)[:, None], 1)
+        _, sown = self.model.apply(variables, batch, mutable=[SOWN])
+        length = (batch.document_ids > 0).sum(axis=1, dtype=jnp.int32)
+        newest = jnp.take_along_axis(batch.tokens, jnp.maximum(length - 1, 0)[:, None], 1)
         sown = caches.flatten(sown)
         cache = caches.of_prompt(sown, lambda path: capacity, lambda path: length)
         return TokenState(cache, length, newest[:, 0])

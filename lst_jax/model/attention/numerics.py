@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from lst_jax.batch import Batch, padding_rows, stack_rows
 from lst_jax.config import LSTConfig
 from lst_jax.model.attention.dense import dense_attention
 from lst_jax.model.key_ranges import KeyRange, lst_key_ranges
@@ -56,8 +57,7 @@ def interval_cases(rows: int = 2, num_tokens: int = 333, seed: int = 0) -> dict[
     """
     rng = np.random.default_rng(seed)
     num_patches = num_tokens // 2
-    filled = [_random_row(rng, num_tokens, num_patches) for _ in range(rows)]
-    batch = {name: np.stack([row[name] for row in filled]) for name in filled[0]}
+    batch = stack_rows([_random_row(rng, num_tokens, num_patches) for _ in range(rows)])
     config = LSTConfig(
         vocab_size=2,
         dim_local=2,
@@ -71,7 +71,7 @@ def interval_cases(rows: int = 2, num_tokens: int = 333, seed: int = 0) -> dict[
         encoder_cross_window=_WINDOW // 8,
         decoder_cross_window=_WINDOW // 8,
     )
-    ranges = jax.device_get(lst_key_ranges(batch, num_patches, config))
+    ranges = jax.device_get(lst_key_ranges(batch, config))
     return {
         "token self": IntervalCase(ranges.token_self, num_tokens),
         "encoder cross": IntervalCase(ranges.encoder_cross, num_tokens),
@@ -82,13 +82,9 @@ def interval_cases(rows: int = 2, num_tokens: int = 333, seed: int = 0) -> dict[
     }
 
 
-def _random_row(
-    rng: np.random.Generator, num_tokens: int, num_patches: int
-) -> dict[str, np.ndarray]:
-    """Documents of random lengths in patches of random sizes, then padding; (N,) int32 each."""
-    document_ids = np.zeros(num_tokens, np.int32)
-    patch_ids = np.full(num_tokens, num_patches, np.int32)
-    visible = np.full(num_tokens, -1, np.int32)
+def _random_row(rng: np.random.Generator, num_tokens: int, num_patches: int) -> Batch:
+    """Documents of random lengths in patches of random sizes, then padding; tokens are all 0."""
+    row = padding_rows(num_patches, num_tokens)
     token = patch = document = 0
     while token < num_tokens - num_tokens // 10:
         document += 1
@@ -96,13 +92,13 @@ def _random_row(
         visible_patch = patch - 1
         while token < end and patch < num_patches:
             stop = min(token + int(rng.integers(1, _LONGEST_PATCH + 1)), end)
-            document_ids[token:stop], patch_ids[token:stop] = document, patch
-            visible[token : stop - 1] = visible_patch
-            visible_patch = visible[stop - 1] = patch
+            row.document_ids[token:stop], row.patch_ids[token:stop] = document, patch
+            row.visible_patch[token : stop - 1] = visible_patch
+            visible_patch = row.visible_patch[stop - 1] = patch
             token, patch = stop, patch + 1
         if patch == num_patches:
             break
-    return {"document_ids": document_ids, "patch_ids": patch_ids, "visible_patch": visible}
+    return row
 
 
 def relative_errors(

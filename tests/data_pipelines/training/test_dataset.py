@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 
+import jax
 import numpy as np
 import pytest
 from absl import flags
@@ -79,9 +80,7 @@ def take(dataset, count):
 def assert_same(got, expected):
     assert len(got) == len(expected)
     for left, right in zip(got, expected, strict=True):
-        assert left.keys() == right.keys()
-        for name in left:
-            np.testing.assert_array_equal(left[name], right[name])
+        jax.tree.map(np.testing.assert_array_equal, left, right)
 
 
 @pytest.fixture(scope="module")
@@ -93,13 +92,13 @@ def batches(config):
 def test_batches_have_the_shapes_and_types_of_the_design(config, batches):
     for batch in batches:
         for name in ("tokens", "targets", "document_ids", "patch_ids", "visible_patch"):
-            assert batch[name].shape == (4, 192)
-            assert batch[name].dtype == np.int32
-        assert batch["loss_weights"].shape == (4, 192)
-        assert batch["loss_weights"].dtype == np.float32
+            assert getattr(batch, name).shape == (4, 192)
+            assert getattr(batch, name).dtype == np.int32
+        assert batch.loss_weights.shape == (4, 192)
+        assert batch.loss_weights.dtype == np.float32
         for name in ("speech_examples", "aligned_examples"):
-            assert batch[name].shape == (4,)
-            assert batch[name].dtype == np.int32
+            assert getattr(batch, name).shape == (4,)
+            assert getattr(batch, name).dtype == np.int32
 
 
 def test_prefetching_changes_nothing(config, batches):
@@ -172,7 +171,7 @@ def test_the_aligned_examples_of_step_u_are_those_whose_draw_is_below_its_probab
     config, batches
 ):
     # No utterance comes a second time before all have come once.
-    assert sum(batch["speech_examples"].sum() for batch in batches) < NUM_UTTERANCES
+    assert sum(batch.speech_examples.sum() for batch in batches) < NUM_UTTERANCES
     random = DocumentRandom(config.seed)
     draws = [
         random.generator(DocumentKey(0, 0, record)).random() for record in range(NUM_UTTERANCES)
@@ -180,14 +179,14 @@ def test_the_aligned_examples_of_step_u_are_those_whose_draw_is_below_its_probab
     for step, batch in enumerate(batches):
         probability = aligned_probability(CURRICULUM, step)
         chosen = [draws[speaker] < probability for speaker in speakers(batch)]
-        assert batch["speech_examples"].sum() == len(chosen) > 0
-        assert batch["aligned_examples"].sum() == sum(chosen)
+        assert batch.speech_examples.sum() == len(chosen) > 0
+        assert batch.aligned_examples.sum() == sum(chosen)
 
 
 def speakers(batch):
     """The utterance of each example with speech."""
     found = []
-    for tokens, ids in zip(batch["tokens"], batch["document_ids"], strict=True):
+    for tokens, ids in zip(batch.tokens, batch.document_ids, strict=True):
         for document in range(1, ids.max() + 1):
             units = tokens[(ids == document) & VOCABULARY.is_unit(tokens)]
             if len(units):
@@ -212,8 +211,8 @@ def test_rows_of_the_1b_shape_are_nearly_full(tmp_path, strategy):
         patching=PatchingConfig(strategy),
     )
     batches = take(make_training_dataset(config, VOCABULARY), 12)
-    patch_ids = np.concatenate([batch["patch_ids"] for batch in batches])
-    tokens = np.concatenate([batch["document_ids"] for batch in batches]) > 0
+    patch_ids = np.concatenate([batch.patch_ids for batch in batches])
+    tokens = np.concatenate([batch.document_ids for batch in batches]) > 0
     patches = np.where(tokens, patch_ids, -1).max(axis=1) + 1
     assert patches.mean() >= 0.97 * 4096
     assert tokens.mean() >= 0.85
@@ -243,7 +242,7 @@ def test_an_epoch_holds_every_unit_and_text_token_once(config, largest_gap):
         config, num_epochs=1, interleaved_share=0.0, largest_gap=largest_gap, open_rows=2
     )
     rows = take(make_training_dataset(config, VOCABULARY), None)
-    targets = np.concatenate([b["targets"][b["loss_weights"] > 0] for b in rows])
+    targets = np.concatenate([b.targets[b.loss_weights > 0] for b in rows])
     units = targets[VOCABULARY.is_unit(targets)] - VOCABULARY.first_unit_id
     expected = [len(utterance(number).units) for number in range(NUM_UTTERANCES)]
     np.testing.assert_array_equal(np.bincount(units), expected)
@@ -264,12 +263,12 @@ def test_every_token_is_a_patch_of_the_baseline(config):
         config, patches_per_row=192, patching=PatchingConfig("none"), interleaved_share=0.0
     )
     for batch in take(make_training_dataset(config, VOCABULARY), 3):
-        real = batch["document_ids"] > 0
+        real = batch.document_ids > 0
         for row in range(4):
             np.testing.assert_array_equal(
-                batch["patch_ids"][row][real[row]], np.arange(real[row].sum())
+                batch.patch_ids[row][real[row]], np.arange(real[row].sum())
             )
-        assert batch["aligned_examples"].sum() == 0
+        assert batch.aligned_examples.sum() == 0
 
 
 def test_another_configuration_refuses_the_state_but_moved_records_do_not(
@@ -343,7 +342,7 @@ def test_bad_arguments_are_named(config):
 
 def records_in(batches):
     """Numbers of the utterances and of the texts that batches hold."""
-    tokens = np.unique(np.concatenate([batch["tokens"].ravel() for batch in batches]))
+    tokens = np.unique(np.concatenate([batch.tokens.ravel() for batch in batches]))
     units = tokens - VOCABULARY.first_unit_id
     return (
         {int(unit) for unit in units if 0 <= unit < NUM_UTTERANCES},

@@ -82,10 +82,10 @@ def test_batches_learn_the_text_and_never_the_units(config, strategy):
     iterator = iter(make_training_dataset(config, vocabulary, prefetch=0))
     for _ in range(4):
         batch = next(iterator)
-        learned = batch["loss_weights"] > 0
-        assert not vocabulary.is_unit(batch["targets"][learned]).any()
-        documents = sum(len(np.unique(ids[ids > 0])) for ids in batch["document_ids"])
-        assert (batch["targets"][learned] == vocabulary.eos_id).sum() == documents
+        learned = batch.loss_weights > 0
+        assert not vocabulary.is_unit(batch.targets[learned]).any()
+        documents = sum(len(np.unique(ids[ids > 0])) for ids in batch.document_ids)
+        assert (batch.targets[learned] == vocabulary.eos_id).sum() == documents
         assert learned.sum() == 7 * documents  # six words of a piece each, and eos
 
 

@@ -62,9 +62,7 @@ CURRICULUM = PatchingConfig("curriculum", curriculum_start=2, curriculum_end=12)
 
 def predicted_tokens(rows):
     """All that is predicted, sorted."""
-    return sorted(
-        target for row in rows for target in row["targets"][row["loss_weights"] > 0].tolist()
-    )
+    return sorted(target for row in rows for target in row.targets[row.loss_weights > 0].tolist())
 
 
 @settings(max_examples=60, deadline=None)
@@ -108,42 +106,42 @@ def test_examples_are_aligned_where_their_draw_is_below_the_probability_of_the_s
         probability = aligned_probability(CURRICULUM, step)
         speakers = [
             np.unique(units) - VOCABULARY.first_unit_id
-            for document in range(1, row["document_ids"].max() + 1)
-            if len(units := row["tokens"][select_units(row, document)])
+            for document in range(1, row.document_ids.max() + 1)
+            if len(units := row.tokens[select_units(row, document)])
         ]
         draws = [contents[int(speaker)][2] for (speaker,) in speakers]
-        assert row["speech_examples"] == len(draws)
-        assert row["aligned_examples"] == sum(draw < probability for draw in draws)
+        assert row.speech_examples == len(draws)
+        assert row.aligned_examples == sum(draw < probability for draw in draws)
 
 
 def select_units(row, document):
-    return (row["document_ids"] == document) & VOCABULARY.is_unit(row["tokens"])
+    return (row.document_ids == document) & VOCABULARY.is_unit(row.tokens)
 
 
 def test_a_document_that_fits_a_row_is_split_only_to_fill_the_row_to_be_emitted():
     whole = list(pack([(20, [], 0.5)] * 3 + [(12, [], 0.5)] * 3, num_patches=40, open_rows=3))
-    assert [int(row["document_ids"].max()) for row in whole] == [2, 2, 2]
+    assert [int(row.document_ids.max()) for row in whole] == [2, 2, 2]
     pair = [(20, [], 0.5)] * 2
     whole = list(pack(pair, num_patches=40, open_rows=1, largest_gap=0.5))
-    assert [int((row["document_ids"] > 0).sum()) for row in whole] == [23, 23]
+    assert [int((row.document_ids > 0).sum()) for row in whole] == [23, 23]
     filled = list(pack(pair, num_patches=40, open_rows=1, largest_gap=0.1))
-    assert [int((row["document_ids"] > 0).sum()) for row in filled] == [40, 8]
+    assert [int((row.document_ids > 0).sum()) for row in filled] == [40, 8]
 
 
 def test_a_long_document_continues_in_later_rows_with_its_own_bos():
     rows = list(pack([(90, [], 0.5)], num_patches=30, num_tokens=30, open_rows=2))
-    assert [row["tokens"][0] for row in rows] == [1, 1, 1, 1]
-    assert [row["tokens"][1] for row in rows] == [VOCABULARY.text_mode_id] * 4
-    assert [int((row["document_ids"] > 0).sum()) for row in rows[:-1]] == [30, 30, 30]
+    assert [row.tokens[0] for row in rows] == [1, 1, 1, 1]
+    assert [row.tokens[1] for row in rows] == [VOCABULARY.text_mode_id] * 4
+    assert [int((row.document_ids > 0).sum()) for row in rows[:-1]] == [30, 30, 30]
     for before, after in itertools.pairwise(rows):
-        assert before["targets"][29] == after["tokens"][2]
-        assert after["loss_weights"][:2].tolist() == [0, 0]
+        assert before.targets[29] == after.tokens[2]
+        assert after.loss_weights[:2].tolist() == [0, 0]
 
 
 def test_rows_are_filled_in_the_order_of_steps_first_fit():
     contents = [(10, [], 0.5), (25, [], 0.5), (10, [], 0.5), (30, [], 0.5)]
     rows = list(pack(contents, num_patches=34, num_tokens=34, open_rows=3, largest_gap=1.0))
-    firsts = [row["tokens"][row["tokens"] > 2] // 100 for row in rows]
+    firsts = [row.tokens[row.tokens > 2] // 100 for row in rows]
     assert [sorted(set(found.tolist()) - {200}) for found in firsts] == [[0, 2], [1], [3]]
 
 

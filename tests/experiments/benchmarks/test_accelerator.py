@@ -134,5 +134,5 @@ def test_presets_describe_steps_that_fit_together(name):
     unpatched = baseline(config)
     assert unpatched.num_tokens == unpatched.num_patches == config.num_patches
     small = make_batches(preset("tiny"), 2)[0]
-    assert small["tokens"].shape == (2, 352)
-    assert small["tokens"].max() < preset("tiny").vocabulary.size
+    assert small.tokens.shape == (2, 352)
+    assert small.tokens.max() < preset("tiny").vocabulary.size

@@ -84,8 +84,8 @@ def shared_programs():
         for number, batch in enumerate(batches):
             padding = np.arange(config.num_tokens) >= config.num_tokens - 7 * number
             for name, value in (("document_ids", 0), ("loss_weights", 0), ("visible_patch", -1)):
-                batch[name] = np.where(padding, value, batch[name]).astype(batch[name].dtype)
-            batch["patch_ids"][:, padding] = config.num_patches
+                getattr(batch, name)[:, padding] = value
+            batch.patch_ids[:, padding] = config.num_patches
         return batches
 
     with pytest.MonkeyPatch.context() as patch:
@@ -119,7 +119,6 @@ def test_the_parts_give_the_loss_the_gradient_and_the_update_of_the_step(name):
         config.optimizer,
         config.training,
         config.vocabulary.first_unit_id,
-        config.num_patches,
         mesh,
     )
     state = step_timing.init_state(config.model, optimizer, 0, mesh)
@@ -185,7 +184,7 @@ def test_every_figure_is_finite_and_positive(name):
 
 
 def used_patches(batch):
-    rows = zip(batch["patch_ids"], batch["document_ids"], strict=True)
+    rows = zip(batch.patch_ids, batch.document_ids, strict=True)
     return sum(len(np.unique(patches[documents > 0])) for patches, documents in rows)
 
 
@@ -199,7 +198,7 @@ def test_rates_and_shares_follow_from_times(name):
     assert result["patches_per_step"] == np.mean([used_patches(x) for x in batches[2:]])
     assert result["patches_per_second"] == pytest.approx(result["patches_per_step"] / seconds)
     assert result["tokens_per_second"] == pytest.approx(result["tokens_per_step"] / seconds)
-    tokens = [np.sum(batch["document_ids"] > 0) for batch in batches[2:]]
+    tokens = [np.sum(batch.document_ids > 0) for batch in batches[2:]]
     assert result["tokens_per_step"] == np.mean(tokens)
     rate = PEAK.flops_per_second * math.prod(MESHES[name])
     mfu = result["model_flops_per_step"] / seconds / rate
@@ -208,7 +207,7 @@ def test_rates_and_shares_follow_from_times(name):
     assert [part["part"] for part in parts] == PARTS[name]
     assert sum(part["share"] for part in parts) == pytest.approx(1)
     assert result["breakdown"]["sum_ms"] == pytest.approx(sum(part["median_ms"] for part in parts))
-    flops = float(training_flops(config.model, batches[0], config.num_patches))
+    flops = float(training_flops(config.model, batches[0]))
     assert sum(part["model_flops"] for part in parts) == pytest.approx(flops, rel=1e-5)
 
 
@@ -223,8 +222,8 @@ def test_with_accumulation_a_part_is_timed_on_a_microbatch_times_their_number(mo
 
     monkeypatch.setattr(step_timing.StepMeasurement, "measure_step", measure_step)
     result = list(step_timing.measure_all(config, mesh, [2], ["none"], 1, True, PEAK))[-1]
-    batch = {name: x[:2] for name, x in step_timing.make_batches(config, 4)[0].items()}
-    flops = 2 * float(training_flops(config.model, batch, config.num_patches))
+    batch = jax.tree.map(lambda x: x[:2], step_timing.make_batches(config, 4)[0])
+    flops = 2 * float(training_flops(config.model, batch))
     parts = result["breakdown"]["parts"]
     assert sum(part["model_flops"] for part in parts) == pytest.approx(flops, rel=1e-5)
     with pytest.raises(ValueError, match="the batch has 6 rows, expected a multiple of 4"):
@@ -261,27 +260,27 @@ def test_drawn_ids_keep_kinds_and_targets_follow_tokens():
     plain = step_timing.typical_batch(vocabulary, config.patching, *shape)
     drawn = step_timing.make_batches(config, 4)[0]
     for kind in (vocabulary.is_text, vocabulary.is_unit):
-        real = plain["document_ids"] > 0
-        np.testing.assert_array_equal(kind(drawn["tokens"])[real], kind(plain["tokens"])[real])
-    others = ~(vocabulary.is_text(plain["tokens"]) | vocabulary.is_unit(plain["tokens"]))
-    np.testing.assert_array_equal(drawn["tokens"][others], plain["tokens"][others])
-    np.testing.assert_array_equal(drawn["tokens"][plain["document_ids"] == 0], 0)
-    assert len(np.unique(drawn["tokens"])) > 100
+        real = plain.document_ids > 0
+        np.testing.assert_array_equal(kind(drawn.tokens)[real], kind(plain.tokens)[real])
+    others = ~(vocabulary.is_text(plain.tokens) | vocabulary.is_unit(plain.tokens))
+    np.testing.assert_array_equal(drawn.tokens[others], plain.tokens[others])
+    np.testing.assert_array_equal(drawn.tokens[plain.document_ids == 0], 0)
+    assert len(np.unique(drawn.tokens)) > 100
     assert set(drawn) == set(plain)
     for name in set(plain) - {"tokens", "targets"}:
         np.testing.assert_array_equal(drawn[name], plain[name])
-    same = plain["document_ids"][:, 1:] == plain["document_ids"][:, :-1]
+    same = plain.document_ids[:, 1:] == plain.document_ids[:, :-1]
     for batch in (plain, drawn):
-        following = np.where(same, batch["tokens"][:, 1:], plain["targets"][:, :-1])
-        np.testing.assert_array_equal(batch["targets"][:, :-1], following)
+        following = np.where(same, batch.tokens[:, 1:], plain.targets[:, :-1])
+        np.testing.assert_array_equal(batch.targets[:, :-1], following)
 
 
 def test_batches_differ_and_fewer_rows_are_their_first():
     config = make_config("lst")
     batches = step_timing.make_batches(config, 2)
-    assert len({batch["tokens"].tobytes() for batch in batches}) == len(batches) > 1
+    assert len({batch.tokens.tobytes() for batch in batches}) == len(batches) > 1
     again = step_timing.make_batches(config, 2)
-    np.testing.assert_array_equal(batches[1]["tokens"], again[1]["tokens"])
+    np.testing.assert_array_equal(batches[1].tokens, again[1].tokens)
 
 
 def refuse(fits):
@@ -298,7 +297,7 @@ def refuse(fits):
 
 def test_running_out_of_memory_is_recorded_and_the_rest_is_measured(monkeypatch):
     def fits(*arguments):
-        return len(arguments) == 2 and len(arguments[1]["tokens"]) == 2
+        return len(arguments) == 2 and len(arguments[1].tokens) == 2
 
     made, init = [], step_timing.init_state
 

@@ -7,11 +7,13 @@ import socket
 import subprocess
 
 import gin
+import jax
 import numpy as np
 import pytest
 
 from data_pipelines.training.dataset import make_training_dataset, merge_states
 from experiments.common import gin_config
+from lst_jax.batch import join_batches
 from tests.experiments.train_commands import (
     NUM_STEPS,
     ROOT,
@@ -152,9 +154,7 @@ def test_no_example_is_repeated_or_skipped_by_a_change_of_hosts(corpus, two_proc
     for _ in range(NUM_STEPS - SAVED_STEP):
         expected = next(never_stopped)
         shares = [next(iterator) for iterator in continued]
-        for name, array in expected.items():
-            joined = np.concatenate([share[name] for share in shares])
-            np.testing.assert_array_equal(joined, array, err_msg=name)
+        jax.tree.map(np.testing.assert_array_equal, join_batches(shares), expected)
 
 
 MISTAKES = {

@@ -102,7 +102,7 @@ def _full_function(case):
 
     @jax.jit
     def run(params, batch):
-        hidden = model.apply({"params": params}, batch, num_patches=SLOTS)["hidden"]
+        hidden = model.apply({"params": params}, batch)["hidden"]
         return logits(hidden, output_kernel(params), VOCABULARY.size)
 
     return run

@@ -67,7 +67,7 @@ def test_every_ring_wraps_and_every_way_to_complete_a_patch_occurs(case):
         assert max(map(len, streams)) > 3 * config.local_window
         assert any((~document.provable).any() for document in documents)
         batch = stack_rows([[document] for document in documents], SLOTS, SLOTS)
-        assert np.diff(batch["visible_patch"], axis=1).max() == 2
+        assert np.diff(batch.visible_patch, axis=1).max() == 2
 
 
 def test_continuing_in_pieces_is_continuing_at_once():

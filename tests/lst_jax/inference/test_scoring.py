@@ -10,6 +10,7 @@ from flax import linen as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lst_jax.batch import padding_rows, stack_rows
 from lst_jax.config import LSTConfig, baseline_of
 from lst_jax.inference.scoring import (
     Continuation,
@@ -52,12 +53,9 @@ def case(request):
 
 
 def init(config, seed=0):
-    batch = {
-        name: jnp.zeros((1, 4), jnp.int32)
-        for name in ("tokens", "document_ids", "patch_ids", "visible_patch")
-    }
+    batch = padding_rows(4, 4, rows=(1,))
     model = build_model(config)
-    variables = jax.jit(lambda key: model.init(key, batch, num_patches=4))(jax.random.key(seed))
+    variables = jax.jit(lambda key: model.init(key, batch))(jax.random.key(seed))
     return nn.unbox(variables["params"])
 
 
@@ -120,16 +118,16 @@ def score_by_full_passes(case, continuations, visibility="causal", slots=40):
 
     @jax.jit
     def log_softmax(params, batch):
-        hidden = model.apply({"params": params}, batch, num_patches=slots)["hidden"]
+        hidden = model.apply({"params": params}, batch)["hidden"]
         return jax.nn.log_softmax(logits(hidden, output_kernel(params), VOCABULARY.size))
 
     scores = []
     for continuation in continuations:
         document = make_document(continuation, VOCABULARY, patching)
         row = fill_row([document], slots, slots, visibility)
-        log_probabilities = log_softmax(params, {name: v[None] for name, v in row.items()})[0]
+        log_probabilities = log_softmax(params, stack_rows([row]))[0]
         first, last = len(continuation.prompt), document.num_tokens
-        scores.append(sum(log_probabilities[t - 1, row["tokens"][t]] for t in range(first, last)))
+        scores.append(sum(log_probabilities[t - 1, row.tokens[t]] for t in range(first, last)))
     return np.array(scores)
 
 

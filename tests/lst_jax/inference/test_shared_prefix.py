@@ -53,15 +53,15 @@ def test_every_place_has_the_token_and_the_patch_of_its_document(seed, patching,
     documents = make_documents(seed, patching)
     size = RowSize(*(need + spare for need in measure_row(documents)))
     row = fill_shared_row(documents, size)
-    used = row["document_ids"] > 0
-    items = row["token_items"][used]
-    np.testing.assert_array_equal(row["item_tokens"][items], row["tokens"][used])
-    patches = row["patch_ids"][used]
-    np.testing.assert_array_equal(row["item_patch_ids"][items], row["patch_items"][patches])
+    used = row.places.document_ids > 0
+    items = row.token_items[used]
+    np.testing.assert_array_equal(row.item_tokens[items], row.places.tokens[used])
+    patches = row.places.patch_ids[used]
+    np.testing.assert_array_equal(row.item_patch_ids[items], row.patch_items[patches])
     # Items of a patch are its tokens, all of them, in order.
     lengths = np.concatenate([document.patch_lengths for document in documents])
-    counts = np.bincount(row["item_patch_ids"], minlength=size.item_patches)[: size.item_patches]
-    np.testing.assert_array_equal(counts[row["patch_items"][: len(lengths)]], lengths)
+    counts = np.bincount(row.item_patch_ids, minlength=size.item_patches)[: size.item_patches]
+    np.testing.assert_array_equal(counts[row.patch_items[: len(lengths)]], lengths)
 
 
 @settings(max_examples=60, deadline=None)
@@ -75,15 +75,15 @@ def test_items_stand_in_the_order_of_their_first_places(seed, patching, spare):
         ("token", size.place_tokens, needed.item_tokens, needed.place_tokens),
         ("patch", size.place_patches, needed.item_patches, needed.place_patches),
     ):
-        items, first = row[f"{kind}_items"], row[f"{kind}_places"]
+        items, first = getattr(row, f"{kind}_items"), getattr(row, f"{kind}_places")
         assert items.shape == (places,)
         assert first.shape == (count + spare,)
         assert (np.diff(first[:count]) > 0).all()
         assert (first[count:] == places).all()
         for item in range(count):
             assert first[item] == np.flatnonzero(items[:slots] == item)[0]
-    assert (np.diff(row["item_patch_ids"]) >= 0).all()
-    assert (row["item_patch_ids"][needed.item_tokens :] == size.item_patches).all()
+    assert (np.diff(row.item_patch_ids) >= 0).all()
+    assert (row.item_patch_ids[needed.item_tokens :] == size.item_patches).all()
 
 
 @settings(max_examples=60, deadline=None)
@@ -91,10 +91,10 @@ def test_items_stand_in_the_order_of_their_first_places(seed, patching, spare):
 def test_a_token_is_predicted_by_the_item_before_it_in_every_document(seed, patching):
     documents = make_documents(seed, patching)
     row = fill_shared_row(documents, measure_row(documents))
-    for place in range(1, len(row["document_ids"])):
-        if row["document_ids"][place] == row["document_ids"][place - 1]:
-            previous = row["previous_items"][row["token_items"][place]]
-            assert previous == row["token_items"][place - 1]
+    for place in range(1, len(row.places.document_ids)):
+        if row.places.document_ids[place] == row.places.document_ids[place - 1]:
+            previous = row.previous_items[row.token_items[place]]
+            assert previous == row.token_items[place - 1]
 
 
 @settings(max_examples=60, deadline=None)
@@ -125,8 +125,8 @@ def test_a_prompt_that_stops_inside_a_patch_shares_all_but_this_patch():
     ]
     row = fill_shared_row(documents, measure_row(documents))
     units = VOCABULARY.units_to_ids(np.array([1, 2, 3, 4, 5, 6, 7, 4, 5, 8, 4, 5, 6, 9]))
-    assert row["item_tokens"].tolist() == SPEECH + units.tolist()
-    assert row["patch_items"].tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 5, 0, 1, 2, 6, 7]
+    assert row.item_tokens.tolist() == SPEECH + units.tolist()
+    assert row.patch_items.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 5, 0, 1, 2, 6, 7]
 
 
 def test_a_short_patch_is_not_shared_with_one_that_goes_on():
@@ -156,10 +156,10 @@ def test_endings_of_a_prompt_add_only_their_own_tokens():
 def test_a_row_without_documents_is_padding():
     assert measure_row([]) == RowSize(0, 0, 0, 0)
     row = fill_shared_row([], RowSize(4, 6, 3, 5))
-    assert not row["document_ids"].any()
-    assert row["token_places"].tolist() == [6] * 5
-    assert row["patch_places"].tolist() == [4] * 3
-    assert row["item_patch_ids"].tolist() == [3] * 5
+    assert not row.places.document_ids.any()
+    assert row.token_places.tolist() == [6] * 5
+    assert row.patch_places.tolist() == [4] * 3
+    assert row.item_patch_ids.tolist() == [3] * 5
 
 
 @pytest.mark.parametrize("name", RowSize._fields)

@@ -47,7 +47,7 @@ def whole_squares(config, document, batch):
     d, k, slots = config.dim_local, config.latent_vectors_per_patch, document.num_patches
     square = k * slots * length
     encoder = half + square - k * sum(np.cumsum(document.patch_lengths))
-    decoder = half + square - k * sum(batch["visible_patch"][0] + 1)
+    decoder = half + square - k * sum(batch.visible_patch[0] + 1)
     return (
         config.num_layers_encoder * 4 * d * encoder
         + config.num_layers_decoder * 4 * d * decoder
@@ -69,19 +69,19 @@ def test_products_are_counted_as_xla_counts_them(name, training):
     slots = document.num_patches
     batch = stack_rows([[document]], slots, length)
     model = build_model(config)
-    params = nn.unbox(jax.eval_shape(lambda: model.init(jax.random.key(0), batch, slots)))["params"]
+    params = nn.unbox(jax.eval_shape(lambda: model.init(jax.random.key(0), batch)))["params"]
 
     def loss(p, b):
         hidden = model.apply({"params": p}, b, slots)["hidden"]
-        nll = token_nll(hidden, output_kernel(p), b["tokens"], config.vocab_size, length)
+        nll = token_nll(hidden, output_kernel(p), b.tokens, config.vocab_size, length)
         return nll.sum()
 
     function = jax.grad(loss) if training else loss
     text = jax.jit(function).lower(params, batch).compile().as_text()
-    ours = {k: float(v) for k, v in forward_flops(config, batch, slots).items()}
+    ours = {k: float(v) for k, v in forward_flops(config, batch).items()}
     expected = sum(ours.values()) + whole_squares(config, document, batch)
     if training:
-        assert float(training_flops(config, batch, slots)) == pytest.approx(3 * sum(ours.values()))
+        assert float(training_flops(config, batch)) == pytest.approx(3 * sum(ours.values()))
         # The backward pass computes the logits again.
         expected = 3 * expected + ours["output"]
     assert hlo_costs(text).matrix_flops == pytest.approx(expected, rel=0.03)
@@ -90,17 +90,17 @@ def test_products_are_counted_as_xla_counts_them(name, training):
 def test_flops_are_the_sum_over_documents_and_ignore_padding():
     rng = np.random.default_rng(0)
     documents = [random_document(rng, False), random_document(rng, True)]
-    together = training_flops(CONFIG, stack_rows([documents], 90, 100), 90)
-    apart = [training_flops(CONFIG, stack_rows([[x]], 50, 60), 50) for x in documents]
+    together = training_flops(CONFIG, stack_rows([documents], 90, 100))
+    apart = [training_flops(CONFIG, stack_rows([[x]], 50, 60)) for x in documents]
     np.testing.assert_allclose(together, sum(apart), rtol=1e-5)
-    assert training_flops(CONFIG, stack_rows([[]], 90, 100), 90) == 0
+    assert training_flops(CONFIG, stack_rows([[]], 90, 100)) == 0
 
 
 def test_patching_saves_global_flops():
     document = document_of_units(201)
-    lst = forward_flops(CONFIG, stack_rows([[document]], 51, 201), 51)
+    lst = forward_flops(CONFIG, stack_rows([[document]], 51, 201))
     flat = patch_document(document.tokens, PatchingConfig("none"), VOCABULARY)
     batch = stack_rows([[flat]], 201, 201)
-    baseline = forward_flops(baseline_of(CONFIG), batch, 201)
+    baseline = forward_flops(baseline_of(CONFIG), batch)
     assert 3.5 < float(baseline["global"] / lst["global"]) < 4.5
     assert jnp.isfinite(sum(baseline.values()))

@@ -6,6 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lst_jax.batch import padding_rows
 from lst_jax.model.key_ranges import lst_key_ranges, token_key_range
 from tests.lst_jax.batches import random_document, stack_rows
 from tests.lst_jax.model.test_models import LST
@@ -26,9 +27,9 @@ def test_ranges_are_the_stated_masks_and_never_decrease(seed, aligned, masked):
     documents = [random_document(rng, aligned) for _ in range(3)]
     batch = stack_rows([documents], P, N)
     config = dataclasses.replace(LST, document_cross_masking=masked)
-    ranges = lst_key_ranges(batch, P, config)
+    ranges = lst_key_ranges(batch, config)
     k = config.latent_vectors_per_patch
-    doc, patch, visible = (batch[x][0] for x in ("document_ids", "patch_ids", "visible_patch"))
+    doc, patch, visible = (x[0] for x in (batch.document_ids, batch.patch_ids, batch.visible_patch))
     real = doc > 0
     t = np.arange(N)
     same = real[:, None] & (doc[:, None] == doc)
@@ -36,7 +37,7 @@ def test_ranges_are_the_stated_masks_and_never_decrease(seed, aligned, masked):
     np.testing.assert_array_equal(
         masks(ranges.token_self, N), causal & (t[:, None] - t < config.local_window)
     )
-    np.testing.assert_array_equal(masks(token_key_range(batch["document_ids"], None), N), causal)
+    np.testing.assert_array_equal(masks(token_key_range(batch.document_ids, None), N), causal)
 
     patch_doc = np.zeros(P, int)
     patch_doc[patch[real]] = doc[real]
@@ -63,13 +64,18 @@ def test_a_patch_belongs_to_the_document_of_its_first_token():
     """Published batches may hold an eos inside a patch; the patch after it starts a document."""
     document_ids = np.array([[1, 1, 1, 2, 2, 2, 3, 4]], np.int32)
     patch_ids = np.array([[0, 1, 1, 1, 2, 3, 3, 3]], np.int32)
-    batch = {"document_ids": document_ids, "patch_ids": patch_ids, "visible_patch": patch_ids - 1}
-    start, end = lst_key_ranges(batch, 4, LST).global_self
+    batch = dataclasses.replace(
+        padding_rows(4, 8, rows=(1,)),
+        document_ids=document_ids,
+        patch_ids=patch_ids,
+        visible_patch=patch_ids - 1,
+    )
+    start, end = lst_key_ranges(batch, LST).global_self
     np.testing.assert_array_equal(start, [[0, 0, 2, 2]])
     np.testing.assert_array_equal(end, [[1, 2, 3, 4]])
 
 
 def test_a_row_of_padding_reads_nothing():
-    ranges = lst_key_ranges(stack_rows([[]], P, N), P, LST)
+    ranges = lst_key_ranges(stack_rows([[]], P, N), LST)
     for start, end in ranges[:4]:
         np.testing.assert_array_equal(start, end)

@@ -52,7 +52,7 @@ def parameters(name):
     """Random parameters, with norm scales away from one."""
     model = build_model(CONFIGS[name])
     batch = stack_rows([[]], P, N)
-    init = jax.jit(lambda key: model.init(key, batch, num_patches=P))
+    init = jax.jit(lambda key: model.init(key, batch))
     params = nn.unbox(init(jax.random.key(0)))["params"]
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
@@ -68,7 +68,7 @@ def compiled(name):
 
     @jax.jit
     def run(params, batch):
-        outputs = model.apply({"params": params}, batch, num_patches=P)
+        outputs = model.apply({"params": params}, batch)
         return logits(outputs["hidden"], output_kernel(params), VOCABULARY.size)
 
     return run
@@ -169,7 +169,7 @@ def test_rematerialization_changes_no_gradient(remat):
         model = build_model(config)
 
         def loss(p):
-            return model.apply({"params": p}, batch, num_patches=P)["hidden"].sum()
+            return model.apply({"params": p}, batch)["hidden"].sum()
 
         return jax.jit(jax.grad(loss))(params)
 
@@ -185,7 +185,7 @@ def test_every_parameter_has_a_gradient_and_logical_axes():
     documents = [random_document(rng, False), random_document(rng, True)]
     batch = stack_rows([documents], P, N)
     model = build_model(LST)
-    boxed = jax.eval_shape(lambda: model.init(jax.random.key(0), batch, num_patches=P))["params"]
+    boxed = jax.eval_shape(lambda: model.init(jax.random.key(0), batch))["params"]
     specs = nn.get_partition_spec(boxed)
     for leaf, spec in zip(
         jax.tree.leaves(nn.unbox(boxed)),
@@ -195,7 +195,7 @@ def test_every_parameter_has_a_gradient_and_logical_axes():
         assert len(spec) == leaf.ndim
 
     def loss(params):
-        hidden = model.apply({"params": params}, batch, num_patches=P)["hidden"]
+        hidden = model.apply({"params": params}, batch)["hidden"]
         scores = logits(hidden, output_kernel(params), VOCABULARY.size)
         return (scores**2).sum()
 
@@ -214,19 +214,19 @@ def test_bfloat16_stays_near_float32():
 
     @jax.jit
     def both(key):
-        variables = nn.unbox(half.init(key, batch, num_patches=P))
-        return [m.apply(variables, batch, num_patches=P)["hidden"] for m in (half, full)]
+        variables = nn.unbox(half.init(key, batch))
+        return [m.apply(variables, batch)["hidden"] for m in (half, full)]
 
     a, b = both(jax.random.key(0))
-    real = batch["document_ids"] > 0
+    real = batch.document_ids > 0
     assert a.dtype == "bfloat16"
     assert np.abs(np.asarray(a, np.float32) - np.asarray(b))[real].max() < 0.1
 
 
 def test_baseline_rejects_rows_made_for_a_patched_model():
-    batch = stack_rows([[]], P, N)
+    batch = stack_rows([[]], P - 1, N)
     with pytest.raises(ValueError, match=f"num_patches is {P - 1}"):
-        build_model(CONFIGS["baseline"]).init(jax.random.key(0), batch, num_patches=P - 1)
+        build_model(CONFIGS["baseline"]).init(jax.random.key(0), batch)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_impossible_configurations_are_named(change, named):
 def test_what_pads_the_vocabulary_starts_at_zero(name):
     """It has no gradient either, so checkpoints without it lose nothing."""
     batch = stack_rows([[]], 4, 4)
-    params = build_model(CONFIGS[name]).init(jax.random.key(0), batch, num_patches=4)["params"]
+    params = build_model(CONFIGS[name]).init(jax.random.key(0), batch)["params"]
     params = nn.unbox(params)
     embedding = params["encoder"]["embedding"] if name == "lst" else params["embedding"]
     table, kernel = np.asarray(embedding["table"]), np.asarray(output_kernel(params))

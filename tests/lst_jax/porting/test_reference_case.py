@@ -165,8 +165,10 @@ def test_our_own_conventions_are_not_the_reference(made_cases, field, value):
 
 def test_the_reference_is_left_where_a_patch_is_seen_later():
     case = read_case(GOLDEN)
-    visible = np.maximum(case.batch["visible_patch"] - 1, 0)
-    changed = dataclasses.replace(case, batch=case.batch | {"visible_patch": visible})
+    visible = np.maximum(case.batch.visible_patch - 1, 0)
+    changed = dataclasses.replace(
+        case, batch=dataclasses.replace(case.batch, visible_patch=visible)
+    )
     assert not compare(changed).within(TOLERANCE)
 
 

@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.tokenizers import train_tokenizer
+from lst_jax.batch import padding_rows
 from lst_jax.checkpoints.description import DataDescription, ModelDescription, description_to_json
 from lst_jax.config import LSTConfig, baseline_of
 from lst_jax.model.models import build_model, logits, output_kernel
@@ -132,7 +133,7 @@ def models(name):
     """Random parameters in both models: the Flax tree and the PyTorch module."""
     config = CONFIGS[name]
     shapes = jax.eval_shape(
-        lambda: build_model(config).init(jax.random.key(0), stack_rows([[]], P, N), num_patches=P)
+        lambda: build_model(config).init(jax.random.key(0), stack_rows([[]], P, N))
     )
     rng = np.random.default_rng(0)
 
@@ -159,7 +160,7 @@ def compiled(name):
     model = build_model(config)
 
     def probe(params, batch):
-        hidden = model.apply({"params": params}, batch, num_patches=P)["hidden"]
+        hidden = model.apply({"params": params}, batch)["hidden"]
         scores = logits(hidden, output_kernel(params), config.vocab_size)
         return (scores * PROBE).sum(), scores
 
@@ -169,11 +170,16 @@ def compiled(name):
 
 def run_torch(module, batch):
     """PyTorch logits and gradients of the same functions."""
-    scores = module(*(torch.from_numpy(x).long() for x in batch.values()))
+    scores = module(*torch_arrays(batch))
     parameters = dict(module.named_parameters())
     gradients = torch.autograd.grad((scores * torch.from_numpy(PROBE)).sum(), parameters.values())
     named = zip(parameters, gradients, strict=True)
     return scores.detach().numpy(), {name: x.numpy() for name, x in named}
+
+
+def torch_arrays(batch):
+    """What the PyTorch model takes."""
+    return (torch.from_numpy(getattr(batch, name)).long() for name in torch_model.Batch._fields)
 
 
 def random_batch(rng, kind):
@@ -185,8 +191,7 @@ def random_batch(rng, kind):
     if kind == "published":
         return published_batch(rng)
     rows = [[random_document(rng, aligned) for aligned in row] for row in LAYOUT]
-    batch = stack_rows(rows, P, N, visibility=kind)
-    return {name: batch[name] for name in torch_model.Batch._fields}
+    return stack_rows(rows, P, N, visibility=kind)
 
 
 def published_batch(rng):
@@ -196,12 +201,13 @@ def published_batch(rng):
     is_eos = tokens == VOCABULARY.eos_id
     patches = np.cumsum(rng.random((B, N + 1)) < 0.4, axis=1, dtype=np.int32)
     patches -= patches[:, :1]
-    return {
-        "tokens": tokens,
-        "document_ids": (1 + np.cumsum(is_eos, axis=1) - is_eos).astype(np.int32),
-        "patch_ids": patches[:, :-1],
-        "visible_patch": patches[:, 1:] - 1,
-    }
+    return dataclasses.replace(
+        padding_rows(P, N, rows=(B,)),
+        tokens=tokens,
+        document_ids=(1 + np.cumsum(is_eos, axis=1) - is_eos).astype(np.int32),
+        patch_ids=patches[:, :-1],
+        visible_patch=patches[:, 1:] - 1,
+    )
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -294,7 +300,9 @@ def test_batches_are_those_of_the_data_pipeline(seed, patch_size, strategy, join
         expected.append(fill_row(documents, 100, 100, visibility))
     batch = torch_model.make_batch(rows, config, lengths, num_tokens=100, num_patches=100)
     for name, ours in batch._asdict().items():
-        np.testing.assert_array_equal(ours, np.stack([row[name] for row in expected]), name)
+        np.testing.assert_array_equal(
+            ours, np.stack([getattr(row, name) for row in expected]), name
+        )
     if strategy != "aligned":
         lengths = None
     tight = torch_model.make_batch(rows, config, lengths)

@@ -240,9 +240,7 @@ def test_implicit_transfers_in_a_step_are_an_error(tmp_path):
             return self
 
         def compile(self):
-            return lambda state, batch: model.step(
-                state, {k: np.asarray(v) for k, v in batch.items()}
-            )
+            return lambda state, batch: model.step(state, jax.tree.map(np.asarray, batch))
 
     with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
         train_toy(tmp_path, model=dataclasses.replace(model, step=Copying()))

@@ -22,7 +22,7 @@ from lst_jax.training.metrics import read_evaluations, read_records
 from lst_jax.training.optimizers import OptimizerConfig, make_optimizer
 from lst_jax.training.step import TrainingConfig, batch_sums, make_loss, make_train_step
 from tests.lst_jax.batches import VOCABULARY
-from tests.lst_jax.training.training_runs import DESCRIPTION, TINY, P, batches, random_batch
+from tests.lst_jax.training.training_runs import DESCRIPTION, TINY, batches, random_batch
 
 FIRST_UNIT = VOCABULARY.first_unit_id
 OPTIMIZER = OptimizerConfig(peak_learning_rate=1e-2, warmup_steps=1)
@@ -41,7 +41,7 @@ def one_step(mesh_config: MeshConfig, accumulation_steps: int):
     mesh = make_mesh(mesh_config, jax.devices()[:num_devices])
     training = dataclasses.replace(TRAINING, accumulation_steps=accumulation_steps)
     state = init_state(TINY, make_optimizer(OPTIMIZER, training.num_steps), 0, mesh)
-    step = make_train_step(TINY, OPTIMIZER, training, FIRST_UNIT, P, mesh)
+    step = make_train_step(TINY, OPTIMIZER, training, FIRST_UNIT, mesh)
     with mesh_context(mesh):
         state, sums = step(state, shard_batch(random_batch(0), mesh))
     return jax.device_get(state), jax.device_get(sums)
@@ -69,9 +69,9 @@ def test_neither_the_mesh_nor_accumulation_changes_a_gradient(plain_step):
 def test_losses_are_apart_for_text_and_speech(plain_step):
     sums = plain_step[1]
     batch = random_batch(0)
-    speech = batch["targets"] >= FIRST_UNIT
-    np.testing.assert_allclose(sums["speech_weight"], batch["loss_weights"][speech].sum())
-    np.testing.assert_allclose(sums["text_weight"], batch["loss_weights"][~speech].sum())
+    speech = batch.targets >= FIRST_UNIT
+    np.testing.assert_allclose(sums["speech_weight"], batch.loss_weights[speech].sum())
+    np.testing.assert_allclose(sums["text_weight"], batch.loss_weights[~speech].sum())
     # An untrained model is about as good as a uniform guess.
     uniform = np.log(VOCABULARY.size)
     assert sums["text_nll"] / sums["text_weight"] == pytest.approx(uniform, rel=0.3)
@@ -81,19 +81,19 @@ def test_losses_are_apart_for_text_and_speech(plain_step):
 @pytest.mark.parametrize("seed", range(4))
 def test_sums_are_what_the_batch_holds(seed):
     batch = random_batch(seed)
-    sums = jax.device_get(batch_sums(batch, FIRST_UNIT, P))
+    sums = jax.device_get(batch_sums(batch, FIRST_UNIT))
     slots, speech_slots = set(), set()
-    for row, column in np.argwhere(batch["document_ids"] > 0):
-        slot = (row, batch["patch_ids"][row, column])
+    for row, column in np.argwhere(batch.document_ids > 0):
+        slot = (row, batch.patch_ids[row, column])
         slots.add(slot)
-        if batch["tokens"][row, column] >= FIRST_UNIT:
+        if batch.tokens[row, column] >= FIRST_UNIT:
             speech_slots.add(slot)
-    assert sums["tokens"] == np.count_nonzero(batch["document_ids"])
+    assert sums["tokens"] == np.count_nonzero(batch.document_ids)
     assert sums["patches"] == len(slots)
     assert sums["speech_patches"] == len(speech_slots)
-    assert sums["speech_units"] == np.count_nonzero(batch["tokens"] >= FIRST_UNIT)
-    assert sums["speech_examples"] == batch["speech_examples"].sum() > 0
-    assert sums["aligned_examples"] == batch["aligned_examples"].sum()
+    assert sums["speech_units"] == np.count_nonzero(batch.tokens >= FIRST_UNIT)
+    assert sums["speech_examples"] == batch.speech_examples.sum() > 0
+    assert sums["aligned_examples"] == batch.aligned_examples.sum()
 
 
 @pytest.fixture(autouse=True)
@@ -104,7 +104,9 @@ def heard(caplog):
 
 def train_in(workdir, iterator, *, optimizer=OPTIMIZER, doors=None, **changes):
     training = dataclasses.replace(TRAINING, **changes)
-    return train_lst(DESCRIPTION, optimizer, training, iterator, P, workdir, MESH, **(doors or {}))
+    return train_lst(
+        DESCRIPTION, optimizer, training, iterator, workdir, make_mesh(MESH), **(doors or {})
+    )
 
 
 class Interrupting(grain.DatasetIterator):
@@ -187,7 +189,7 @@ def test_a_run_starts_from_the_parameters_of_another_and_with_nothing_else(
     jax.tree.map(np.testing.assert_array_equal, params, other.state.params)
     optimizer = make_optimizer(OPTIMIZER, TRAINING.num_steps)
     state = state_from_params(TINY, optimizer, params, mesh)
-    step = make_train_step(TINY, OPTIMIZER, TRAINING, FIRST_UNIT, P, mesh)
+    step = make_train_step(TINY, OPTIMIZER, TRAINING, FIRST_UNIT, mesh)
     with mesh_context(mesh):
         state, _ = step(state, shard_batch(random_batch(0), mesh))
     jax.tree.map(np.testing.assert_array_equal, first.state, state)
@@ -209,7 +211,7 @@ def test_a_start_from_another_model_is_an_error(finished, tmp_path):
 def poisoned_batches(step):
     """Batches of which the one of `step` (from 1) makes the loss infinite."""
     rows = [random_batch(seed) for seed in range(6)]
-    rows[step - 1]["loss_weights"][1, 0] = np.inf
+    rows[step - 1].loss_weights[1, 0] = np.inf
     return iter(grain.MapDataset.source(rows).to_iter_dataset())
 
 
@@ -248,7 +250,7 @@ def test_where_the_data_end_the_last_state_is_saved_and_recorded(finished, tmp_p
 
 def test_batches_without_anything_to_learn_are_an_error(tmp_path):
     batch = random_batch(0)
-    batch["loss_weights"] = np.zeros_like(batch["loss_weights"])
+    batch.loss_weights[:] = 0
     dataset = grain.MapDataset.source([batch]).repeat().to_iter_dataset()
     with pytest.raises(ValueError, match="no token of the batches up to step 2 is learned"):
         train_in(tmp_path, iter(dataset))
@@ -297,7 +299,7 @@ def test_a_stop_signal_gives_back_the_handler_it_replaced():
 
 def test_a_held_out_loss_changes_no_bit_of_a_run_and_is_that_of_its_batches(finished, tmp_path):
     mesh = make_mesh(MESH)
-    loss = make_loss(TINY, TRAINING.accumulation_steps, FIRST_UNIT, P, mesh, tuple(DEFAULT_RULES))
+    loss = make_loss(TINY, TRAINING.accumulation_steps, FIRST_UNIT, mesh, tuple(DEFAULT_RULES))
     held_out = {"static": [random_batch(7), random_batch(8)], "aligned": [random_batch(9)]}
     result = train_in(
         tmp_path, batches(3), doors={"evaluators": [HeldOutLoss(loss, held_out, mesh, every=3)]}
@@ -312,13 +314,13 @@ def test_a_held_out_loss_changes_no_bit_of_a_run_and_is_that_of_its_batches(fini
     for strategy, rows in held_out.items():
         totals = {"text": [0.0, 0.0], "speech": [0.0, 0.0]}
         for batch in rows:
-            hidden = build_model(TINY).apply({"params": params}, batch, num_patches=P)["hidden"]
+            hidden = build_model(TINY).apply({"params": params}, batch)["hidden"]
             scores = logits(hidden, output_kernel(params), TINY.vocab_size)
             nll = -jax.nn.log_softmax(scores)
-            nll = np.take_along_axis(np.asarray(nll), batch["targets"][..., None], -1)[..., 0]
-            speech = batch["targets"] >= FIRST_UNIT
+            nll = np.take_along_axis(np.asarray(nll), batch.targets[..., None], -1)[..., 0]
+            speech = batch.targets >= FIRST_UNIT
             for kind, mask in (("speech", speech), ("text", ~speech)):
-                weights = batch["loss_weights"] * mask
+                weights = batch.loss_weights * mask
                 totals[kind] = np.add(totals[kind], [(nll * weights).sum(), weights.sum()])
         expected = {f"loss_{kind}": nll / weight for kind, (nll, weight) in totals.items()}
         nll, weight = np.add(*totals.values())

@@ -3,6 +3,7 @@
 import grain
 import numpy as np
 
+from lst_jax.batch import Batch
 from lst_jax.checkpoints.description import ModelDescription
 from lst_jax.config import LSTConfig
 from tests.lst_jax.batches import VOCABULARY, random_document, stack_rows
@@ -24,7 +25,7 @@ TINY = LSTConfig(
 DESCRIPTION = ModelDescription(TINY, VOCABULARY, tokenizer_fingerprint="0" * 64)
 
 
-def random_batch(seed: int) -> dict[str, np.ndarray]:
+def random_batch(seed: int) -> Batch:
     """Rows of one document each, half of them aligned; row 0 is empty."""
     rng = np.random.default_rng(seed)
     rows = [[random_document(rng, aligned=b % 2 == 0)] for b in range(1, ROWS)]

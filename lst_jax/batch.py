@@ -1,0 +1,115 @@
+"""A batch: what the data pipelines make and the models are trained on.
+
+Its arrays are made on the host, in static shapes, and go to the devices as they are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TypeVar
+
+import jax
+import numpy as np
+from jax import Array
+
+Rows = TypeVar("Rows", "Batch", "SharedBatch")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Batch:
+    """B rows, each of documents side by side; a JAX tree of its arrays.
+
+    What `patching.fill_row` makes is a single row: the same arrays without the axis B.
+
+    Attributes:
+      tokens: (B, N) int32, 0 in padding.
+      targets: (B, N) int32, the token after each position, 0 where there is none.
+      loss_weights: (B, N) float32, weight of predicting the target, 0 in padding.
+      document_ids: (B, N) int32, 1, 2, … along the row, 0 in padding.
+      patch_ids: (B, N) int32, patch of the row, P in padding.
+      visible_patch: (B, N) int32, last patch of the row that the prediction may use, −1 in padding;
+        where it precedes the token's document, the prediction may use none.
+      speech_examples: (B,) int32, documents with speech.
+      aligned_examples: (B,) int32, those of them that are segmented by words.
+      num_patches: P, patch slots of a row; static.
+    """
+
+    tokens: Array | np.ndarray
+    targets: Array | np.ndarray
+    loss_weights: Array | np.ndarray
+    document_ids: Array | np.ndarray
+    patch_ids: Array | np.ndarray
+    visible_patch: Array | np.ndarray
+    speech_examples: Array | np.ndarray
+    aligned_examples: Array | np.ndarray
+    num_patches: int = dataclasses.field(metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class SharedBatch:
+    """B rows of documents that share the items of their beginnings (`inference.shared_prefix`).
+
+    Attributes:
+      places: the rows as in training, of P patch and N token places.
+      token_items, patch_items: (B, N) and (B, P) int32, the item in each place, 0 in padding.
+      token_places, patch_places: (B, M) and (B, Q) int32, the first place of each item, increasing;
+        N or P in padding.
+      item_tokens: (B, M) int32, the token that each item is.
+      item_patch_ids: (B, M) int32, the patch item that each item belongs to, Q in padding.
+      previous_items: (B, M) int32, the item in the place before the first one, which predicts it;
+        any for the first token of a document.
+    """
+
+    places: Batch
+    token_items: Array | np.ndarray
+    patch_items: Array | np.ndarray
+    token_places: Array | np.ndarray
+    patch_places: Array | np.ndarray
+    item_tokens: Array | np.ndarray
+    item_patch_ids: Array | np.ndarray
+    previous_items: Array | np.ndarray
+
+
+def padding_rows(num_patches: int, num_tokens: int, rows: tuple[int, ...] = ()) -> Batch:
+    """Returns rows without documents.
+
+    Args:
+      num_patches: P, patch slots of a row.
+      num_tokens: N, token slots of a row.
+      rows: (B,) for a batch, () for a single row.
+    """
+    shape = (*rows, num_tokens)
+    return Batch(
+        tokens=np.zeros(shape, np.int32),
+        targets=np.zeros(shape, np.int32),
+        loss_weights=np.zeros(shape, np.float32),
+        document_ids=np.zeros(shape, np.int32),
+        patch_ids=np.full(shape, num_patches, np.int32),
+        visible_patch=np.full(shape, -1, np.int32),
+        speech_examples=np.zeros(rows, np.int32),
+        aligned_examples=np.zeros(rows, np.int32),
+        num_patches=num_patches,
+    )
+
+
+def abstract_batch(
+    num_patches: int, num_tokens: int, rows: int, sharding: jax.sharding.Sharding | None = None
+) -> Batch:
+    """Returns the shapes of a batch, `jax.ShapeDtypeStruct`s, with their sharding."""
+    row = padding_rows(num_patches, num_tokens)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype, sharding=sharding), row
+    )
+
+
+def stack_rows(rows: Sequence[Rows]) -> Rows:
+    """Returns the batch of single rows, all of one shape."""
+    return jax.tree.map(lambda *arrays: np.stack(arrays), *rows)
+
+
+def join_batches(batches: Sequence[Batch]) -> Batch:
+    """Returns the rows of several batches as one, in arrays that share no memory with theirs."""
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *batches)
