@@ -12,14 +12,12 @@ setting of all models.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import itertools
 import json
 import pathlib
 import sys
 import time
-from typing import Any
 
 import gin
 import jax
@@ -44,11 +42,11 @@ from experiments.reports.demo_report import (
     write_report,
 )
 from experiments.reports.demo_speech import SpeechExample, make_speech_examples
-from lst_jax.evaluation.choices import format_rows
+from lst_jax.evaluation.choices import format_rows, result_from_json, result_to_json
 from lst_jax.evaluation.spoken_texts import read_spoken_texts
 from lst_jax.evaluation.story_completion import (
     DIRECTIONS,
-    StoryCompletionResult,
+    KIND,
     StoryExample,
     evaluate_story_completion,
     read_story_examples,
@@ -203,16 +201,10 @@ def evaluate_model(workdir: pathlib.Path, name: str, corpus: MicroworldPaths) ->
     if found.get("measured_on") != measured_on:
         examples = read_story_examples(sets, trained.vocabulary.unit_count)
         results = evaluate_story_completion(
-            trained.model,
-            trained.params,
+            trained,
             examples,
-            vocabulary=trained.vocabulary,
-            tokenizer=trained.tokenizer,
-            patching=trained.patching,
-            mesh=trained.mesh,
             directions=DIRECTIONS,
             shape=_EVALUATION_ROWS,
-            visibility=trained.visibility,
             progress=make_progress_printer(),
         )
         found = {"measured_on": measured_on, **results.as_dict(with_scores=True)}
@@ -221,7 +213,7 @@ def evaluate_model(workdir: pathlib.Path, name: str, corpus: MicroworldPaths) ->
         name=name,
         num_parameters=count_parameters(trained.model.config),
         records=read_records(workdir),
-        results=[_read_result(fields) for fields in found["results"]],
+        results=[result_from_json(fields, KIND) for fields in found["results"]],
     )
 
 
@@ -278,7 +270,7 @@ def report(
             "parameters": model.num_parameters,
             "training": model.records[-1],
             "mean_patch_length": mean_patch_length(model.records),
-            "results": [dataclasses.asdict(result) for result in model.results],
+            "results": [result_to_json(result, KIND) for result in model.results],
         }
         for model in reports
     ]
@@ -295,7 +287,7 @@ def format_results(reports: list[ModelReport]) -> str:
         rows.append(
             [
                 first.set_name,
-                first.direction.replace("-", "→"),
+                first.group.replace("-", "→"),
                 f"{100 * first.chance:.0f}",
                 str(first.n),
                 *(
@@ -312,11 +304,6 @@ def format_results(reports: list[ModelReport]) -> str:
 def _digest(path: pathlib.Path) -> str:
     """Changes when the test set does."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _read_result(fields: dict[str, Any]) -> StoryCompletionResult:
-    pairs = {name: tuple(fields[name]) for name in ("interval", "normalized_interval")}
-    return StoryCompletionResult(**{**fields, **pairs})
 
 
 if __name__ == "__main__":

@@ -44,10 +44,8 @@ def main(argv: list[str]) -> None:
     examples = read_story_examples(flags.FLAGS.data, read_unit_count())
     trained = load_model()
     results = evaluate_story_completion(
-        trained.model,
-        trained.params,
+        trained,
         examples,
-        tokenizer=trained.tokenizer,
         directions=_DIRECTIONS.value,
         **scoring_options(trained),
     )

@@ -21,11 +21,8 @@ from experiments.common.likelihood_evaluation import (
     scoring_options,
     start,
 )
-from lst_jax.evaluation.minimal_pairs import (
-    evaluate_minimal_pairs,
-    format_table,
-    read_speech_pairs,
-)
+from lst_jax.evaluation.choices import format_table
+from lst_jax.evaluation.minimal_pairs import evaluate_minimal_pairs, read_speech_pairs
 
 define_flags()
 
@@ -35,9 +32,7 @@ def main(argv: list[str]) -> None:
     start(argv)
     pairs = read_speech_pairs(flags.FLAGS.data, read_unit_count())
     trained = load_model()
-    results = evaluate_minimal_pairs(
-        trained.model, trained.params, pairs, **scoring_options(trained)
-    )
+    results = evaluate_minimal_pairs(trained, pairs, **scoring_options(trained))
     report(trained, results, format_table(results))
 
 

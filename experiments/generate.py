@@ -128,12 +128,8 @@ def main(argv: list[str]) -> None:
     writer = _Writer(_OUTPUT.value, MelVocoder.from_encoder(encoder) if encoder else None)
     for batch, rows in _batches([prompt for prompt in prompts for _ in range(_SAMPLES.value)]):
         generations = generate(
-            trained.model,
-            trained.params,
+            trained,
             [prompt.tokens for _, prompt in batch],
-            vocabulary=trained.vocabulary,
-            patching=trained.patching,
-            mesh=trained.mesh,
             sampling=sampling,
             limits=_limits(batch[0][1].modality, max_units, trained.context_patches),
             modality=batch[0][1].modality,

@@ -1,7 +1,7 @@
 """Latent Speech-Text Transformer in JAX and Flax.
 
-The names below are the library's front; each is imported when it is first used, so that data
-workers, which need the vocabulary and patching alone, never load JAX.
+The names below are the library's front; each is imported when it is first used, so that programs
+that need the vocabulary and patching alone never load JAX.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what editors and type checkers see; a test holds it to the table below
+    from lst_jax.batch import Batch as Batch
     from lst_jax.checkpoints.params import restore_params as restore_params
     from lst_jax.config import LSTConfig as LSTConfig
     from lst_jax.config import TokenTransformerConfig as TokenTransformerConfig
@@ -23,6 +24,7 @@ if TYPE_CHECKING:  # what editors and type checkers see; a test holds it to the 
     from lst_jax.inference.generation import generate as generate
     from lst_jax.inference.sampling import SamplingConfig as SamplingConfig
     from lst_jax.inference.scoring import score_continuations as score_continuations
+    from lst_jax.inference.trained_model import TrainedModel as TrainedModel
     from lst_jax.inference.trained_model import load_trained_model as load_trained_model
     from lst_jax.inference.transcription import synthesize as synthesize
     from lst_jax.inference.transcription import transcribe as transcribe
@@ -55,6 +57,7 @@ _HOMES = {
     "Document": "patching",
     "patch_document": "patching",
     "fill_row": "patching",
+    "Batch": "batch",
     "KeyRange": "model.key_ranges",
     "attend": "model.attention",
     "LatentSpeechTextTransformer": "model.models",
@@ -68,6 +71,7 @@ _HOMES = {
     "restore_params": "checkpoints.params",
     "open_checkpoint": "porting.port",
     "write_checkpoint": "porting.port",
+    "TrainedModel": "inference.trained_model",
     "load_trained_model": "inference.trained_model",
     "generate": "inference.generation",
     "GenerationLimits": "inference.generation",

@@ -7,19 +7,18 @@ mode tokens and text tokens are patches of length 1. A run of speech units is gr
 * aligned: one patch per word, silence in separate patches or merged into a word;
 * mixed, curriculum: one of the two per document, aligned with probability P(u) at step u.
 
-This module is NumPy alone: data pipelines, scoring and generation segment with the same functions,
-so what a model is trained on is what it is evaluated on.
+This module computes with NumPy alone. Data pipelines, scoring and generation segment with the same
+functions, so what a model is trained on is what it is evaluated on.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from lst_jax.batch import Batch, padding_rows
 from lst_jax.settings import (
     Fraction,
     NaturalInt,
@@ -29,6 +28,9 @@ from lst_jax.settings import (
     validate_value,
 )
 from lst_jax.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from lst_jax.batch import Batch
 
 Strategy = Literal["none", "static", "aligned", "mixed", "curriculum"]
 Silence = Literal["separate", "merged"]
@@ -341,6 +343,8 @@ def fill_row(
     Raises:
       ValueError: the documents do not fit.
     """
+    from lst_jax.batch import padding_rows  # loads JAX, which nothing else here needs
+
     validate_value(Visibility, visibility, "visibility")
     row = padding_rows(num_patches, num_tokens)
     if not documents:

@@ -18,6 +18,7 @@ import numpy as np
 
 from lst_jax.batch import stack_rows
 from lst_jax.config import ModelConfig
+from lst_jax.inference.decoding.decode_loop import Decoder
 from lst_jax.inference.generation import (
     Generation,
     GenerationLimits,
@@ -27,6 +28,7 @@ from lst_jax.inference.generation import (
     static_size,
 )
 from lst_jax.inference.sampling import SamplingConfig
+from lst_jax.inference.trained_model import TrainedModel
 from lst_jax.model.models import abstract_params, build_model, logits, output_kernel
 from lst_jax.patching import PatchingConfig, fill_row
 from lst_jax.sharding import make_mesh, mesh_context
@@ -41,11 +43,7 @@ class Subject:
     """A model to measure."""
 
     name: str
-    model: nn.Module
-    params: Any
-    vocabulary: Vocabulary
-    patching: PatchingConfig
-    mesh: jax.sharding.Mesh
+    trained: TrainedModel
 
 
 def make_subject(
@@ -66,11 +64,17 @@ def make_subject(
         keys = jax.tree.unflatten(tree, list(jax.random.split(key, len(leaves))))
         return jax.tree_util.tree_map_with_path(draw, shapes, keys)
 
-    return Subject(name, build_model(config), init(jax.random.key(0)), vocabulary, patching, mesh)
+    params = init(jax.random.key(0))
+    return Subject(name, TrainedModel(build_model(config), params, mesh, vocabulary, patching))
+
+
+def _decoder(subject: Subject) -> Decoder:
+    trained = subject.trained
+    return make_decoder(trained.model, trained.vocabulary, trained.patching)
 
 
 def _prompts(subject: Subject, rows: int, seconds: float) -> list[np.ndarray]:
-    vocabulary = subject.vocabulary
+    vocabulary = subject.trained.vocabulary
     rng = np.random.default_rng(0)
     units = rng.integers(0, vocabulary.unit_count, (rows, round(seconds * _FRAME_RATE)))
     start = [vocabulary.bos_id, vocabulary.speech_mode_id]
@@ -97,20 +101,20 @@ def measure_decoding(
         "units_per_second": (made - rows) / (all_s - first_s),
         "global_steps_per_unit": steps.global_steps * rows / made,
         "cache_bytes": cache_bytes(subject, prompts, count),
-        "parameter_bytes": sum(x.nbytes for x in jax.tree.leaves(subject.params)),
+        "parameter_bytes": sum(x.nbytes for x in jax.tree.leaves(subject.trained.params)),
     }
 
 
 def cache_bytes(subject: Subject, prompts: Sequence[np.ndarray], units: int) -> int:
     """Bytes of the state that `generate` keeps for continuations of so many units."""
-    decoder = make_decoder(subject.model, subject.vocabulary, subject.patching)
+    decoder = _decoder(subject)
     patches = max(decoder.document(prompt).num_patches for prompt in prompts)
     # The room decides, not what is read.
     state = prefill(
         decoder,
-        subject.params,
+        subject.trained.params,
         [prompt[:1] for prompt in prompts],
-        mesh=subject.mesh,
+        mesh=subject.trained.mesh,
         max_patches=patches + decoder.most_patches(units, speech=True),
     )
     return sum(x.nbytes for x in jax.tree.leaves(state))
@@ -122,12 +126,8 @@ def timed_generate(
     """Seconds, and what was made: `units` of every prompt, with room for `max_units`."""
     start = time.perf_counter()
     generations = generate(
-        subject.model,
-        subject.params,
+        subject.trained,
         prompts,
-        vocabulary=subject.vocabulary,
-        patching=subject.patching,
-        mesh=subject.mesh,
         sampling=_SAMPLING,
         limits=GenerationLimits(max_units, max_units=units, min_tokens=units),
         modality="speech",
@@ -139,7 +139,7 @@ def timed_generate(
 def measure_recomputing(subject: Subject, rows: int, prompt_s: float, seconds: float) -> float:
     """Seconds of the full forward pass over prompt and half of the continuation."""
     prompts = _prompts(subject, rows, prompt_s + seconds / 2)
-    decoder = make_decoder(subject.model, subject.vocabulary, subject.patching)
+    decoder = _decoder(subject)
     documents = [decoder.document(tokens) for tokens in prompts]
     num_patches = static_size(documents[0].num_patches)
     num_tokens = static_size(documents[0].num_tokens)
@@ -149,11 +149,11 @@ def measure_recomputing(subject: Subject, rows: int, prompt_s: float, seconds: f
     @jax.jit
     def scores(params: Any, batch: Any) -> jax.Array:
         variables = {"params": params}
-        hidden = subject.model.apply(variables, batch)["hidden"]
-        return logits(hidden[:, last], output_kernel(params), subject.vocabulary.size)
+        hidden = subject.trained.model.apply(variables, batch)["hidden"]
+        return logits(hidden[:, last], output_kernel(params), subject.trained.vocabulary.size)
 
-    with mesh_context(subject.mesh):
-        compiled = scores.lower(subject.params, batch).compile()
+    with mesh_context(subject.trained.mesh):
+        compiled = scores.lower(subject.trained.params, batch).compile()
         start = time.perf_counter()
-        compiled(subject.params, batch).block_until_ready()
+        compiled(subject.trained.params, batch).block_until_ready()
         return time.perf_counter() - start

@@ -19,6 +19,7 @@ from lst_jax.evaluation.story_completion import (
     read_story_examples,
 )
 from lst_jax.inference.scoring import ScoringShape
+from lst_jax.inference.trained_model import TrainedModel
 from lst_jax.model.models import build_model
 from lst_jax.patching import Strategy
 from lst_jax.settings import PositiveInt, configuration
@@ -127,25 +128,29 @@ class StoryCompletion:
         self.names = tuple(
             _story_metric(*names) for names in itertools.product(sets, config.directions)
         )
-        self._model = build_model(description.model)
+        self._trained = TrainedModel(
+            model=build_model(description.model),
+            params=None,
+            mesh=mesh,
+            vocabulary=vocabulary,
+            patching=data.patching,
+            visibility=data.visibility,
+            tokenizer=TextTokenizer(tokenizer),
+        )
         parts = batch_mesh_size(mesh)
-        self._options: dict[str, Any] = {
-            "vocabulary": vocabulary,
-            "tokenizer": TextTokenizer(tokenizer),
-            "patching": data.patching,
-            "mesh": mesh,
-            "directions": config.directions,
-            "shape": ScoringShape(
-                batch_rows=parts * -(-ScoringShape.batch_rows // parts),
-                patches_per_row=data.patches_per_row,
-            ),
-            "visibility": data.visibility,
-        }
+        self._shape = ScoringShape(
+            batch_rows=parts * -(-ScoringShape.batch_rows // parts),
+            patches_per_row=data.patches_per_row,
+        )
+        self._directions = config.directions
 
     def evaluate(self, params: Any) -> dict[str, float]:
         """Returns the accuracy of every set and direction."""
-        results = evaluate_story_completion(self._model, params, self._examples, **self._options)
-        return {_story_metric(r.set_name, r.direction): r.accuracy for r in results.table}
+        trained = dataclasses.replace(self._trained, params=params)
+        results = evaluate_story_completion(
+            trained, self._examples, directions=self._directions, shape=self._shape
+        )
+        return {_story_metric(r.set_name, r.group): r.accuracy for r in results.table}
 
 
 def _story_metric(set_name: str, direction: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 from absl import flags
@@ -11,17 +11,12 @@ from experiments.common import cli, distributed
 from experiments.common.outputs import make_progress_printer, write_json
 from lst_jax.checkpoints.description import read_description
 from lst_jax.checkpoints.layout import find_checkpoint
+from lst_jax.evaluation.choices import ChoiceResults
 from lst_jax.inference.scoring import ScoringShape
 from lst_jax.inference.trained_model import TrainedModel, load_trained_model
 from lst_jax.sharding import batch_mesh_size
 
 flags.disclaim_key_flags()  # they are those of the binary that asks for them
-
-
-class Results(Protocol):
-    """What an evaluation found out."""
-
-    def as_dict(self, with_scores: bool) -> dict[str, Any]: ...
 
 
 def define_flags() -> None:
@@ -74,20 +69,16 @@ def load_model() -> TrainedModel:
 def scoring_options(trained: TrainedModel) -> dict[str, Any]:
     """How a model's likelihoods are computed: what `score_continuations` takes by name."""
     return {
-        "vocabulary": trained.vocabulary,
-        "patching": trained.patching,
-        "mesh": trained.mesh,
         "shape": ScoringShape(
             batch_rows=_choose_batch_rows(flags.FLAGS.batch_rows, trained.mesh),
             patches_per_row=flags.FLAGS.patches_per_row,
             tokens_per_row=flags.FLAGS.tokens_per_row,
         ),
-        "visibility": trained.visibility,
         "progress": make_progress_printer(),
     }
 
 
-def report(trained: TrainedModel, results: Results, table: str) -> None:
+def report(trained: TrainedModel, results: ChoiceResults, table: str) -> None:
     """Prints the table and writes the JSON file, on one process."""
     if jax.process_index() != 0:
         return

@@ -24,7 +24,8 @@ from matplotlib.figure import Figure
 from data_pipelines.records.storage import Utterance, make_utterance
 from data_pipelines.training.interleaving import speech_example
 from experiments.reports.demo_speech import SpeechExample
-from lst_jax.evaluation.story_completion import StoryCompletionResult, StoryExample
+from lst_jax.evaluation.choices import ChoiceResult
+from lst_jax.evaluation.story_completion import StoryExample
 from lst_jax.patching import PatchingConfig, patch_document
 from lst_jax.training.metrics import Record, format_duration
 from lst_jax.vocabulary import TextTokenizer, Vocabulary
@@ -72,7 +73,7 @@ class ModelReport:
     name: str
     num_parameters: int
     records: Sequence[Record]
-    results: Sequence[StoryCompletionResult]
+    results: Sequence[ChoiceResult]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -318,13 +319,13 @@ def _accuracy_table(models: Sequence[ModelReport]) -> str:
     rows = []
     for entries in zip(*(model.results for model in models), strict=True):
         first = entries[0]
-        direction = first.direction.replace("-", "→")
+        direction = first.group.replace("-", "→")
         cells = [html.escape(first.set_name), direction, f"{100 * first.chance:.0f}"]
         rows.append([*cells, *map(_accuracy_cell, entries)])
     return _table(header, rows)
 
 
-def _accuracy_cell(result: StoryCompletionResult) -> str:
+def _accuracy_cell(result: ChoiceResult) -> str:
     lower, upper = (100 * bound for bound in result.interval)
     text = f"{100 * result.accuracy:.1f} ({lower:.1f} … {upper:.1f})"
     return f"<span class='above'>{text}</span>" if result.interval[0] > result.chance else text

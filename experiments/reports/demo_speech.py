@@ -110,12 +110,8 @@ def _continue(
     prompt = np.array([*start, *vocabulary.units_to_ids(units)], np.int32)
     max_units = round(_SECONDS * 25)
     (generation,) = generate(
-        model.model,
-        model.params,
+        model,
         [prompt],
-        vocabulary=vocabulary,
-        patching=model.patching,
-        mesh=model.mesh,
         sampling=_SAMPLING,
         # At least two seconds, so that there is something to hear.
         limits=GenerationLimits(max_units + 1, max_units=max_units, min_tokens=50),

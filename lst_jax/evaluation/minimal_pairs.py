@@ -13,25 +13,16 @@ within a set, by `category`, which may be absent (or null). Other fields are ign
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import flax.linen as nn
-import jax
 import numpy as np
 
 from lst_jax.evaluation import jsonl
-from lst_jax.evaluation.choices import (
-    format_interval,
-    format_percent,
-    format_rows,
-    measure_accuracy,
-    per_token,
-)
-from lst_jax.inference.scoring import Continuation, ScoringShape, score_continuations
-from lst_jax.patching import PatchingConfig, Visibility
+from lst_jax.evaluation.choices import Choice, ChoiceKind, ChoiceResults, evaluate_choices
+from lst_jax.inference.scoring import Continuation, ScoringShape
+from lst_jax.inference.trained_model import TrainedModel
 from lst_jax.vocabulary import Vocabulary
 
 
@@ -56,69 +47,7 @@ class SpeechPair:
     origin: str
 
 
-@dataclasses.dataclass(frozen=True)
-class PairScores:
-    """What the model thinks of the members of one pair.
-
-    Attributes:
-      set_name, example_id, category, correct: what was scored.
-      log_probabilities: of each member's units, natural logarithm, summed.
-      token_counts: number of units of each member.
-    """
-
-    set_name: str
-    example_id: str
-    category: str | None
-    correct: int
-    log_probabilities: tuple[float, float]
-    token_counts: tuple[int, int]
-
-    @property
-    def normalized(self) -> tuple[float, ...]:
-        """Log-probability per unit of each member."""
-        return per_token(self.log_probabilities, self.token_counts)
-
-
-@dataclasses.dataclass(frozen=True)
-class MinimalPairsResult:
-    """Accuracy on one set or on one category of it; chance is one half.
-
-    Attributes:
-      set_name, category: what was measured; category None is the whole set.
-      n: number of pairs.
-      accuracy: by the summed log-probability, the headline.
-      interval: 95 % Wilson interval of `accuracy`.
-      normalized_accuracy: by the log-probability per unit.
-      normalized_interval: 95 % Wilson interval of `normalized_accuracy`.
-    """
-
-    set_name: str
-    category: str | None
-    n: int
-    accuracy: float
-    interval: tuple[float, float]
-    normalized_accuracy: float
-    normalized_interval: tuple[float, float]
-
-
-@dataclasses.dataclass(frozen=True)
-class MinimalPairsResults:
-    """All sets and categories of an evaluation.
-
-    Attributes:
-      table: a set's entry, then those of its categories; both in the order of the pairs.
-      scores: one entry per pair.
-    """
-
-    table: tuple[MinimalPairsResult, ...]
-    scores: tuple[PairScores, ...]
-
-    def as_dict(self, with_scores: bool) -> dict[str, Any]:
-        """The results as JSON values, with or without the scores of every pair."""
-        values = {"results": [dataclasses.asdict(result) for result in self.table]}
-        if with_scores:
-            values["scores"] = [dataclasses.asdict(scores) for scores in self.scores]
-        return values
+KIND = ChoiceKind(group="category", label="correct", whole_sets=True)
 
 
 def read_speech_pairs(
@@ -186,32 +115,18 @@ def build_continuations(pair: SpeechPair, vocabulary: Vocabulary) -> list[Contin
 
 
 def evaluate_minimal_pairs(
-    model: nn.Module,
-    params: Any,
+    trained: TrainedModel,
     pairs: Sequence[SpeechPair],
     *,
-    vocabulary: Vocabulary,
-    patching: PatchingConfig,
-    mesh: jax.sharding.Mesh,
     shape: ScoringShape | None = None,
-    visibility: Visibility = "causal",
     progress: Callable[[int, int], None] | None = None,
-) -> MinimalPairsResults:
-    """Accuracy of a model on minimal pairs.
-
-    A pair counts as right if its right member has the higher log-probability, and as half right
-    if both have the same.
+) -> ChoiceResults:
+    """Measures the accuracy of a model on minimal pairs (rules: see `choices`).
 
     Args:
-      model: `LatentSpeechTextTransformer` or `TokenTransformer`.
-      params: its parameters.
+      trained: the model.
       pairs: what to evaluate, of any number of sets.
-      vocabulary: the id space of the model.
-      patching: how the model was trained; test-time patches are static, see
-        `score_continuations`.
-      mesh: the mesh that the parameters live on.
       shape: shape of the batches.
-      visibility: the model's visibility rule.
       progress: called after every batch with the number of batches done and in all.
 
     Returns:
@@ -223,77 +138,14 @@ def evaluate_minimal_pairs(
     """
     if not pairs:
         raise ValueError("pairs is empty; expected at least one")
-    log_probabilities = score_continuations(
-        model,
-        params,
-        [member for pair in pairs for member in build_continuations(pair, vocabulary)],
-        vocabulary=vocabulary,
-        patching=patching,
-        mesh=mesh,
-        shape=shape or ScoringShape(),
-        visibility=visibility,
-        progress=progress,
-    )
-    scores = [
-        PairScores(
+    choices = [
+        Choice(
             set_name=pair.set_name,
             example_id=pair.example_id,
-            category=pair.category,
-            correct=pair.correct,
-            log_probabilities=(first, second),
-            token_counts=(len(pair.members[0]), len(pair.members[1])),
+            group=pair.category,
+            candidates=build_continuations(pair, trained.vocabulary),
+            label=pair.correct,
         )
-        for pair, (first, second) in zip(
-            pairs, log_probabilities.reshape(-1, 2).tolist(), strict=True
-        )
+        for pair in pairs
     ]
-    return summarize(scores)
-
-
-def summarize(scores: Sequence[PairScores]) -> MinimalPairsResults:
-    """Accuracies of scored pairs, by set and category."""
-    groups: dict[str, dict[str | None, list[PairScores]]] = {}
-    for entry in scores:
-        # The whole set comes first; pairs without a category count in it only.
-        categories = groups.setdefault(entry.set_name, {None: []})
-        categories[None].append(entry)
-        if entry.category is not None:
-            categories.setdefault(entry.category, []).append(entry)
-    table = itertools.chain.from_iterable(
-        (_summarize_group(set_name, category, group) for category, group in categories.items())
-        for set_name, categories in groups.items()
-    )
-    return MinimalPairsResults(tuple(table), tuple(scores))
-
-
-def _summarize_group(
-    set_name: str, category: str | None, group: Sequence[PairScores]
-) -> MinimalPairsResult:
-    accuracy = measure_accuracy((entry.log_probabilities, entry.correct) for entry in group)
-    normalized = measure_accuracy((entry.normalized, entry.correct) for entry in group)
-    return MinimalPairsResult(
-        set_name=set_name,
-        category=category,
-        n=len(group),
-        accuracy=accuracy.share,
-        interval=accuracy.interval,
-        normalized_accuracy=normalized.share,
-        normalized_interval=normalized.interval,
-    )
-
-
-def format_table(results: MinimalPairsResults) -> str:
-    """The results as an aligned table, numbers in percent: a line per set and category."""
-    header = ("set", "category", "accuracy", "95 % interval", "n", "normalized")
-    rows = [
-        (
-            result.set_name,
-            "all" if result.category is None else result.category,
-            format_percent(result.accuracy),
-            format_interval(result.interval),
-            str(result.n),
-            format_percent(result.normalized_accuracy),
-        )
-        for result in results.table
-    ]
-    return format_rows([header, *rows], num_names=2)
+    return evaluate_choices(trained, choices, KIND, shape=shape, progress=progress)

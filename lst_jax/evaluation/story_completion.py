@@ -17,25 +17,17 @@ may be absent (or null) where no requested direction reads it. Other fields are 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import flax.linen as nn
-import jax
 import numpy as np
 
 from lst_jax.evaluation import jsonl
-from lst_jax.evaluation.choices import (
-    format_interval,
-    format_percent,
-    format_rows,
-    measure_accuracy,
-    per_token,
-)
-from lst_jax.inference.scoring import Continuation, ScoringShape, score_continuations
-from lst_jax.patching import PatchingConfig, Visibility
+from lst_jax.evaluation.choices import Choice, ChoiceKind, ChoiceResults, evaluate_choices
+from lst_jax.evaluation.choices import format_table as choices_table
+from lst_jax.inference.scoring import Continuation, ScoringShape
+from lst_jax.inference.trained_model import TrainedModel
 from lst_jax.vocabulary import TextTokenizer, Vocabulary
 
 # Prompt-ending modalities: S is speech, T is text.
@@ -76,71 +68,7 @@ class StoryExample:
     origin: str
 
 
-@dataclasses.dataclass(frozen=True)
-class EndingScores:
-    """What the model thinks of the endings of one example in one direction.
-
-    Attributes:
-      set_name, example_id, direction, label: what was scored.
-      log_probabilities: of each ending given the prompt, natural logarithm, summed over tokens.
-      token_counts: number of tokens of each ending.
-    """
-
-    set_name: str
-    example_id: str
-    direction: str
-    label: int
-    log_probabilities: tuple[float, ...]
-    token_counts: tuple[int, ...]
-
-    @property
-    def normalized(self) -> tuple[float, ...]:
-        """Log-probability per token of each ending."""
-        return per_token(self.log_probabilities, self.token_counts)
-
-
-@dataclasses.dataclass(frozen=True)
-class StoryCompletionResult:
-    """Accuracy on one set in one direction.
-
-    Attributes:
-      set_name, direction: what was measured.
-      n: number of examples.
-      chance: accuracy of guessing, the mean of 1 / number of endings.
-      accuracy: by the summed log-probability, the headline.
-      interval: 95 % Wilson interval of `accuracy`.
-      normalized_accuracy: by the log-probability per token.
-      normalized_interval: 95 % Wilson interval of `normalized_accuracy`.
-    """
-
-    set_name: str
-    direction: str
-    n: int
-    chance: float
-    accuracy: float
-    interval: tuple[float, float]
-    normalized_accuracy: float
-    normalized_interval: tuple[float, float]
-
-
-@dataclasses.dataclass(frozen=True)
-class StoryCompletionResults:
-    """All sets and directions of an evaluation.
-
-    Attributes:
-      table: one entry per set and direction, sets in the order of the examples.
-      scores: one entry per example and direction.
-    """
-
-    table: tuple[StoryCompletionResult, ...]
-    scores: tuple[EndingScores, ...]
-
-    def as_dict(self, with_scores: bool) -> dict[str, Any]:
-        """The results as JSON values, with or without the scores of every example."""
-        values = {"results": [dataclasses.asdict(result) for result in self.table]}
-        if with_scores:
-            values["scores"] = [dataclasses.asdict(scores) for scores in self.scores]
-        return values
+KIND = ChoiceKind(group="direction", label="label", whole_sets=False)
 
 
 def read_story_examples(
@@ -278,38 +206,20 @@ def _encode(
 
 
 def evaluate_story_completion(
-    model: nn.Module,
-    params: Any,
+    trained: TrainedModel,
     examples: Sequence[StoryExample],
     *,
-    vocabulary: Vocabulary,
-    tokenizer: TextTokenizer,
-    patching: PatchingConfig,
-    mesh: jax.sharding.Mesh,
     directions: Sequence[str] = DIRECTIONS,
     shape: ScoringShape | None = None,
-    visibility: Visibility = "causal",
     progress: Callable[[int, int], None] | None = None,
-) -> StoryCompletionResults:
-    """Accuracy of a model on story-completion examples.
-
-    The endings of all examples in all directions are scored together, packed into rows. The
-    ending with the highest score wins: by its summed log-probability, and by that per token. If m
-    endings tie for the highest score and the right one is among them, the example counts as 1/m
-    right, the expectation of a random choice. Endings with the same tokens always tie.
+) -> ChoiceResults:
+    """Measures the accuracy of a model on story-completion examples (rules: see `choices`).
 
     Args:
-      model: `LatentSpeechTextTransformer` or `TokenTransformer`.
-      params: its parameters.
+      trained: the model, with its tokenizer.
       examples: what to evaluate, of any number of sets.
-      vocabulary: the id space of the model.
-      tokenizer: its text tokenizer.
-      patching: how the model was trained; test-time patches are static, see
-        `score_continuations`.
-      mesh: the mesh that the parameters live on.
       directions: entries of `DIRECTIONS`, each once.
       shape: shape of the batches.
-      visibility: the model's visibility rule.
       progress: called after every batch with the number of batches done and in all.
 
     Returns:
@@ -323,81 +233,21 @@ def evaluate_story_completion(
         raise ValueError("examples is empty; expected at least one")
     if not directions or len(set(directions)) != len(directions):
         raise ValueError(f"directions is {list(directions)}; expected one or more, each once")
-    questions = [(example, direction) for example in examples for direction in directions]
-    continuations = [
-        build_continuations(example, direction, vocabulary, tokenizer)
-        for example, direction in questions
-    ]
-    log_probabilities = iter(
-        score_continuations(
-            model,
-            params,
-            [continuation for endings in continuations for continuation in endings],
-            vocabulary=vocabulary,
-            patching=patching,
-            mesh=mesh,
-            shape=shape or ScoringShape(),
-            visibility=visibility,
-            progress=progress,
-        ).tolist()
-    )
-    scores = tuple(
-        EndingScores(
+    tokenizer = trained.text_tokenizer
+    choices = [
+        Choice(
             set_name=example.set_name,
             example_id=example.example_id,
-            direction=direction,
+            group=direction,
+            candidates=build_continuations(example, direction, trained.vocabulary, tokenizer),
             label=example.label,
-            log_probabilities=tuple(itertools.islice(log_probabilities, len(endings))),
-            token_counts=tuple(len(continuation.ending) for continuation in endings),
         )
-        for (example, direction), endings in zip(questions, continuations, strict=True)
-    )
-    return StoryCompletionResults(_summarize(scores), scores)
-
-
-def _summarize(scores: Sequence[EndingScores]) -> tuple[StoryCompletionResult, ...]:
-    """One entry per set and direction, in the order in which they first appear."""
-    groups: dict[str, dict[str, list[EndingScores]]] = {}
-    for entry in scores:
-        groups.setdefault(entry.set_name, {}).setdefault(entry.direction, []).append(entry)
-    return tuple(
-        _summarize_group(set_name, direction, group)
-        for set_name, by_direction in groups.items()
-        for direction, group in by_direction.items()
-    )
-
-
-def _summarize_group(
-    set_name: str, direction: str, group: Sequence[EndingScores]
-) -> StoryCompletionResult:
-    n = len(group)
-    accuracy = measure_accuracy((entry.log_probabilities, entry.label) for entry in group)
-    normalized = measure_accuracy((entry.normalized, entry.label) for entry in group)
-    return StoryCompletionResult(
-        set_name=set_name,
-        direction=direction,
-        n=n,
-        chance=sum(1 / len(entry.log_probabilities) for entry in group) / n,
-        accuracy=accuracy.share,
-        interval=accuracy.interval,
-        normalized_accuracy=normalized.share,
-        normalized_interval=normalized.interval,
-    )
-
-
-def format_table(results: StoryCompletionResults) -> str:
-    """The results as an aligned table, numbers in percent: a line per set and direction."""
-    header = ("set", "direction", "accuracy", "95 % interval", "chance", "n", "normalized")
-    rows = [
-        (
-            result.set_name,
-            result.direction.replace("-", "→"),
-            format_percent(result.accuracy),
-            format_interval(result.interval),
-            format_percent(result.chance),
-            str(result.n),
-            format_percent(result.normalized_accuracy),
-        )
-        for result in results.table
+        for example in examples
+        for direction in directions
     ]
-    return format_rows([header, *rows], num_names=2)
+    return evaluate_choices(trained, choices, KIND, shape=shape, progress=progress)
+
+
+def format_table(results: ChoiceResults) -> str:
+    """Returns an aligned table, numbers in percent: a line per set and direction."""
+    return choices_table(results, lambda direction: direction.replace("-", "→"))

@@ -1,6 +1,6 @@
 """Generation: prompts in, continuations out, with cached decoding.
 
-    generations = generate(model, params, prompts, vocabulary=…, patching=…, mesh=…,
+    generations = generate(load_trained_model(workdir), prompts,
                            sampling=SamplingConfig(temperature=0.8), seeds=[1, 2, 3])
 
 `generate` reads a batch of prompts in one pass (`prefill`) and decodes it in one compiled loop
@@ -37,6 +37,7 @@ from lst_jax.inference.sampling import (
     sample,
     sampling_arrays,
 )
+from lst_jax.inference.trained_model import TrainedModel
 from lst_jax.model.models import LatentSpeechTextTransformer, TokenTransformer
 from lst_jax.patching import Document, PatchingConfig, fill_row
 from lst_jax.settings import Bounds, configuration, require
@@ -132,13 +133,9 @@ def make_decoder(model: nn.Module, vocabulary: Vocabulary, patching: PatchingCon
 
 
 def generate(
-    model: nn.Module,
-    params: Any,
+    trained: TrainedModel,
     prompts: Sequence[np.ndarray],
     *,
-    vocabulary: Vocabulary,
-    patching: PatchingConfig,
-    mesh: jax.sharding.Mesh,
     sampling: SamplingConfig | None = None,
     limits: GenerationLimits | None = None,
     modality: Modality | None = None,
@@ -152,14 +149,9 @@ def generate(
     in bfloat16 that can tip a token.
 
     Args:
-      model: `LatentSpeechTextTransformer` or `TokenTransformer`.
-      params: its parameters.
+      trained: the model.
       prompts: token ids, (T,) each with T ≥ 1, of any lengths: bos, mode token, … . Prompts of
         about one length are best given next to each other.
-      vocabulary: the id space of the model.
-      patching: how the model was trained, see `make_decoder`.
-      mesh: the mesh that the parameters live on; rows are spread over its data and fsdp axes. In
-        a run of several processes all call this with the same arguments.
       sampling: how tokens are drawn; None takes the most probable one.
       limits: when rows stop; None is `GenerationLimits()`.
       modality: makes only "speech" or only "text", and eos; None lets the model choose.
@@ -174,10 +166,11 @@ def generate(
         seeds as prompts, the rows do not divide over the mesh, or a probability is not finite.
     """
     sampling, limits = sampling or SamplingConfig(), limits or GenerationLimits()
-    decoder = make_decoder(model, vocabulary, patching)
+    mesh, params = trained.mesh, trained.params
+    decoder = make_decoder(trained.model, trained.vocabulary, trained.patching)
     check_rows(batch_rows, mesh)
-    check_heads(model.config, mesh)
-    allowed = allowed_ids(vocabulary, modality)
+    check_heads(trained.model.config, mesh)
+    allowed = allowed_ids(trained.vocabulary, modality)
     seeds = _check_seeds(range(len(prompts)) if seeds is None else seeds, len(prompts))
     documents = prompt_documents(decoder, prompts, limits.max_patches)
     max_tokens = limits.max_tokens

@@ -22,10 +22,11 @@ import numpy as np
 from lst_jax.batch import SharedBatch, stack_rows
 from lst_jax.config import LSTConfig
 from lst_jax.inference.shared_prefix import RowSize, fill_shared_row, measure_row
+from lst_jax.inference.trained_model import TrainedModel
 from lst_jax.model.key_ranges import shared_lst_key_ranges, shared_token_key_range
 from lst_jax.model.losses import token_nll
 from lst_jax.model.models import output_kernel
-from lst_jax.patching import Document, PatchingConfig, Visibility, patch_document
+from lst_jax.patching import Document, PatchingConfig, patch_document
 from lst_jax.settings import BatchRows, RowSlots, configuration
 from lst_jax.sharding import batch_sharding, check_rows, mesh_context, replicated
 from lst_jax.vocabulary import Vocabulary
@@ -80,15 +81,10 @@ class ScoringShape:
 
 
 def score_continuations(
-    model: nn.Module,
-    params: Any,
+    trained: TrainedModel,
     continuations: Sequence[Continuation],
     *,
-    vocabulary: Vocabulary,
-    patching: PatchingConfig,
-    mesh: jax.sharding.Mesh,
-    shape: ScoringShape,
-    visibility: Visibility = "causal",
+    shape: ScoringShape | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
     """Log-probability of every ending given its prompt, Σ_t log p(ending_t | what precedes it).
@@ -97,16 +93,9 @@ def score_continuations(
     endings runs once for as many of them as a row holds.
 
     Args:
-      model: `LatentSpeechTextTransformer` or `TokenTransformer`.
-      params: its parameters.
+      trained: the model.
       continuations: what to score.
-      vocabulary: the id space of the model.
-      patching: how the model was trained. With strategy "none" every token is a patch; with any
-        other, patches are static with its `patch_size`, as no alignment exists at test time.
-      mesh: the mesh that the parameters live on; rows are spread over its data and fsdp axes. In
-        a run of several processes all call this with the same arguments.
-      shape: shape of the batches.
-      visibility: "causal", or "reference" for checkpoints of the published implementation.
+      shape: shape of the batches; None is `ScoringShape()`.
       progress: called after every batch with the number of batches done and in all.
 
     Returns:
@@ -116,20 +105,23 @@ def score_continuations(
       ValueError: a continuation is longer than a row, the rows do not divide over the mesh, or a
         score is not finite.
     """
+    shape, mesh, patching = shape or ScoringShape(), trained.mesh, trained.patching
     check_rows(shape.batch_rows, mesh)
     keys = [(c.prompt.tobytes(), c.ending.tobytes()) for c in continuations]
     distinct = dict(zip(keys, continuations, strict=True))
-    documents = [make_document(c, vocabulary, patching) for c in distinct.values()]
+    documents = [make_document(c, trained.vocabulary, patching) for c in distinct.values()]
     scores = np.zeros(len(documents))
     size, rows = _plan_rows(documents, [prompt for prompt, _ in distinct], patching, shape)
-    item_losses = _item_losses_function(model, vocabulary.size, mesh)
+    item_losses = _item_losses_function(trained.model, trained.vocabulary.size, mesh)
     batches = [rows[i : i + shape.batch_rows] for i in range(0, len(rows), shape.batch_rows)]
     for done, batch_rows in enumerate(batches, start=1):
         padded = batch_rows + [[]] * (shape.batch_rows - len(batch_rows))
-        filled = [fill_shared_row([documents[i] for i in row], size, visibility) for row in padded]
+        filled = [
+            fill_shared_row([documents[i] for i in row], size, trained.visibility) for row in padded
+        ]
         batch = _place(stack_rows(filled), mesh)
         with mesh_context(mesh):
-            losses = np.asarray(item_losses(params, batch), np.float64)
+            losses = np.asarray(item_losses(trained.params, batch), np.float64)
         for row, arrays, row_losses in zip(padded, filled, losses, strict=True):
             scores[row] = _sum_scores(arrays, row_losses, len(row))
         if progress:

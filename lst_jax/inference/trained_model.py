@@ -11,44 +11,62 @@ import jax
 
 from lst_jax.checkpoints.description import check_tokenizer, read_description
 from lst_jax.checkpoints.layout import find_checkpoint
-from lst_jax.checkpoints.params import restore_params
 from lst_jax.model.models import build_model
 from lst_jax.patching import PatchingConfig, Visibility
+from lst_jax.settings import require
 from lst_jax.sharding import make_mesh
 from lst_jax.vocabulary import TextTokenizer, Vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainedModel:
-    """A run's model, ready to score.
+    """A model with all that is needed to use it: the argument of inference and evaluation.
 
     Attributes:
-      model: the module.
+      model: `LatentSpeechTextTransformer` or `TokenTransformer`.
       params: its parameters, on `mesh`.
-      mesh: all devices, on axis fsdp.
+      mesh: of the devices. Rows of batches are spread over its data and fsdp axes; in a run of
+        several processes all call what takes this model with the same arguments.
       vocabulary: the id space.
-      tokenizer: the text tokenizer.
-      patching: how it was trained.
-      visibility: its visibility rule.
+      patching: how it was trained. With strategy "none" every token is a patch; with any other,
+        patches are static with its `patch_size`, as no alignment exists at test time.
+      visibility: its visibility rule; "reference" for checkpoints of the published implementation.
+      tokenizer: the text tokenizer; None where there is none, which is enough for token ids.
       context_patches: patch slots of the rows that it was trained on, the longest context that it
         knows; None where its description does not say.
-      checkpoint: directory that the parameters came from; its name is the step.
+      checkpoint: directory that the parameters came from, whose name is the step; None where they
+        came from elsewhere.
     """
 
     model: nn.Module
     params: Any
     mesh: jax.sharding.Mesh
     vocabulary: Vocabulary
-    tokenizer: TextTokenizer
     patching: PatchingConfig
-    visibility: Visibility
-    context_patches: int | None
-    checkpoint: pathlib.Path
+    visibility: Visibility = "causal"
+    tokenizer: TextTokenizer | None = None
+    context_patches: int | None = None
+    checkpoint: pathlib.Path | None = None
 
     @property
     def step(self) -> int:
-        """Optimizer updates that made the parameters."""
+        """Optimizer updates that made the parameters.
+
+        Raises:
+          ValueError: they came from no checkpoint.
+        """
+        require(self.checkpoint is not None, "checkpoint", None, "a step's directory")
         return int(self.checkpoint.name)
+
+    @property
+    def text_tokenizer(self) -> TextTokenizer:
+        """The tokenizer.
+
+        Raises:
+          ValueError: there is none.
+        """
+        require(self.tokenizer is not None, "tokenizer", None, "the model's text tokenizer")
+        return self.tokenizer
 
 
 def load_trained_model(
@@ -64,6 +82,9 @@ def load_trained_model(
       FileNotFoundError: there is no run, checkpoint or tokenizer.
       ValueError: the tokenizer is not the run's, or the run's description lacks something.
     """
+    # Orbax is needed here alone, not where a model is made in memory.
+    from lst_jax.checkpoints.params import restore_params
+
     checkpoint = find_checkpoint(path)
     description = read_description(checkpoint)
     data = description.data

@@ -104,7 +104,7 @@ def synthesize(
     Raises:
       ValueError: see `generate`; a text has no pieces.
     """
-    vocabulary, tokenizer = trained.vocabulary, trained.tokenizer
+    vocabulary, tokenizer = trained.vocabulary, trained.text_tokenizer
     names = names or [f"texts[{i}]" for i in range(len(texts))]
     prompts = [
         _question(
@@ -144,7 +144,7 @@ def _answer(
     seeds: Sequence[int] | None,
     batch_rows: int,
 ) -> list[Answer]:
-    vocabulary, tokenizer = trained.vocabulary, trained.tokenizer
+    vocabulary, tokenizer = trained.vocabulary, trained.text_tokenizer
     decoder = make_decoder(trained.model, vocabulary, trained.patching)
     # All are checked before the first is answered.
     questions = prompt_documents(decoder, prompts, limits.max_patches, names)
@@ -152,12 +152,8 @@ def _answer(
     # Rows of a batch are as long as the longest.
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     generations = generate(
-        trained.model,
-        trained.params,
+        trained,
         [prompts[i] for i in order],
-        vocabulary=vocabulary,
-        patching=trained.patching,
-        mesh=trained.mesh,
         sampling=sampling,
         limits=limits,
         modality=modality,

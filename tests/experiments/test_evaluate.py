@@ -138,13 +138,8 @@ def test_binary_prints_and_writes_what_the_library_computes(place, kind):
     written = json.loads((folder / "out" / "accuracy.json").read_text())
     trained = load_trained_model(folder / kind)
     expected = evaluate_story_completion(
-        trained.model,
-        trained.params,
+        trained,
         read_story_examples([folder / "examples.jsonl"], UNIT_COUNT),
-        vocabulary=trained.vocabulary,
-        tokenizer=trained.tokenizer,
-        patching=trained.patching,
-        mesh=trained.mesh,
         shape=ScoringShape(patches_per_row=64),
     )
     lines = done.stdout.splitlines()
@@ -154,7 +149,7 @@ def test_binary_prints_and_writes_what_the_library_computes(place, kind):
     assert pathlib.Path(written["checkpoint"]) == folder / kind / "checkpoints" / "12"
     assert len(written["results"]) == len(expected.table)
     for found, score in zip(written["scores"], expected.scores, strict=True):
-        assert (found["example_id"], found["direction"]) == (score.example_id, score.direction)
+        assert (found["example_id"], found["direction"]) == (score.example_id, score.group)
         assert found["log_probabilities"] == pytest.approx(score.log_probabilities, abs=1e-4)
 
 

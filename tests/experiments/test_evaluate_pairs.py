@@ -63,12 +63,8 @@ def test_binary_prints_and_writes_what_the_library_computes(folder):
     written = json.loads((folder / "out" / "pairs.json").read_text())
     trained = load_trained_model(folder / "lst")
     expected = evaluate_minimal_pairs(
-        trained.model,
-        trained.params,
+        trained,
         read_speech_pairs([folder / "pairs.jsonl"], UNIT_COUNT),
-        vocabulary=trained.vocabulary,
-        patching=trained.patching,
-        mesh=trained.mesh,
         shape=ScoringShape(patches_per_row=64),
     )
     rows = [line.split()[:2] for line in done.stdout.splitlines()]
@@ -77,7 +73,7 @@ def test_binary_prints_and_writes_what_the_library_computes(folder):
     assert (written["step"], written["data"]) == (STEPS[-1], ["pairs.jsonl"])
     assert [entry["n"] for entry in written["results"]] == [4, 2, 4]
     for found, entry in zip(written["scores"], expected.scores, strict=True):
-        assert (found["example_id"], found["correct"]) == (entry.example_id, entry.correct)
+        assert (found["example_id"], found["correct"]) == (entry.example_id, entry.label)
         assert found["token_counts"] == [7, 9]
         assert found["log_probabilities"] == pytest.approx(entry.log_probabilities, abs=1e-4)
 

@@ -5,12 +5,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lst_jax.evaluation.choices import (
+    ChoiceScores,
     credit,
     format_interval,
     format_percent,
     format_rows,
     measure_accuracy,
-    per_token,
 )
 from lst_jax.evaluation.statistics import wilson_interval
 
@@ -37,9 +37,8 @@ def test_accuracy_is_the_mean_credit_with_its_wilson_interval():
 
 
 def test_log_probabilities_are_divided_by_the_number_of_tokens():
-    assert per_token((-6.0, -6.0), (3, 2)) == (-2.0, -3.0)
-    with pytest.raises(ValueError, match="shorter"):
-        per_token((-6.0, -6.0), (3,))
+    scores = ChoiceScores("set", "1", None, 0, (-6.0, -6.0), (3, 2))
+    assert scores.normalized == (-2.0, -3.0)
 
 
 def test_names_stand_to_the_left_and_numbers_to_the_right():

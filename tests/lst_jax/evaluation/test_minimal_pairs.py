@@ -11,18 +11,18 @@ from hypothesis import strategies as st
 
 from lst_jax.checkpoints.train_state import init_state
 from lst_jax.config import LSTConfig, baseline_of
-from lst_jax.evaluation import minimal_pairs
+from lst_jax.evaluation import choices
+from lst_jax.evaluation.choices import ChoiceScores, format_table, summarize
 from lst_jax.evaluation.minimal_pairs import (
-    PairScores,
+    KIND,
     SpeechPair,
     build_continuations,
     evaluate_minimal_pairs,
-    format_table,
     read_speech_pairs,
-    summarize,
 )
 from lst_jax.evaluation.statistics import wilson_interval
 from lst_jax.inference.scoring import ScoringShape
+from lst_jax.inference.trained_model import TrainedModel
 from lst_jax.model.models import build_model
 from lst_jax.patching import PatchingConfig
 from lst_jax.sharding import MeshConfig, make_mesh
@@ -196,20 +196,26 @@ def test_a_unit_that_the_model_lacks_is_named_with_its_place():
 
 
 def scores(first, second, correct, *, set_name="a", category=None, counts=(1, 1)):
-    return PairScores(set_name, "0", category, correct, (first, second), counts)
+    return ChoiceScores(set_name, "0", category, correct, (first, second), counts)
 
 
 def test_the_likelier_member_wins_and_ties_count_half():
     (result,) = summarize(
-        [scores(-1.0, -2.0, 0), scores(-1.0, -2.0, 1), scores(-2.0, -1.0, 1), scores(-3.0, -3.0, 0)]
+        [
+            scores(-1.0, -2.0, 0),
+            scores(-1.0, -2.0, 1),
+            scores(-2.0, -1.0, 1),
+            scores(-3.0, -3.0, 0),
+        ],
+        KIND,
     ).table
-    assert (result.set_name, result.category, result.n) == ("a", None, 4)
+    assert (result.set_name, result.group, result.n) == ("a", None, 4)
     assert result.accuracy == 2.5 / 4
     assert result.interval == wilson_interval(2.5, 4)
 
 
 def test_per_unit_a_long_member_can_win_that_loses_by_the_sum():
-    (result,) = summarize([scores(-4.0, -3.0, 0, counts=(4, 2))]).table
+    (result,) = summarize([scores(-4.0, -3.0, 0, counts=(4, 2))], KIND).table
     assert (result.accuracy, result.normalized_accuracy) == (0, 1)
     assert result.normalized_interval == wilson_interval(1, 1)
 
@@ -222,9 +228,10 @@ def test_a_set_comes_before_its_categories_and_counts_pairs_without_one_too():
             scores(-1.0, -2.0, 1),
             scores(-1.0, -2.0, 0, category="4"),
             scores(-1.0, -2.0, 1, category="oov"),
-        ]
+        ],
+        KIND,
     )
-    found = [(entry.set_name, entry.category, entry.n, entry.accuracy) for entry in results.table]
+    found = [(entry.set_name, entry.group, entry.n, entry.accuracy) for entry in results.table]
     assert found == [
         ("a", None, 4, 0.5),
         ("a", "oov", 2, 0.5),
@@ -240,18 +247,17 @@ def test_a_scorer_that_knows_how_likely_units_are_finds_the_likelier_members(mon
     """Units are independent and unit u has probability ∝ 2^−u, so the sums are known by hand."""
     log_p = np.log(0.5) * np.arange(UNIT_COUNT) - np.log(2 - 0.5 ** (UNIT_COUNT - 1))
 
-    def score(model, params, continuations, **options):
+    def score(trained, continuations, **options):
         return np.array([log_p[c.ending - VOCABULARY.first_unit_id].sum() for c in continuations])
 
-    monkeypatch.setattr(minimal_pairs, "score_continuations", score)
+    monkeypatch.setattr(choices, "score_continuations", score)
 
     def pair(name, first, second, correct):
         members = (np.array(first, np.int32), np.array(second, np.int32))
         return make_pair(example_id=name, members=members, correct=correct)
 
     results = evaluate_minimal_pairs(
-        None,
-        None,
+        TrainedModel(None, None, None, VOCABULARY, PatchingConfig("none")),
         [
             pair("likelier", [0, 1], [0, 2], 0),
             pair("unlikelier", [0, 1], [0, 2], 1),
@@ -259,9 +265,6 @@ def test_a_scorer_that_knows_how_likely_units_are_finds_the_likelier_members(mon
             pair("one very unlikely unit", [8], [1, 1, 1], 1),
             pair("more units, each likelier", [0, 0, 0, 0, 0], [3], 0),
         ],
-        vocabulary=VOCABULARY,
-        patching=PatchingConfig("none"),
-        mesh=None,
     )
     assert results.scores[0].log_probabilities == pytest.approx(
         (log_p[[0, 1]].sum(), log_p[[0, 2]].sum())
@@ -294,13 +297,11 @@ def evaluate(request):
     params = init_state(config, optax.sgd(0.1), 0, mesh).params
 
     def run(pairs, scale=1.0):
+        scaled = jax.tree.map(lambda leaf: leaf * scale, params)
+        patching = PatchingConfig("curriculum" if is_lst else "none")
         return evaluate_minimal_pairs(
-            model,
-            jax.tree.map(lambda leaf: leaf * scale, params),
+            TrainedModel(model, scaled, mesh, VOCABULARY, patching),
             pairs,
-            vocabulary=VOCABULARY,
-            patching=PatchingConfig("curriculum" if is_lst else "none"),
-            mesh=mesh,
             shape=ScoringShape(
                 batch_rows=4, patches_per_row=128, tokens_per_row=256 if is_lst else 128
             ),
@@ -359,7 +360,7 @@ def test_json_holds_everything(evaluate):
     values = json.loads(json.dumps(results.as_dict(with_scores=True)))
     assert [entry["category"] for entry in values["results"]] == [None, "x"]
     assert set(values["results"][0]) == {
-        *("set_name", "category", "n", "accuracy", "interval"),
+        *("set_name", "category", "n", "chance", "accuracy", "interval"),
         *("normalized_accuracy", "normalized_interval"),
     }
     assert len(values["scores"]) == 2

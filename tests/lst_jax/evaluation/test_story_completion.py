@@ -22,6 +22,7 @@ from lst_jax.evaluation.story_completion import (
     read_story_examples,
 )
 from lst_jax.inference.scoring import ScoringShape
+from lst_jax.inference.trained_model import TrainedModel
 from lst_jax.model.models import build_model
 from lst_jax.patching import PatchingConfig
 from lst_jax.sharding import MeshConfig, make_mesh
@@ -330,14 +331,10 @@ def evaluate(request, tokenizer, vocabulary):
     params = init_state(config, optax.sgd(0.1), 0, mesh).params
 
     def run(examples, scale=1.0, **options):
+        scaled = jax.tree.map(lambda leaf: leaf * scale, params)
         return evaluate_story_completion(
-            model,
-            jax.tree.map(lambda leaf: leaf * scale, params),
+            TrainedModel(model, scaled, mesh, vocabulary, patching, tokenizer=tokenizer),
             examples,
-            vocabulary=vocabulary,
-            tokenizer=tokenizer,
-            patching=patching,
-            mesh=mesh,
             shape=ScoringShape(
                 batch_rows=4, patches_per_row=128, tokens_per_row=256 if is_lst else 128
             ),
@@ -350,14 +347,14 @@ def evaluate(request, tokenizer, vocabulary):
 def test_table_counts_what_the_scores_say(evaluate):
     examples = [make_example(seed, 2 + seed % 3, f"set{seed % 2}") for seed in range(20)]
     results = evaluate(examples)
-    assert [(entry.set_name, entry.direction) for entry in results.table] == [
+    assert [(entry.set_name, entry.group) for entry in results.table] == [
         (name, direction) for name in ("set0", "set1") for direction in DIRECTIONS
     ]
     for entry in results.table:
         group = [
             scores
             for scores in results.scores
-            if (scores.set_name, scores.direction) == (entry.set_name, entry.direction)
+            if (scores.set_name, scores.group) == (entry.set_name, entry.group)
         ]
         assert entry.n == len(group) == 10
         right = sum(np.argmax(scores.log_probabilities) == scores.label for scores in group)
@@ -367,7 +364,7 @@ def test_table_counts_what_the_scores_say(evaluate):
         chance = np.mean([1 / len(scores.log_probabilities) for scores in group])
         assert entry.chance == pytest.approx(chance)
         assert entry.interval[0] <= entry.accuracy <= entry.interval[1]
-    by_id = {(scores.example_id, scores.direction): scores for scores in results.scores}
+    by_id = {(scores.example_id, scores.group): scores for scores in results.scores}
     for example in examples:
         units = tuple(len(ending.units) for ending in example.endings)
         assert by_id[example.example_id, "T-S"].token_counts == units
@@ -377,7 +374,7 @@ def test_scores_do_not_depend_on_what_else_is_evaluated(evaluate):
     examples = [make_example(seed) for seed in range(8)]
     together = evaluate(examples)
     alone = evaluate(examples[5:6], directions=["T-S"])
-    (expected,) = [s for s in together.scores if (s.example_id, s.direction) == ("5", "T-S")]
+    (expected,) = [s for s in together.scores if (s.example_id, s.group) == ("5", "T-S")]
     assert alone.scores[0].log_probabilities == pytest.approx(expected.log_probabilities, abs=1e-4)
 
 

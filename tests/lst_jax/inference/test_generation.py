@@ -14,6 +14,7 @@ from lst_jax.inference.generation import (
     static_size,
 )
 from lst_jax.inference.sampling import allowed_ids
+from lst_jax.inference.trained_model import TrainedModel
 from lst_jax.model.models import abstract_params
 from lst_jax.patching import PatchingConfig
 from lst_jax.sharding import MeshConfig, make_mesh, tree_shardings
@@ -37,13 +38,10 @@ both = pytest.mark.parametrize("case", ["lst", "baseline"])
 def run(case, prompts, params=None, mesh=None, limits=None, sampling=None, **settings):
     decoder = decoder_of(case)
     settings = {"batch_rows": ROWS, **settings}
+    params = parameters(case) if params is None else params
     return generate(
-        decoder.model,
-        parameters(case) if params is None else params,
+        TrainedModel(decoder.model, params, mesh or one_device(), V, decoder.patching),
         prompts,
-        vocabulary=V,
-        patching=decoder.patching,
-        mesh=mesh or one_device(),
         limits=GenerationLimits(**{"max_tokens": 30, **(limits or {})}),
         sampling=SamplingConfig(**(sampling or {})),
         **settings,

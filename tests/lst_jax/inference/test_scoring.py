@@ -21,6 +21,7 @@ from lst_jax.inference.scoring import (
     score_continuations,
 )
 from lst_jax.inference.shared_prefix import RowSize, measure_row
+from lst_jax.inference.trained_model import TrainedModel
 from lst_jax.model.models import abstract_params, build_model, logits, output_kernel
 from lst_jax.patching import PatchingConfig, fill_row
 from lst_jax.sharding import MeshConfig, make_mesh, tree_shardings
@@ -99,15 +100,11 @@ def make_endings(seed, prompts=4, most=5):
 def score(case, continuations, mesh=None, progress=None, visibility="causal", **shape):
     model, params, patching = case
     shape = {"batch_rows": 2, "patches_per_row": 64, **shape}
+    mesh = mesh or make_mesh(devices=jax.devices()[:1])
     return score_continuations(
-        model,
-        params,
+        TrainedModel(model, params, mesh, VOCABULARY, patching, visibility),
         continuations,
-        vocabulary=VOCABULARY,
-        patching=patching,
-        mesh=mesh or make_mesh(devices=jax.devices()[:1]),
         shape=ScoringShape(**shape),
-        visibility=visibility,
         progress=progress,
     )
 
