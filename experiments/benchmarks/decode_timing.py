@@ -18,7 +18,7 @@ import numpy as np
 
 from lst_jax.batch import stack_rows
 from lst_jax.config import ModelConfig
-from lst_jax.inference.decoding.decode_loop import Decoder
+from lst_jax.inference.decoding.decoder import Decoder
 from lst_jax.inference.generation import (
     Generation,
     GenerationLimits,

@@ -26,7 +26,8 @@ from jax import Array
 
 from lst_jax.batch import Batch, stack_rows
 from lst_jax.inference.decoding import caches
-from lst_jax.inference.decoding.decode_loop import Decoder, Progress, State, decode_batch
+from lst_jax.inference.decoding.decode_loop import Progress, decode_batch
+from lst_jax.inference.decoding.decoder import Decoder, State
 from lst_jax.inference.decoding.lst_decoder import LSTDecoder
 from lst_jax.inference.decoding.token_decoder import TokenDecoder
 from lst_jax.inference.sampling import (

@@ -1,101 +1,123 @@
-"""The caches of a model while it decodes: rings of what its attentions read, by path.
+"""The caches of a model while it decodes: rings of what its attentions read.
 
-Modules sow keys and values as they make them (`layers.SOWN`) and read earlier ones from the
-collection `layers.CACHE`; a cache is that collection, flattened: path, such as
-"encoder/layer_0/attention/keys", to a ring of C items. Keys and values are (B, H, C, D), token
-states (B, C, d); a stack of layers has an axis more, the first.
+A decoder's cache is a tree of its own type (`LSTCache`, `TokenCache`) whose leaves are arrays:
+
+| what                                   | as a module makes it | in a ring       |
+|----------------------------------------|----------------------|-----------------|
+| token states                           | (B, n, d)            | (B, C, d)       |
+| keys and values                        | (B, n, H, D)         | (B, H, C, D)    |
+| keys and values of L layers in a stack | (L, B, n, H, D)      | (L, B, H, C, D) |
+
+so the number of its axes says what an array is. In a ring heads come first: decoding reads it with
+one query a row, a matrix product for each head, whose keys then lie side by side.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import flax.linen as nn
 import jax
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 
 from lst_jax.model.attention import ring
 from lst_jax.model.layers import CACHE, SOWN, constrain
 
-Cache = dict[str, Array]
+Tree = TypeVar("Tree")
+
+
+class KeysValues(NamedTuple):
+    """Keys and values of one attention, or of the same attention in every layer of a stack."""
+
+    keys: Array
+    values: Array
+
+    @classmethod
+    def of(cls, variables: Mapping[str, Any]) -> KeysValues:
+        """Returns those that the attention of a block or of a `CrossAttention` has sown."""
+        return cls(**variables["attention"])
+
+    @property
+    def variables(self) -> dict[str, dict[str, Array]]:
+        """What a block or a `CrossAttention` finds them in."""
+        return {"attention": self._asdict()}
 
 
 def apply(
-    model: nn.Module, params: Any, cache: Cache, function: Callable[..., Any], *args: Any
-) -> tuple[Any, Cache]:
-    """Calls `function(bound model, *args)` with a cache.
+    model: nn.Module,
+    params: Any,
+    variables: Mapping[str, Any],
+    function: Callable[..., Any],
+    *args: Any,
+) -> tuple[Any, Mapping[str, Any]]:
+    """Calls `function(bound model, *args)` with the rings of a cache, as variables of the modules.
 
     Returns:
-      What it returns, and the keys and values that it made, by path.
+      What it returns, and the variables that the modules have sown.
     """
-    variables = {"params": params, CACHE: unflatten_dict(cache, sep="/")}
-    result, made = model.apply(variables, *args, method=function, mutable=[SOWN])
-    return result, flatten(made)
+    result, made = model.apply(
+        {"params": params, CACHE: variables}, *args, method=function, mutable=[SOWN]
+    )
+    return result, made.get(SOWN, {})
 
 
-def flatten(made: Mapping[str, Any]) -> Cache:
-    """What the modules have sown, by path, from the collections that `apply` returns."""
-    return flatten_dict(made.get(SOWN, {}), sep="/")
-
-
-def of_prompt(sown: Cache, capacity: Callable[[str], int], length: Callable[[str], Array]) -> Cache:
-    """The cache after a forward pass over whole rows.
+def fill(made: Tree, capacity: int, length: Array) -> Tree:
+    """Returns the rings after a forward pass over whole rows.
 
     Args:
-      sown: all that the pass has sown: keys and values (B, N, H, D), token states (B, N, d).
-      capacity: path to slots C of the ring.
-      length: path to items (B,) of the rows that count.
+      made: what the pass has made of N items a row.
+      capacity: slots C of the rings.
+      length: (B,) int32, items of the rows that count; those behind them are padding.
     """
 
-    def fill(path: str, x: Array) -> Array:
-        def latest(y: Array) -> Array:
-            return ring.latest(y, length(path), capacity(path))
+    def fill_ring(x: Array) -> Array:
+        def latest(of_layer: Array) -> Array:
+            return ring.latest(of_layer, length, capacity)
 
-        x = jax.vmap(latest)(x) if _is_stacked(path) else latest(x)
-        names = (
-            ("batch", "heads", "length", None) if _has_heads(path) else ("batch", "length", None)
-        )
-        return constrain(_heads_first(path, x), *["layers"] * _is_stacked(path), *names)
+        x = jax.vmap(latest)(x) if _is_stacked(x) else latest(x)
+        heads = ["heads"] * _has_heads(x)
+        names = [*["layers"] * _is_stacked(x), "batch", *heads, "length", None]
+        # Rings stay where they are for the whole loop, so the first ones decide where that is.
+        return constrain(_heads_first(x), *names)
 
-    return {path: fill(path, x) for path, x in sown.items()}
+    return jax.tree.map(fill_ring, made)
 
 
-def append(cache: Cache, made: Mapping[str, Array], index: Array, active: Array) -> Cache:
-    """Writes the n keys and values, n = 1 or more, that item `index` (B,) of active rows has made.
+def append(rings: Tree, made: Tree, index: Array, active: Array) -> Tree:
+    """Writes what item `index` (B,) of active rows has made, one array item or more.
 
     Args:
-      cache: rings.
-      made: some of its paths: keys and values (B, n, H, D), token states (B, n, d).
+      rings: part of a cache.
+      made: the same part, of n array items: n = k for the latent vectors of a patch, else 1.
       index: (B,) int32, number of the token or patch.
-      active: (B,) bool.
+      active: (B,) bool; rows that are not keep their rings. They have run, too, with the others of
+        the batch, but what they made is of no token.
     """
 
-    def updated(path: str, x: Array) -> Array:
+    def update(of_ring: Array, x: Array) -> Array:
         def write_layer(of_layer: Array, items: Array) -> Array:
-            return ring.write(of_layer, items, index, active, axis=1 + _has_heads(path))
+            return ring.write(of_layer, items, index, active, axis=1 + _has_heads(x))
 
-        items = _heads_first(path, x)
-        write = jax.vmap(write_layer) if _is_stacked(path) else write_layer
-        return write(cache[path], items)
+        write = jax.vmap(write_layer) if _is_stacked(x) else write_layer
+        return write(of_ring, _heads_first(x))
 
-    return cache | {path: updated(path, x) for path, x in made.items()}
-
-
-def take_rows(cache: Cache, rows: Array) -> Cache:
-    """The cache whose row i is row `rows[i]`."""
-    return {path: x.take(rows, axis=1 if _is_stacked(path) else 0) for path, x in cache.items()}
+    return jax.tree.map(update, rings, made)
 
 
-def _has_heads(path: str) -> bool:
-    return path.endswith(("/keys", "/values"))
+def take_rows(cache: Tree, rows: Array) -> Tree:
+    """Returns the cache whose row i is row `rows[i]`."""
+    return jax.tree.map(lambda x: x.take(rows, axis=int(_is_stacked(x))), cache)
 
 
-def _heads_first(path: str, x: Array) -> Array:
-    """Keys and values (…, n, H, D) to (…, H, n, D), and anything else as it is."""
-    return x.swapaxes(-2, -3) if _has_heads(path) else x
+def _has_heads(x: Array) -> bool:
+    return x.ndim >= 4
 
 
-def _is_stacked(path: str) -> bool:
-    return "/layers/" in path
+def _is_stacked(x: Array) -> bool:
+    return x.ndim == 5
+
+
+def _heads_first(x: Array) -> Array:
+    """Keys and values (…, n, H, D) to (…, H, n, D), and token states as they are."""
+    return x.swapaxes(-2, -3) if _has_heads(x) else x

@@ -14,14 +14,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lst_jax.inference.decoding.lst_decoder import LSTDecoder, LSTState
-from lst_jax.inference.decoding.token_decoder import TokenDecoder, TokenState
+from lst_jax.inference.decoding.decoder import Decoder, State
 from lst_jax.model.attention import ring
 from lst_jax.model.layers import constrain
 from lst_jax.model.models import logits, output_kernel
-
-Decoder = LSTDecoder | TokenDecoder
-State = LSTState | TokenState
 
 
 class Progress(NamedTuple):
@@ -74,7 +70,7 @@ def decode_batch(
       keep_logits: whether `Progress.logits` is wanted.
     """
     rows, vocab_size = len(stop), decoder.vocabulary.size
-    is_global = int(isinstance(decoder, TokenDecoder))
+    is_global = int(not decoder.has_global_steps)
     params = compute_params(params, jnp.dtype(decoder.model.config.dtype))
     kernel = output_kernel(params)
     zeros, zero = jnp.zeros(rows, jnp.int32), jnp.zeros((), jnp.int32)

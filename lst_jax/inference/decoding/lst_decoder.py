@@ -25,8 +25,8 @@ so the rings of the encoder still hold all of its window.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,7 @@ from jax import Array
 
 from lst_jax.batch import Batch
 from lst_jax.inference.decoding import caches
+from lst_jax.inference.decoding.caches import KeysValues
 from lst_jax.model.attention import ring
 from lst_jax.model.key_ranges import KeyRange, lst_key_ranges
 from lst_jax.model.layers import CACHE, SOWN, CrossAttention
@@ -44,11 +45,76 @@ from lst_jax.patching import Document, PatchingConfig, patch_document
 from lst_jax.vocabulary import Vocabulary
 
 
+class EncoderCache(NamedTuple):
+    """Rings of the encoder.
+
+    Attributes:
+      layers: self-attention of each layer.
+      cross: cross-attention after each layer that has one: what patches read of tokens.
+      pooled_states: states of the newest tokens, which the next patch is pooled from.
+    """
+
+    layers: tuple[KeysValues, ...]
+    cross: tuple[KeysValues, ...]
+    pooled_states: Array
+
+
+class LSTCache(NamedTuple):
+    """Rings of an LST; those of the global transformer and the decoder are stacks of layers.
+
+    Attributes:
+      encoder: of tokens.
+      global_self: self-attention of the global transformer, of patches.
+      decoder_self: self-attention of the decoder, of tokens.
+      decoder_cross: cross-attention of the decoder, of latent vectors.
+    """
+
+    encoder: EncoderCache
+    global_self: KeysValues
+    decoder_self: KeysValues
+    decoder_cross: KeysValues
+
+    def variables(self, first_read: int) -> dict[str, Any]:
+        """Returns them as the modules find them; the first cross-attention is number first_read."""
+        layers = {f"layer_{i}": x.variables for i, x in enumerate(self.encoder.layers)}
+        cross = enumerate(self.encoder.cross, first_read)
+        reads = {f"cross_attention_{i}": x.variables for i, x in cross}
+        decoder = {
+            "block": self.decoder_self.variables,
+            "cross_attention": self.decoder_cross.variables,
+        }
+        return {
+            "encoder": layers | reads | {"pooled_states": self.encoder.pooled_states},
+            "global": {"transformer": {"layers": {"block": self.global_self.variables}}},
+            "decoder": {"transformer": {"layers": decoder}},
+        }
+
+
+def _sown_by_encoder(sown: Mapping[str, Any]) -> EncoderCache:
+    """What the encoder has sown; its modules are numbered by their depth."""
+    encoder = sown["encoder"]
+
+    def numbered(kind: str) -> tuple[KeysValues, ...]:
+        names = sorted((name for name in encoder if name.startswith(kind)), key=_depth)
+        return tuple(KeysValues.of(encoder[name]) for name in names)
+
+    return EncoderCache(numbered("layer_"), numbered("cross_attention_"), encoder["pooled_states"])
+
+
+def _depth(name: str) -> int:
+    return int(name.rpartition("_")[2])
+
+
+def _sown_by_layers(sown: Mapping[str, Any], module: str, attention: str = "block") -> KeysValues:
+    """What an attention in the stack of layers of the global transformer or the decoder sowed."""
+    return KeysValues.of(sown[module]["transformer"]["layers"][attention])
+
+
 class LSTState(NamedTuple):
     """Rows that have read some tokens.
 
     Attributes:
-      cache: the rings of keys, values and token states.
+      cache: the rings.
       patch_starts: (B, W_enc + 1) int32, ring of the patches' first tokens.
       token_state: (B, 1, d), the encoder's state of the newest token.
       length: (B,) int32, tokens read.
@@ -57,7 +123,7 @@ class LSTState(NamedTuple):
       run: (B,) int32, those of them that the global transformer has run.
     """
 
-    cache: caches.Cache
+    cache: LSTCache
     patch_starts: Array
     token_state: Array
     length: Array
@@ -68,18 +134,12 @@ class LSTState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class LSTDecoder:
-    """Decodes with a `LatentSpeechTextTransformer`.
-
-    Attributes:
-      model: the model.
-      vocabulary: its id space.
-      patching: how it was trained; patches are static with this `patch_size`, or single tokens
-        with the strategy "none".
-    """
+    """Decodes with a `LatentSpeechTextTransformer`; methods are those of `decoder.Decoder`."""
 
     model: LatentSpeechTextTransformer
     vocabulary: Vocabulary
     patching: PatchingConfig
+    has_global_steps: ClassVar[bool] = True
 
     @property
     def patch_size(self) -> int:
@@ -87,28 +147,19 @@ class LSTDecoder:
         return 1 if self.patching.strategy == "none" else self.patching.patch_size
 
     def document(self, tokens: np.ndarray) -> Document:
-        """Tokens (T,) in the patches that decoding them one by one would make."""
+        """See `Decoder`."""
         return patch_document(tokens, self.patching, self.vocabulary)
 
     def most_patches(self, num_tokens: int, speech: bool) -> int:
-        """Patches that a number of tokens may begin, all of them speech but for the last or not."""
+        """See `Decoder`."""
         return num_tokens if not speech else -(-num_tokens // self.patch_size) + 1
 
     def most_tokens(self, num_patches: int) -> int:
-        """Tokens that a number of patches may hold."""
+        """See `Decoder`."""
         return num_patches * self.patch_size
 
     def prefill(self, params: Any, batch: Batch, capacity: int) -> LSTState:
-        """Reads prompts in one pass.
-
-        Args:
-          params: of the model.
-          batch: B rows of one document each, or none.
-          capacity: patches that the rows may have later on.
-
-        Returns:
-          The state of B rows that have read, and run all complete patches of, their prompts.
-        """
+        """See `Decoder`: the forward pass of training, whose keys and values become rings."""
         config = self.model.config
         variables = {"params": params}
         outputs, sown = self.model.apply(variables, batch, mutable=[SOWN])
@@ -120,16 +171,10 @@ class LSTDecoder:
 
         begun = jnp.where(length > 0, at_last(batch.patch_ids) + 1, 0)
         complete = at_last(batch.visible_patch) + 1
-        latents = config.latent_vectors_per_patch * complete
         patch_starts = lst_key_ranges(batch, config).patch_start
 
-        def items(path: str) -> Array:
-            if path.startswith("global/"):
-                return complete
-            return latents if _is_decoder_cross(path) else length
-
         return LSTState(
-            cache=caches.of_prompt(caches.flatten(sown), self._ring_size(capacity), items),
+            cache=self._fill(sown[SOWN], capacity, length, complete),
             patch_starts=ring.latest(patch_starts, begun, config.encoder_cross_window + 1),
             token_state=jnp.take_along_axis(outputs["token_states"], last[..., None], axis=1),
             length=length,
@@ -139,44 +184,36 @@ class LSTDecoder:
         )
 
     def decode(self, params: Any, state: LSTState, active: Array) -> tuple[Array, LSTState]:
-        """Hidden states (B, d) that predict the token after the newest one.
-
-        Args:
-          params: of the model.
-          state: of B rows.
-          active: (B,) bool; rows that are to be decoded, and do not wait.
-
-        Returns:
-          The hidden states, of meaning in the active rows, and the state with their caches.
-        """
+        """See `Decoder`."""
         k, window = self._latent_vectors, self.model.config.decoder_cross_window
         first = jnp.maximum(state.complete - window, 0)
         decoder_cross = KeyRange((k * first)[:, None], (k * state.complete)[:, None])
-        hidden, made = caches.apply(
-            self.model,
+        hidden, sown = self._apply(
             params,
-            state.cache,
+            state,
             lambda model, *args: model.decoder.decode_tokens(*args),
             state.token_state,
             None,
             self._token_self(state.length),
             decoder_cross,
         )
-        cache = caches.append(state.cache, made, state.length - 1, active)
-        return hidden[:, 0], state._replace(cache=cache)
+        # The latent vectors stand in the ring since their patch ran; only self-attention adds.
+        made = _sown_by_layers(sown, "decoder")
+        rings = caches.append(state.cache.decoder_self, made, state.length - 1, active)
+        return hidden[:, 0], state._replace(cache=state.cache._replace(decoder_self=rings))
 
     def read(self, params: Any, state: LSTState, tokens: Array, active: Array) -> LSTState:
-        """Encodes the next token (B,) of every active row, and sees which patches it completes."""
+        """See `Decoder`: encodes the token."""
         length = state.length + 1
-        token_state, made = caches.apply(
-            self.model,
+        token_state, sown = self._apply(
             params,
-            state.cache,
+            state,
             lambda model, *args: model.encoder.encode_token(*args),
             tokens[:, None],
             self._token_self(length),
         )
-        cache = caches.append(state.cache, made, length - 1, active)
+        made = _sown_by_encoder(sown)
+        encoder = caches.append(state.cache.encoder, made, length - 1, active)
 
         is_unit = (tokens >= self.vocabulary.first_unit_id) & (tokens < self.vocabulary.size)
         opens = is_unit
@@ -195,7 +232,7 @@ class LSTDecoder:
             return jnp.where(active.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
         return LSTState(
-            cache=cache,
+            cache=state.cache._replace(encoder=encoder),
             patch_starts=patch_starts,
             token_state=update(token_state, state.token_state),
             length=update(length, state.length),
@@ -205,43 +242,79 @@ class LSTDecoder:
         )
 
     def is_waiting(self, state: LSTState) -> Array:
-        """(B,) bool: rows with complete patches that have not run; they cannot be decoded."""
+        """See `Decoder`."""
         return state.run < state.complete
 
     def run_patch(self, params: Any, state: LSTState, active: Array) -> LSTState:
-        """Runs the global transformer on the first patch that every active row waits for."""
+        """See `Decoder`."""
         patch = state.run
         oldest = jnp.maximum(patch - self.model.config.encoder_cross_window + 1, 0)
         first, start, after = (
             _take(state.patch_starts, index) for index in (oldest, patch, patch + 1)
         )
         end = jnp.where(patch + 1 < state.begun, after, state.length)
-        latents, made = caches.apply(
-            self.model,
+        latents, sown = self._apply(
             params,
-            state.cache,
+            state,
             self._run_patch,
             patch,
             KeyRange(start, end),
             KeyRange(first, end),
         )
-        # Keys and values for every layer of the decoder at once.
+        # Keys and values for every layer of the decoder at once: its tokens, up to a patch's worth
+        # of them, read them without a run of these projections each.
         cross = CrossAttention(self.model.config, depth=0)
         layers = params["decoder"]["transformer"]["layers"]["cross_attention"]
-        keys, values = jax.vmap(
-            lambda p: cross.apply({"params": p}, latents, method="keys_values")
-        )(layers)
-        made |= {_DECODER_CROSS + "keys": keys, _DECODER_CROSS + "values": values}
-        cache = caches.append(state.cache, made, patch, active)
+        read = jax.vmap(lambda p: cross.apply({"params": p}, latents, method="keys_values"))(layers)
+        cache = state.cache
+        own = caches.append(cache.global_self, _sown_by_layers(sown, "global"), patch, active)
+        vectors = caches.append(cache.decoder_cross, KeysValues(*read), patch, active)
+        cache = cache._replace(global_self=own, decoder_cross=vectors)
         return state._replace(cache=cache, run=state.run + active)
 
     def patches_begun(self, state: LSTState) -> Array:
-        """(B,) int32."""
+        """See `Decoder`."""
         return state.begun
 
     def capacity(self, state: LSTState) -> int:
-        """Patches that there is room for in a row."""
-        return state.cache["global/transformer/layers/block/attention/keys"].shape[-2]
+        """See `Decoder`."""
+        return state.cache.global_self.keys.shape[-2]
+
+    def _apply(
+        self, params: Any, state: LSTState, function: Callable[..., Any], *args: Any
+    ) -> tuple[Any, Mapping[str, Any]]:
+        config = self.model.config
+        first_read = 0 if config.encoder_cross_layers == "all" else config.num_layers_encoder - 1
+        variables = state.cache.variables(first_read)
+        return caches.apply(self.model, params, variables, function, *args)
+
+    def _fill(
+        self, sown: Mapping[str, Any], capacity: int, length: Array, complete: Array
+    ) -> LSTCache:
+        """The rings after prompts of `length` (B,) tokens and `complete` (B,) patches.
+
+        A patch that is begun and not complete is in no ring of patches: it runs, from the rings of
+        tokens, when it is known where it ends.
+        """
+        config, k = self.model.config, self._latent_vectors
+        encoder = _sown_by_encoder(sown)
+        global_self = _sown_by_layers(sown, "global")
+        decoder_self = _sown_by_layers(sown, "decoder")
+        decoder_cross = _sown_by_layers(sown, "decoder", "cross_attention")
+        # Patches of the window are full ones at most. A shorter one ends before more tokens come
+        # than a full one would have.
+        window = config.encoder_cross_window * self.patch_size
+        vectors = config.decoder_cross_window * k
+        return LSTCache(
+            encoder=EncoderCache(
+                layers=caches.fill(encoder.layers, config.local_window, length),
+                cross=caches.fill(encoder.cross, window, length),
+                pooled_states=caches.fill(encoder.pooled_states, self.patch_size, length),
+            ),
+            global_self=caches.fill(global_self, capacity, complete),
+            decoder_self=caches.fill(decoder_self, config.local_window, length),
+            decoder_cross=caches.fill(decoder_cross, vectors, k * complete),
+        )
 
     @property
     def _latent_vectors(self) -> int:
@@ -282,30 +355,6 @@ class LSTDecoder:
         global_self = KeyRange(jnp.zeros_like(patch)[:, None], patch[:, None] + 1)
         patches = model.global_transformer(latents, global_self)
         return model.decoder.latent_vectors(patches)
-
-    def _ring_size(self, capacity: int) -> Callable[[str], int]:
-        """Slots of the ring at a path; `capacity` is in patches."""
-        config = self.model.config
-
-        def slots(path: str) -> int:
-            if path.startswith("global/"):
-                return capacity
-            if path == "encoder/pooled_states":
-                return self.patch_size
-            if path.startswith("encoder/cross_attention"):
-                return config.encoder_cross_window * self.patch_size
-            if _is_decoder_cross(path):
-                return config.decoder_cross_window * self._latent_vectors
-            return config.local_window
-
-        return slots
-
-
-_DECODER_CROSS = "decoder/transformer/layers/cross_attention/attention/"
-
-
-def _is_decoder_cross(path: str) -> bool:
-    return path.startswith(_DECODER_CROSS)
 
 
 def _take(ring_of_rows: Array, index: Array) -> Array:
