@@ -1,7 +1,9 @@
 """The device mesh and the rules that place arrays on it, as data.
 
 Parameters and activations carry logical axis names ("embed", "hidden", …); `DEFAULT_RULES` says
-which mesh axis each of them is split over. The mesh has three axes:
+which mesh axis each of them is split over. Nothing else does: attention, the loss and the placing
+of batches ask the rules, too, so other rules, for meshes with other axes, give the same values. The
+mesh that `make_mesh` makes has three axes:
 
 | axis   | splits                                                                      |
 |--------|-----------------------------------------------------------------------------|
@@ -29,15 +31,15 @@ from lst_jax.config import LSTConfig, ModelConfig
 from lst_jax.settings import Bounds, configuration, require
 
 MESH_AXES = ("data", "fsdp", "tensor")
-BATCH_AXES = ("data", "fsdp")
 
 MeshAxis = Annotated[int, Bounds(least=-1, most=2**20)]
 
 LogicalRules = Sequence[tuple[str, str | tuple[str, ...] | None]]
+Axes = tuple[str, ...]
 
 # In order of precedence: where one array has both "batch" and "embed", "batch" takes the fsdp axis.
 DEFAULT_RULES: LogicalRules = (
-    ("batch", BATCH_AXES),
+    ("batch", ("data", "fsdp")),
     ("vocab", "tensor"),
     ("heads", "tensor"),
     ("hidden", "tensor"),
@@ -125,14 +127,44 @@ def mesh_context(mesh: jax.sharding.Mesh, rules: LogicalRules = DEFAULT_RULES) -
         yield
 
 
-def batch_mesh_size(mesh: jax.sharding.Mesh) -> int:
-    """Number of parts that the rows of a batch are split into."""
-    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+def mesh_axes(rules: LogicalRules, *names: str | None) -> tuple[Axes, ...]:
+    """Returns the mesh axes that each axis of one array is split over.
+
+    Args:
+      rules: in order of precedence, as no mesh axis can split an array twice.
+      names: logical names of the array's axes; None for one without a name, which is not split.
+
+    Returns:
+      A tuple for each name, empty where the axis is whole.
+    """
+    found = nn.logical_to_mesh_axes(names, rules)
+    return tuple((axes,) if isinstance(axes, str) else tuple(axes or ()) for axes in found)
 
 
-def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """Rows over (data, fsdp), everything else whole."""
-    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+def ambient_mesh_axes(*names: str | None) -> tuple[Axes, ...]:
+    """Returns `mesh_axes` by the rules in force (`mesh_context`), or else by `DEFAULT_RULES`.
+
+    Axes that the mesh in force does not have split nothing.
+    """
+    present = jax.sharding.get_abstract_mesh().axis_names
+    found = mesh_axes(nn.get_logical_axis_rules() or DEFAULT_RULES, *names)
+    return tuple(tuple(axis for axis in axes if axis in present) for axes in found)
+
+
+def count_parts(mesh: jax.sharding.Mesh, name: str, rules: LogicalRules = DEFAULT_RULES) -> int:
+    """Returns how many parts a logical axis is split into."""
+    (axes,) = mesh_axes(rules, name)
+    return math.prod(mesh.shape[axis] for axis in axes)
+
+
+def batch_mesh_size(mesh: jax.sharding.Mesh, rules: LogicalRules = DEFAULT_RULES) -> int:
+    """Returns the number of parts that the rows of a batch are split into."""
+    return count_parts(mesh, "batch", rules)
+
+
+def batch_sharding(mesh: jax.sharding.Mesh, rules: LogicalRules = DEFAULT_RULES) -> NamedSharding:
+    """Returns that of arrays with the rows first, everything else whole."""
+    return NamedSharding(mesh, PartitionSpec(*mesh_axes(rules, "batch")))
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
@@ -140,28 +172,37 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def check_rows(num_rows: int, mesh: jax.sharding.Mesh, accumulation_steps: int = 1) -> None:
+def check_rows(
+    num_rows: int,
+    mesh: jax.sharding.Mesh,
+    accumulation_steps: int = 1,
+    rules: LogicalRules = DEFAULT_RULES,
+) -> None:
     """Checks that every device gets the same number of rows in every microbatch.
 
     Args:
       num_rows: rows B of the global batch.
       mesh: the device mesh.
       accumulation_steps: microbatches that the batch is cut into.
+      rules: logical axis to mesh axes.
 
     Raises:
       ValueError: they do not divide.
     """
-    parts = batch_mesh_size(mesh)
+    parts = batch_mesh_size(mesh, rules)
     if num_rows < 1 or num_rows % (parts * accumulation_steps):
+        sizes = " × ".join(f"{mesh.shape[axis]} ({axis})" for axis in mesh_axes(rules, "batch")[0])
         raise ValueError(
             f"the batch has {num_rows} rows, expected a multiple of "
-            f"{parts * accumulation_steps} = {mesh.shape['data']} (data) × {mesh.shape['fsdp']} "
-            f"(fsdp) devices × {accumulation_steps} accumulation steps"
+            f"{parts * accumulation_steps} = {sizes or 1} devices × {accumulation_steps} "
+            "accumulation steps"
         )
 
 
-def check_heads(config: ModelConfig, mesh: jax.sharding.Mesh) -> None:
-    """Checks that the tensor axis splits the attention heads evenly.
+def check_heads(
+    config: ModelConfig, mesh: jax.sharding.Mesh, rules: LogicalRules = DEFAULT_RULES
+) -> None:
+    """Checks that the mesh splits the attention heads evenly.
 
     Raises:
       ValueError: it does not.
@@ -169,11 +210,12 @@ def check_heads(config: ModelConfig, mesh: jax.sharding.Mesh) -> None:
     names = ["num_heads_global"]
     if isinstance(config, LSTConfig):
         names += ["num_heads_local", "cross_attention_heads"]
+    parts = count_parts(mesh, "heads", rules)
     for name in names:
-        if getattr(config, name) % mesh.shape["tensor"]:
+        if getattr(config, name) % parts:
             raise ValueError(
-                f"{name} is {getattr(config, name)}, expected a multiple of the "
-                f"{mesh.shape['tensor']} devices of mesh axis tensor"
+                f"{name} is {getattr(config, name)}, expected a multiple of the {parts} devices of "
+                f"mesh axis {' × '.join(mesh_axes(rules, 'heads')[0])}"
             )
 
 
@@ -185,43 +227,47 @@ class RowShare(NamedTuple):
 
 
 @functools.lru_cache(maxsize=8)
-def row_share(mesh: jax.sharding.Mesh) -> RowShare:
-    """The rows that this process reads: those of its devices.
+def row_share(mesh: jax.sharding.Mesh, rules: LogicalRules = DEFAULT_RULES) -> RowShare:
+    """Returns the rows that this process reads: those of its devices.
 
-    Processes along the tensor axis have the same rows, so each of them reads these.
+    Processes along an axis that does not split rows have the same ones, so each reads these.
 
     Raises:
       ValueError: two processes have some rows in common and others not.
     """
-    places = batch_sharding(mesh).devices_indices_map((batch_mesh_size(mesh),))
+    size = batch_mesh_size(mesh, rules)
+    places = batch_sharding(mesh, rules).devices_indices_map((size,))
     rows: dict[int, set[int]] = {}
     for device, (part,) in places.items():
         rows.setdefault(device.process_index, set()).add(part.start or 0)
     parts = sorted({tuple(sorted(part)) for part in rows.values()})
-    if sum(map(len, parts)) != batch_mesh_size(mesh) or len(set(map(len, parts))) != 1:
+    if sum(map(len, parts)) != size or len(set(map(len, parts))) != 1:
+        names = " and ".join(mesh_axes(rules, "batch")[0])
         raise ValueError(
-            f"mesh axes are {dict(mesh.shape)}, expected data and fsdp to part the rows of a batch "
+            f"mesh axes are {dict(mesh.shape)}, expected {names} to part the rows of a batch "
             f"evenly among the {len(rows)} processes"
         )
     return RowShare(parts.index(tuple(sorted(rows[jax.process_index()]))), len(parts))
 
 
-def shard_batch(batch: Any, mesh: jax.sharding.Mesh) -> Any:
+def shard_batch(batch: Any, mesh: jax.sharding.Mesh, rules: LogicalRules = DEFAULT_RULES) -> Any:
     """Puts the rows that this process has read on its devices.
 
     Args:
       batch: tree of arrays (B / count, …), this process's share of the rows (`row_share`).
       mesh: the device mesh.
+      rules: logical axis to mesh axes.
 
     Returns:
-      The tree of global arrays (B, …) with rows over (data, fsdp).
+      The tree of global arrays (B, …), their rows over the mesh.
 
     Raises:
       ValueError: B is not a multiple of the devices on the batch axes.
     """
-    sharding = batch_sharding(mesh)
-    num_rows = len(jax.tree.leaves(batch)[0]) * row_share(mesh).count
-    check_rows(num_rows, mesh)
+    rules = tuple(rules)
+    sharding = batch_sharding(mesh, rules)
+    num_rows = len(jax.tree.leaves(batch)[0]) * row_share(mesh, rules).count
+    check_rows(num_rows, mesh, rules=rules)
     return jax.tree.map(
         lambda array: jax.make_array_from_process_local_data(
             sharding, np.asarray(array), (num_rows, *array.shape[1:])

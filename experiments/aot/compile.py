@@ -31,6 +31,7 @@ from lst_jax.sharding import (
     batch_sharding,
     check_heads,
     check_rows,
+    count_parts,
     make_mesh,
     mesh_context,
 )
@@ -182,7 +183,7 @@ def _work(
 ) -> dict[str, Any]:
     batch = typical_batch(config.vocabulary, config.patching, config.num_patches, config.num_tokens)
     micro_rows = rows // batch_mesh_size(mesh) // config.training.accumulation_steps
-    estimates = AttentionEstimates(config.model, batch, micro_rows, mesh.shape["tensor"])
+    estimates = AttentionEstimates(config.model, batch, micro_rows, count_parts(mesh, "heads"))
     costs = hlo_costs(text, estimates.trip_count, estimates.kernel_cost)
     with jax.set_mesh(None):
         per_row = float(training_flops(config.model, jax.tree.map(jnp.asarray, batch)))

@@ -111,10 +111,8 @@ def cache_bytes(subject: Subject, prompts: Sequence[np.ndarray], units: int) -> 
     patches = max(decoder.document(prompt).num_patches for prompt in prompts)
     # The room decides, not what is read.
     state = prefill(
-        decoder,
-        subject.trained.params,
+        subject.trained,
         [prompt[:1] for prompt in prompts],
-        mesh=subject.trained.mesh,
         max_patches=patches + decoder.most_patches(units, speech=True),
     )
     return sum(x.nbytes for x in jax.tree.leaves(state))

@@ -99,10 +99,10 @@ def init_state(
     Raises:
       ValueError: the mesh does not divide the model's axes or heads.
     """
-    check_heads(config, mesh)
+    check_heads(config, mesh, rules)
     shardings = state_shardings(config, optimizer, mesh, rules)[1]
     model = build_model(config)
-    batch = padding_rows(_INIT_LENGTH, _INIT_LENGTH, rows=(batch_mesh_size(mesh),))
+    batch = padding_rows(_INIT_LENGTH, _INIT_LENGTH, rows=(batch_mesh_size(mesh, rules),))
 
     def create(key: Array) -> TrainState:
         params = nn.unbox(model.init(key, batch)["params"])
@@ -122,7 +122,7 @@ def state_from_params(
     rules: LogicalRules = DEFAULT_RULES,
 ) -> TrainState:
     """The state at step 0 of a run that starts from parameters, which it takes over (donates)."""
-    check_heads(config, mesh)
+    check_heads(config, mesh, rules)
     shardings = state_shardings(config, optimizer, mesh, rules)[1]
 
     def create(params: Any) -> TrainState:

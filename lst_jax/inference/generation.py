@@ -4,8 +4,7 @@
                            sampling=SamplingConfig(temperature=0.8), seeds=[1, 2, 3])
 
 `generate` reads a batch of prompts in one pass (`prefill`) and decodes it in one compiled loop
-(`decode_loop`). `force` sends given tokens through the same loop, which scores them; states of one
-prompt may serve several continuations (`repeat_rows`).
+(`decode_loop`).
 
 A patch that ends is seen one token later than the published implementation shows it in training
 (`visibility="reference"`): what comes next is not known yet.
@@ -25,7 +24,6 @@ import numpy as np
 from jax import Array
 
 from lst_jax.batch import Batch, stack_rows
-from lst_jax.inference.decoding import caches
 from lst_jax.inference.decoding.decode_loop import Progress, decode_batch
 from lst_jax.inference.decoding.decoder import Decoder, State
 from lst_jax.inference.decoding.lst_decoder import LSTDecoder
@@ -42,7 +40,14 @@ from lst_jax.inference.trained_model import TrainedModel
 from lst_jax.model.models import LatentSpeechTextTransformer, TokenTransformer
 from lst_jax.patching import Document, PatchingConfig, fill_row
 from lst_jax.settings import Bounds, configuration, require
-from lst_jax.sharding import batch_sharding, check_heads, check_rows, mesh_context, replicated
+from lst_jax.sharding import (
+    LogicalRules,
+    batch_sharding,
+    check_heads,
+    check_rows,
+    mesh_context,
+    replicated,
+)
 from lst_jax.vocabulary import Vocabulary
 
 # Why a row has stopped, by the number in `Progress.stop`; 0 is not yet.
@@ -167,10 +172,10 @@ def generate(
         seeds as prompts, the rows do not divide over the mesh, or a probability is not finite.
     """
     sampling, limits = sampling or SamplingConfig(), limits or GenerationLimits()
-    mesh, params = trained.mesh, trained.params
+    mesh, rules = trained.mesh, tuple(trained.rules)
     decoder = make_decoder(trained.model, trained.vocabulary, trained.patching)
-    check_rows(batch_rows, mesh)
-    check_heads(trained.model.config, mesh)
+    check_rows(batch_rows, mesh, rules=rules)
+    check_heads(trained.model.config, mesh, rules)
     allowed = allowed_ids(trained.vocabulary, modality)
     seeds = _check_seeds(range(len(prompts)) if seeds is None else seeds, len(prompts))
     documents = prompt_documents(decoder, prompts, limits.max_patches)
@@ -180,40 +185,35 @@ def generate(
     growth = decoder.most_patches(max_tokens, modality == "speech")
     arrays = _limit_arrays(limits)
     max_tokens = static_size(max_tokens)
-    run = _generate_function(decoder, max_tokens, mesh)
+    run = _generate_function(decoder, max_tokens, mesh, rules)
     generations: list[Generation] = []
     for first in range(0, len(documents), batch_rows):
         batch = documents[first : first + batch_rows]
         capacity = max(document.num_patches for document in batch) + growth
         capacity = min(capacity, limits.max_patches or capacity)
-        state = _prefill(decoder, params, batch, mesh, batch_rows, capacity)
+        state = _prefill(decoder, trained, batch, batch_rows, capacity)
         row_seeds = np.zeros(batch_rows, np.uint32)
         row_seeds[: len(batch)] = seeds[first : first + batch_rows]
         stop = (np.arange(batch_rows) >= len(batch)).astype(np.int32)
-        with mesh_context(mesh):
-            _, made = run(
-                params, state, stop, sampling_arrays(sampling, allowed, row_seeds), arrays
-            )
+        drawing = sampling_arrays(sampling, allowed, row_seeds)
+        with mesh_context(mesh, rules):
+            _, made = run(trained.params, state, stop, drawing, arrays)
         generations += _generations(made, len(batch))
     return generations
 
 
 def prefill(
-    decoder: Decoder,
-    params: Any,
+    trained: TrainedModel,
     prompts: Sequence[np.ndarray],
     *,
-    mesh: jax.sharding.Mesh,
     max_patches: int,
     batch_rows: int | None = None,
 ) -> State:
     """Reads prompts in one pass.
 
     Args:
-      decoder: of `make_decoder`.
-      params: of the model.
+      trained: the model.
       prompts: token ids, (T,) each with T ≥ 1.
-      mesh: as in `generate`.
       max_patches: patches (tokens for the baseline) that a row will have at most, prompt and
         continuation together.
       batch_rows: rows of the state; the last ones stay empty. None: as many as prompts.
@@ -227,68 +227,10 @@ def prefill(
     """
     batch_rows = len(prompts) if batch_rows is None else batch_rows
     require(len(prompts) <= batch_rows, "batch_rows", batch_rows, f"at least {len(prompts)}")
-    check_rows(batch_rows, mesh)
+    check_rows(batch_rows, trained.mesh, rules=trained.rules)
+    decoder = make_decoder(trained.model, trained.vocabulary, trained.patching)
     documents = prompt_documents(decoder, prompts, max_patches)
-    return _prefill(decoder, params, documents, mesh, batch_rows, max_patches)
-
-
-def force(
-    decoder: Decoder,
-    params: Any,
-    state: State,
-    continuations: Sequence[np.ndarray],
-    *,
-    mesh: jax.sharding.Mesh,
-    keep_logits: bool = False,
-) -> tuple[State, list[np.ndarray], list[np.ndarray]]:
-    """Makes the model say given tokens: scores them, and moves on by them.
-
-    Args:
-      decoder: of `make_decoder`.
-      params: of the model.
-      state: of B rows; its arrays are used up (`repeat_rows` copies them).
-      continuations: token ids, (T,) each with T ≥ 0, for the first rows.
-      mesh: as in `generate`.
-      keep_logits: whether to return the logits.
-
-    Returns:
-      The state that has read them; per row the log-probability of every token given all before
-      it, float32 (T,), natural logarithms; and per row the logits that predicted it, float32
-      (T, V), or (T, 0).
-
-    Raises:
-      ValueError: more continuations than rows, an id out of range, or a row that gets more patches
-        than its state has room for.
-    """
-    rows = len(state.length)
-    count = len(continuations)
-    require(count <= rows, "continuations", f"{count} of them", f"at most {rows}, a row each")
-    for index, tokens in enumerate(continuations):
-        _check_tokens(f"continuations[{index}]", tokens, decoder.vocabulary)
-    lengths = np.zeros(rows, np.int32)
-    lengths[:count] = [len(tokens) for tokens in continuations]
-    given = np.zeros((rows, static_size(lengths.max())), np.int32)
-    for row, tokens in zip(given, continuations, strict=False):
-        row[: len(tokens)] = tokens
-    with mesh_context(mesh):
-        run = _force_function(decoder, keep_logits, mesh)
-        state, made = run(params, state, given, lengths)
-    patches, room = int(np.asarray(made["patches"]).max()), decoder.capacity(state)
-    require(patches <= room, "continuations", f"a row of {patches} patches", f"at most {room}")
-    log_probs, logits = np.asarray(made["log_probs"]), np.asarray(made["logits"])
-    sizes = lengths[:count].tolist()
-    return (
-        state,
-        [row[:size] for row, size in zip(log_probs, sizes, strict=False)],
-        [row[:size] for row, size in zip(logits, sizes, strict=False)],
-    )
-
-
-def repeat_rows(state: State, rows: Sequence[int]) -> State:
-    """The state whose row i is row `rows[i]` of another, in new arrays."""
-    rows = jnp.asarray(rows, jnp.int32)
-    fields = {name: x.take(rows, axis=0) for name, x in state._asdict().items() if name != "cache"}
-    return state._replace(cache=caches.take_rows(state.cache, rows), **fields)
+    return _prefill(decoder, trained, documents, batch_rows, max_patches)
 
 
 def prompt_documents(
@@ -333,9 +275,8 @@ def static_size(size: int) -> int:
 
 def _prefill(
     decoder: Decoder,
-    params: Any,
+    trained: TrainedModel,
     documents: Sequence[Document],
-    mesh: jax.sharding.Mesh,
     batch_rows: int,
     capacity: int,
 ) -> State:
@@ -343,14 +284,15 @@ def _prefill(
     num_tokens = static_size(max(document.num_tokens for document in documents))
     rows = [[document] for document in documents] + [[]] * (batch_rows - len(documents))
     batch = stack_rows([fill_row(row, num_patches, num_tokens) for row in rows])
-    run = _prefill_function(decoder, static_size(capacity), mesh)
-    with mesh_context(mesh):
-        return run(params, jax.device_put(batch, batch_sharding(mesh)))
+    mesh, rules = trained.mesh, tuple(trained.rules)
+    run = _prefill_function(decoder, static_size(capacity), mesh, rules)
+    with mesh_context(mesh, rules):
+        return run(trained.params, jax.device_put(batch, batch_sharding(mesh, rules)))
 
 
 @functools.lru_cache(maxsize=32)
 def _prefill_function(
-    decoder: Decoder, capacity: int, mesh: jax.sharding.Mesh
+    decoder: Decoder, capacity: int, mesh: jax.sharding.Mesh, rules: LogicalRules
 ) -> Callable[[Any, Batch], State]:
     """The compiled (params, batch) -> state."""
     return jax.jit(lambda params, batch: decoder.prefill(params, batch, capacity))
@@ -358,7 +300,7 @@ def _prefill_function(
 
 @functools.lru_cache(maxsize=32)
 def _generate_function(
-    decoder: Decoder, max_tokens: int, mesh: jax.sharding.Mesh
+    decoder: Decoder, max_tokens: int, mesh: jax.sharding.Mesh, rules: LogicalRules
 ) -> Callable[..., tuple[State, dict[str, Array]]]:
     """The compiled (params, state, stop, sampling, limits) -> (state, what was made)."""
 
@@ -375,39 +317,11 @@ def _generate_function(
             return _stop(decoder, limits, tokens, now)
 
         made = decode_batch(decoder, params, state, stop, max_tokens, choose, stop_rule)
-        return _split(decoder, made)
+        fields = made._asdict()
+        return fields.pop("state"), fields
 
+    # The state is given back so that the one donated can be worked on in place.
     return jax.jit(run, donate_argnums=1, out_shardings=(None, replicated(mesh)))
-
-
-@functools.lru_cache(maxsize=32)
-def _force_function(
-    decoder: Decoder, keep_logits: bool, mesh: jax.sharding.Mesh
-) -> Callable[..., tuple[State, dict[str, Array]]]:
-    """The compiled (params, state, tokens (B, M), lengths (B,)) -> (state, what was made)."""
-
-    def run(
-        params: Any, state: State, given: Array, lengths: Array
-    ) -> tuple[State, dict[str, Array]]:
-        def choose(logits: Array, now: Progress) -> Array:
-            return jnp.take_along_axis(given, now.made[:, None], axis=1, mode="clip")[:, 0]
-
-        def stop_rule(tokens: Array, now: Progress) -> Array:
-            return (now.made >= lengths).astype(jnp.int32)
-
-        stop = (lengths == 0).astype(jnp.int32)
-        made = decode_batch(
-            decoder, params, state, stop, given.shape[1], choose, stop_rule, keep_logits
-        )
-        return _split(decoder, made)
-
-    return jax.jit(run, donate_argnums=1, out_shardings=(None, replicated(mesh)))
-
-
-def _split(decoder: Decoder, made: Progress) -> tuple[State, dict[str, Array]]:
-    fields = made._asdict()
-    state = fields.pop("state")
-    return state, fields | {"patches": decoder.patches_begun(state)}
 
 
 class _Limits(NamedTuple):

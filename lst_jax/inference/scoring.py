@@ -28,7 +28,13 @@ from lst_jax.model.losses import token_nll
 from lst_jax.model.models import output_kernel
 from lst_jax.patching import Document, PatchingConfig, patch_document
 from lst_jax.settings import BatchRows, RowSlots, configuration
-from lst_jax.sharding import batch_sharding, check_rows, mesh_context, replicated
+from lst_jax.sharding import (
+    LogicalRules,
+    batch_sharding,
+    check_rows,
+    mesh_context,
+    replicated,
+)
 from lst_jax.vocabulary import Vocabulary
 
 # Rows that are open at a time while packing; more fill better and cost more time.
@@ -106,21 +112,22 @@ def score_continuations(
         score is not finite.
     """
     shape, mesh, patching = shape or ScoringShape(), trained.mesh, trained.patching
-    check_rows(shape.batch_rows, mesh)
+    rules = tuple(trained.rules)
+    check_rows(shape.batch_rows, mesh, rules=rules)
     keys = [(c.prompt.tobytes(), c.ending.tobytes()) for c in continuations]
     distinct = dict(zip(keys, continuations, strict=True))
     documents = [make_document(c, trained.vocabulary, patching) for c in distinct.values()]
     scores = np.zeros(len(documents))
     size, rows = _plan_rows(documents, [prompt for prompt, _ in distinct], patching, shape)
-    item_losses = _item_losses_function(trained.model, trained.vocabulary.size, mesh)
+    item_losses = _item_losses_function(trained.model, trained.vocabulary.size, mesh, rules)
     batches = [rows[i : i + shape.batch_rows] for i in range(0, len(rows), shape.batch_rows)]
     for done, batch_rows in enumerate(batches, start=1):
         padded = batch_rows + [[]] * (shape.batch_rows - len(batch_rows))
         filled = [
             fill_shared_row([documents[i] for i in row], size, trained.visibility) for row in padded
         ]
-        batch = _place(stack_rows(filled), mesh)
-        with mesh_context(mesh):
+        batch = _place(stack_rows(filled), batch_sharding(mesh, rules))
+        with mesh_context(mesh, rules):
             losses = np.asarray(item_losses(trained.params, batch), np.float64)
         for row, arrays, row_losses in zip(padded, filled, losses, strict=True):
             scores[row] = _sum_scores(arrays, row_losses, len(row))
@@ -266,7 +273,7 @@ def _sum_scores(row: SharedBatch, losses: np.ndarray, count: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=8)
 def _item_losses_function(
-    model: nn.Module, vocab_size: int, mesh: jax.sharding.Mesh
+    model: nn.Module, vocab_size: int, mesh: jax.sharding.Mesh, rules: LogicalRules
 ) -> Callable[[Any, SharedBatch], jax.Array]:
     """The compiled (params, batch) -> losses −log p of each token item, (B, M) float32, whole."""
 
@@ -288,9 +295,8 @@ def _run_items(model: nn.Module, params: Any, batch: SharedBatch) -> jax.Array:
     return model.apply({"params": params}, batch.item_tokens, key_range, method="run_tokens")
 
 
-def _place(batch: SharedBatch, mesh: jax.sharding.Mesh) -> SharedBatch:
+def _place(batch: SharedBatch, sharding: jax.sharding.Sharding) -> SharedBatch:
     """Global arrays of a batch that every process holds as a whole, rows over the mesh."""
-    sharding = batch_sharding(mesh)
     return jax.tree.map(
         lambda x: jax.make_array_from_callback(x.shape, sharding, x.__getitem__), batch
     )

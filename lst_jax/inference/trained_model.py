@@ -14,7 +14,7 @@ from lst_jax.checkpoints.layout import find_checkpoint
 from lst_jax.model.models import build_model
 from lst_jax.patching import PatchingConfig, Visibility
 from lst_jax.settings import require
-from lst_jax.sharding import make_mesh
+from lst_jax.sharding import DEFAULT_RULES, LogicalRules, make_mesh
 from lst_jax.vocabulary import TextTokenizer, Vocabulary
 
 
@@ -25,8 +25,8 @@ class TrainedModel:
     Attributes:
       model: `LatentSpeechTextTransformer` or `TokenTransformer`.
       params: its parameters, on `mesh`.
-      mesh: of the devices. Rows of batches are spread over its data and fsdp axes; in a run of
-        several processes all call what takes this model with the same arguments.
+      mesh: of the devices, which the rows of batches are spread over. In a run of several processes
+        all call what takes this model with the same arguments.
       vocabulary: the id space.
       patching: how it was trained. With strategy "none" every token is a patch; with any other,
         patches are static with its `patch_size`, as no alignment exists at test time.
@@ -36,6 +36,7 @@ class TrainedModel:
         knows; None where its description does not say.
       checkpoint: directory that the parameters came from, whose name is the step; None where they
         came from elsewhere.
+      rules: logical axis to mesh axes.
     """
 
     model: nn.Module
@@ -47,6 +48,7 @@ class TrainedModel:
     tokenizer: TextTokenizer | None = None
     context_patches: int | None = None
     checkpoint: pathlib.Path | None = None
+    rules: LogicalRules = DEFAULT_RULES
 
     @property
     def step(self) -> int:

@@ -8,20 +8,17 @@ partitioner, both would cross the interconnect again for every chunk.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.sharding import PartitionSpec
 
-from lst_jax.sharding import BATCH_AXES
+from lst_jax.sharding import ambient_mesh_axes
 
 # Tokens of a device whose logits exist at once.
 CHUNK = 512
-
-# Mesh axis that the columns of the output projection lie on.
-VOCAB_AXIS = "tensor"
 
 
 def token_nll(
@@ -29,8 +26,8 @@ def token_nll(
 ) -> Array:
     """Negative log-likelihood of each target; logits exist for `chunk_size` tokens at most.
 
-    Under a mesh (`jax.set_mesh`) rows lie on its batch axes and the vocabulary on its tensor axis,
-    and the chunk is one of each device's tokens.
+    Under a mesh (`sharding.mesh_context`) rows and vocabulary lie where the rules say, and the
+    chunk is one of each device's tokens.
 
     Args:
       hidden: (B, N, d) final states in the compute dtype.
@@ -54,9 +51,8 @@ def _forward(
     hidden: Array, kernel: Array, targets: Array, vocab_size: int, chunk: int
 ) -> tuple[Array, tuple[Array, ...]]:
     """The loss, and what the backward pass needs, the log of each token's normalizer included."""
-    rows, columns = _specs()
     local = functools.partial(_local_forward, vocab_size=vocab_size, chunk=chunk)
-    run = _over_mesh(local, (rows, columns, rows), (rows, rows))
+    run = _over_mesh(local, ("rows", "columns", "rows"), ("rows", "rows"))
     nll, normalizer = run(hidden, kernel, targets)
     return nll, (hidden, kernel, targets, normalizer)
 
@@ -64,31 +60,37 @@ def _forward(
 def _backward(
     vocab_size: int, chunk: int, saved: tuple[Array, ...], d_nll: Array
 ) -> tuple[Array | None, ...]:
-    rows, columns = _specs()
     local = functools.partial(_local_backward, vocab_size=vocab_size, chunk=chunk)
-    run = _over_mesh(local, (rows, columns, rows, rows, rows), (rows, columns))
+    inputs = ("rows", "columns", "rows", "rows", "rows")
+    run = _over_mesh(local, inputs, ("rows", "columns"))
     return *run(*saved, d_nll), None
 
 
 _nll.defvjp(_forward, _backward)
 
 
-def _specs() -> tuple[PartitionSpec, PartitionSpec]:
-    """Where rows (B, …) and the projection's columns (d, V) lie."""
-    return PartitionSpec(BATCH_AXES), PartitionSpec(None, VOCAB_AXIS)
-
-
 def _over_mesh(
-    function: Callable[..., tuple[Array, Array]],
-    in_specs: tuple[PartitionSpec, ...],
-    out_specs: tuple[PartitionSpec, ...],
+    function: Callable[..., tuple[Array, Array]], inputs: Sequence[str], outputs: Sequence[str]
 ) -> Callable[..., tuple[Array, Array]]:
-    """`function` on each device's own part where a mesh of several devices is set."""
+    """`function` on each device's part where a mesh of several devices is set.
+
+    Args:
+      function: of arrays; takes by name the mesh axes that rows and columns lie on.
+      inputs: what is split of each of its arrays, "rows" (B, …) or "columns" (d, V).
+      outputs: what is split of each of its results.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return functools.partial(function, batch_axes=(), vocab_axes=())
-    function = functools.partial(function, batch_axes=BATCH_AXES, vocab_axes=(VOCAB_AXIS,))
-    return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+    # Of scores (B, N, V), which are split both ways: a mesh axis that has rows has no columns.
+    batch_axes, _, vocab_axes = ambient_mesh_axes("batch", None, "vocab")
+    specs = {"rows": PartitionSpec(batch_axes), "columns": PartitionSpec(None, vocab_axes)}
+    return jax.shard_map(
+        functools.partial(function, batch_axes=batch_axes, vocab_axes=vocab_axes),
+        in_specs=tuple(specs[name] for name in inputs),
+        out_specs=tuple(specs[name] for name in outputs),
+        check_vma=False,
+    )
 
 
 def _local_forward(

@@ -128,7 +128,7 @@ def train(
         cleanup.callback(checkpointer.close)  # until the last checkpoint is written
         for hook in hooks:
             cleanup.callback(hook.close)
-        run = _Run(trainable, training, iterator, mesh, checkpointer, evaluators, hooks)
+        run = _Run(trainable, training, iterator, mesh, rules, checkpointer, evaluators, hooks)
         run.begin(merge_states)
         # Only now is it known that the run goes on.
         if description is not None:
@@ -181,6 +181,7 @@ class _Run:
         training: TrainingConfig,
         iterator: Batches,
         mesh: jax.sharding.Mesh,
+        rules: LogicalRules,
         checkpointer: Checkpointer,
         evaluators: Sequence[Evaluator],
         hooks: Sequence[Hook],
@@ -189,6 +190,7 @@ class _Run:
         self._training = training
         self._iterator = iterator
         self._mesh = mesh
+        self._rules = rules
         self._checkpointer = checkpointer
         self._evaluators = evaluators
         self._hooks = hooks
@@ -260,7 +262,7 @@ class _Run:
     def _next_batch(self) -> Batch | None:
         """Puts the next batch on the devices; None where there is none."""
         batch = next(self._iterator, None)
-        return None if batch is None else shard_batch(batch, self._mesh)
+        return None if batch is None else shard_batch(batch, self._mesh, self._rules)
 
     def _compile(self) -> None:
         """Compiles the step and the loss, before the first step and not in its time."""

@@ -75,7 +75,7 @@ def train_lst(
         among the devices.
     """
     mesh = make_mesh() if mesh is None else mesh
-    check_heads(description.model, mesh)
+    check_heads(description.model, mesh, rules)
     trainable = make_lst_trainable(
         description, optimizer_config, training, mesh, rules, merge_states
     )
@@ -128,7 +128,7 @@ def make_lst_trainable(
 
     def rate_context(batch: Batch) -> RateContext:
         rows, length = batch.tokens.shape
-        check_rows(rows, mesh, training.accumulation_steps)
+        check_rows(rows, mesh, training.accumulation_steps, rules)
         peak = peak_rate(mesh.local_devices[0])
         report(f"peak {peak.flops_per_second:.3g} FLOP/s a device ({peak.source})")
         return RateContext(

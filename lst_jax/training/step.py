@@ -142,7 +142,7 @@ def make_train_step(
 
     return jax.jit(
         step,
-        in_shardings=(shardings, batch_sharding(mesh)),
+        in_shardings=(shardings, batch_sharding(mesh, rules)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )
@@ -184,7 +184,7 @@ def make_loss(
         loss,
         in_shardings=(
             jax.tree.map(lambda leaf: leaf.sharding, param_shapes(config, mesh, rules)),
-            batch_sharding(mesh),
+            batch_sharding(mesh, rules),
         ),
         out_shardings=replicated(mesh),
     )

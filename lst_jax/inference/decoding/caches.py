@@ -105,11 +105,6 @@ def append(rings: Tree, made: Tree, index: Array, active: Array) -> Tree:
     return jax.tree.map(update, rings, made)
 
 
-def take_rows(cache: Tree, rows: Array) -> Tree:
-    """Returns the cache whose row i is row `rows[i]`."""
-    return jax.tree.map(lambda x: x.take(rows, axis=int(_is_stacked(x))), cache)
-
-
 def _has_heads(x: Array) -> bool:
     return x.ndim >= 4
 

@@ -29,7 +29,6 @@ class Progress(NamedTuple):
       made: (B,) int32, tokens made.
       tokens: (B, M) int32, those tokens.
       log_probs: (B, M) float32, log-probability of each under the model, given all before it.
-      logits: (B, M, V) float32 that it was chosen from, or (B, M, 0).
       token_steps, global_steps: (B,) int32, how often encoder and decoder, and how often the
         global transformer, have run for the row. A token step of the baseline is both.
       batch_token_steps, batch_global_steps: () int32, how often they have run for any row.
@@ -40,7 +39,6 @@ class Progress(NamedTuple):
     made: Array
     tokens: Array
     log_probs: Array
-    logits: Array
     token_steps: Array
     global_steps: Array
     batch_token_steps: Array
@@ -55,7 +53,6 @@ def decode_batch(
     max_tokens: int,
     choose: Callable[[Array, Progress], Array],
     stop_rule: Callable[[Array, Progress], Array],
-    keep_logits: bool = False,
 ) -> Progress:
     """Makes tokens until every row has stopped.
 
@@ -67,7 +64,6 @@ def decode_batch(
       max_tokens: M; rows stop, by `stop_rule`, when they have made so many.
       choose: (logits (B, V) float32, progress) to the next tokens (B,) int32.
       stop_rule: (next tokens (B,), progress with them) to `stop` (B,).
-      keep_logits: whether `Progress.logits` is wanted.
     """
     rows, vocab_size = len(stop), decoder.vocabulary.size
     is_global = int(not decoder.has_global_steps)
@@ -80,7 +76,6 @@ def decode_batch(
         made=zeros,
         tokens=jnp.zeros((rows, max_tokens), jnp.int32),
         log_probs=jnp.zeros((rows, max_tokens), jnp.float32),
-        logits=jnp.zeros((rows, max_tokens, vocab_size if keep_logits else 0), jnp.float32),
         token_steps=zeros,
         global_steps=zeros,
         batch_token_steps=zero,
@@ -108,7 +103,6 @@ def decode_batch(
             made=now.made + active,
             tokens=record(now.tokens, tokens),
             log_probs=record(now.log_probs, chosen[:, 0]),
-            logits=record(now.logits, scores) if keep_logits else now.logits,
             token_steps=now.token_steps + active,
             global_steps=now.global_steps + active * is_global,
             batch_token_steps=now.batch_token_steps + 1,

@@ -114,7 +114,3 @@ class Decoder(Protocol[S]):
     def patches_begun(self, state: S) -> Array:
         """Returns (B,) int32."""
         ...
-
-    def capacity(self, state: S) -> int:
-        """Returns how many patches there is room for in a row."""
-        ...

@@ -276,10 +276,6 @@ class LSTDecoder:
         """See `Decoder`."""
         return state.begun
 
-    def capacity(self, state: LSTState) -> int:
-        """See `Decoder`."""
-        return state.cache.global_self.keys.shape[-2]
-
     def _apply(
         self, params: Any, state: LSTState, function: Callable[..., Any], *args: Any
     ) -> tuple[Any, Mapping[str, Any]]:

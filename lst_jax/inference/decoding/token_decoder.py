@@ -112,7 +112,3 @@ class TokenDecoder:
     def patches_begun(self, state: TokenState) -> Array:
         """See `Decoder`: a token is a patch."""
         return state.length
-
-    def capacity(self, state: TokenState) -> int:
-        """See `Decoder`."""
-        return state.cache.layers.keys.shape[-2]

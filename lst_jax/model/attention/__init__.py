@@ -41,6 +41,7 @@ from jax.sharding import PartitionSpec
 from lst_jax.model.attention.platform import target
 from lst_jax.model.key_ranges import KeyRange
 from lst_jax.settings import quote
+from lst_jax.sharding import ambient_mesh_axes
 
 _Attention = Callable[[Array, Array, Array, KeyRange], Array]
 
@@ -51,15 +52,12 @@ _BEST = {"tpu": "pallas_tpu", "gpu": "gpu", "cpu": "blocked"}
 
 BACKENDS = ("auto", *_MODULES)
 
-# Mesh axes over which rows and heads are split; attention needs no communication between them.
-BATCH_AXES = ("data", "fsdp")
-HEAD_AXIS = "tensor"
-
 
 def attend(q: Array, k: Array, v: Array, key_range: KeyRange, backend: str = "blocked") -> Array:
     """Softmax attention in which query i reads the keys of its range, scaled by 1/sqrt(D).
 
-    Under a mesh (`jax.set_mesh`) each device runs the backend on its own rows and heads.
+    Under a mesh (`sharding.mesh_context`) each device runs the backend on the rows and heads that
+    the rules give it; attention needs no communication between them.
 
     Args:
       q: (B, Q, H, D) queries.
@@ -101,8 +99,7 @@ def _over_mesh(attention: _Attention) -> _Attention:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return attention
-    batch = tuple(axis for axis in BATCH_AXES if axis in mesh.axis_names) or None
-    heads = HEAD_AXIS if HEAD_AXIS in mesh.axis_names else None
+    batch, _, heads, _ = ambient_mesh_axes("batch", None, "heads", None)
     arrays = PartitionSpec(batch, None, heads, None)
     ranges = PartitionSpec(batch, None)
     # check_vma=False: the loops carry accumulators that start as replicated zeros.

@@ -18,6 +18,7 @@ from data_pipelines.training.dataset import (
 )
 from data_pipelines.training.held_out import held_out_mask
 from data_pipelines.training.mixture import DocumentKey, DocumentRandom
+from lst_jax.batch import join_batches
 from lst_jax.patching import PatchingConfig, aligned_probability
 from tests.data_pipelines.small_corpus import make_tokenizer
 
@@ -114,7 +115,7 @@ def test_worker_processes_change_nothing_nor_does_restoring_between_them(config,
     got += [next(iterator) for _ in range(8)]
     iterator.close()
     assert_same(got, batches)
-    assert all(type(array) is np.ndarray for array in got[0].values())
+    assert all(type(array) is np.ndarray for array in jax.tree.leaves(got[0]))
     alone = iter(make_training_dataset(config, VOCABULARY, prefetch=0))
     alone.set_state(state)
     assert_same(list(itertools.islice(alone, 8)), batches[6:])
@@ -139,10 +140,7 @@ def test_hosts_hold_consecutive_rows_of_the_same_batches(config, batches):
         take(make_training_dataset(config, VOCABULARY, host_index=host, host_count=2), 5)
         for host in range(2)
     ]
-    joined = [
-        {name: np.concatenate([left[name], right[name]]) for name in left}
-        for left, right in zip(*hosts, strict=True)
-    ]
+    joined = [join_batches(shares) for shares in zip(*hosts, strict=True)]
     assert_same(joined, batches[:5])
 
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -94,8 +95,7 @@ def test_a_restored_packer_goes_on_bitwise_the_same(contents, step):
     rest = list(second)
     assert len(rest) == len(rows) - done
     for got, expected in zip(rest, rows[done:], strict=True):
-        for name in expected:
-            np.testing.assert_array_equal(got[name], expected[name])
+        jax.tree.map(np.testing.assert_array_equal, got, expected)
 
 
 @settings(max_examples=60, deadline=None)

@@ -5,29 +5,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lst_jax.inference.generation import force, prefill, repeat_rows
-from tests.lst_jax.batches import VOCABULARY, stack_rows
+from tests.lst_jax.batches import stack_rows
+from tests.lst_jax.inference.forcing import read, repeat_rows, say
 from tests.lst_jax.inference.models import (
     CASES,
     ROWS,
     SLOTS,
     decoder_of,
     full_logits,
-    one_device,
-    parameters,
     random_stream,
 )
-
-
-def read(case, prompts):
-    params, mesh = parameters(case), one_device()
-    return prefill(decoder_of(case), params, prompts, mesh=mesh, max_patches=SLOTS, batch_rows=ROWS)
-
-
-def say(case, state, continuations):
-    """(state, log-probabilities, logits) of given tokens."""
-    params, mesh = parameters(case), one_device()
-    return force(decoder_of(case), params, state, continuations, mesh=mesh, keep_logits=True)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -96,17 +83,3 @@ def test_one_prompt_serves_several_endings(case):
     _, apart, _ = say(case, read(case, [prompts[owner] for owner in owners]), endings)
     for ours, theirs in zip(together, apart, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
-
-
-@pytest.mark.parametrize("case", ["lst", "baseline"])
-def test_a_continuation_without_room_is_refused(case):
-    state = read(case, [np.array([VOCABULARY.bos_id], np.int32)])
-    text = np.full(SLOTS, 3, np.int32)
-    with pytest.raises(ValueError, match=f"a row of {SLOTS + 1} patches.*at most {SLOTS}"):
-        say(case, state, [text])
-
-
-def test_more_continuations_than_rows_are_refused():
-    state = read("baseline", [np.array([VOCABULARY.bos_id], np.int32)])
-    with pytest.raises(ValueError, match="continuations is '5 of them', expected at most 4"):
-        say("baseline", state, [np.array([3])] * 5)

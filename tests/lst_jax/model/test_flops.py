@@ -72,7 +72,7 @@ def test_products_are_counted_as_xla_counts_them(name, training):
     params = nn.unbox(jax.eval_shape(lambda: model.init(jax.random.key(0), batch)))["params"]
 
     def loss(p, b):
-        hidden = model.apply({"params": p}, b, slots)["hidden"]
+        hidden = model.apply({"params": p}, b)["hidden"]
         nll = token_nll(hidden, output_kernel(p), b.tokens, config.vocab_size, length)
         return nll.sum()
 
