@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lst_jax.batch import abstract_batch
 from lst_jax.config import LSTConfig, baseline_of
 from lst_jax.model.layers import RMSNorm, rotary
 from lst_jax.model.losses import token_nll
@@ -114,13 +115,12 @@ def test_no_sum_of_a_training_step_ends_in_bfloat16(name, pooling):
         config = dataclasses.replace(config, pooling=pooling)
     rows, length, slots = 2, 48, 48
     model = build_model(config)
-    names = ("tokens", "targets", "document_ids", "patch_ids", "visible_patch")
-    batch = {name: jax.ShapeDtypeStruct((rows, length), jnp.int32) for name in names}
+    batch = abstract_batch(slots, length, rows)
 
     def loss(params, batch):
-        hidden = model.apply({"params": params}, batch, slots)["hidden"]
+        hidden = model.apply({"params": params}, batch)["hidden"]
         assert hidden.dtype == BFLOAT16
-        nll = token_nll(hidden, output_kernel(params), batch["targets"], config.vocab_size, 16)
+        nll = token_nll(hidden, output_kernel(params), batch.targets, config.vocab_size, 16)
         assert nll.dtype == jnp.float32
         return nll.sum()
 
