@@ -42,7 +42,7 @@ from experiments.reports.demo_report import (
     write_report,
 )
 from experiments.reports.demo_speech import SpeechExample, make_speech_examples
-from lst_jax.evaluation.choices import format_rows, result_from_json, result_to_json
+from lst_jax.evaluation.choices import result_from_json, result_to_json
 from lst_jax.evaluation.spoken_texts import read_spoken_texts
 from lst_jax.evaluation.story_completion import (
     DIRECTIONS,
@@ -51,6 +51,7 @@ from lst_jax.evaluation.story_completion import (
     evaluate_story_completion,
     read_story_examples,
 )
+from lst_jax.evaluation.tables import format_rate, format_rows
 from lst_jax.inference.scoring import ScoringShape
 from lst_jax.inference.trained_model import load_trained_model
 from lst_jax.model.models import count_parameters
@@ -290,11 +291,7 @@ def format_results(reports: list[ModelReport]) -> str:
                 first.group.replace("-", "→"),
                 f"{100 * first.chance:.0f}",
                 str(first.n),
-                *(
-                    f"{100 * r.accuracy:.1f} ({100 * r.interval[0]:.1f} … "
-                    f"{100 * r.interval[1]:.1f})"
-                    for r in entries
-                ),
+                *(format_rate(r.accuracy, r.interval) for r in entries),
             ]
         )
     costs = [list(COST_HEADER), *(cost_row(model) for model in reports)]

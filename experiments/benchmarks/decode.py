@@ -36,7 +36,7 @@ from experiments.benchmarks.machine import device_name
 from experiments.common import cli, gin_config
 from experiments.common.outputs import write_json
 from lst_jax.config import LSTConfig, baseline_of
-from lst_jax.evaluation.choices import format_rows
+from lst_jax.evaluation.tables import format_rows
 from lst_jax.patching import PatchingConfig
 
 _HEADER = ("model", "rows", "prompt", "first unit", "units/s", "global steps a unit", "cache")

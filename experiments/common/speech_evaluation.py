@@ -13,8 +13,8 @@ from experiments.common.outputs import write_json
 from lst_jax.checkpoints.description import read_description
 from lst_jax.checkpoints.layout import find_checkpoint
 from lst_jax.evaluation.answer_rates import HEADER, TaskResult, table_row
-from lst_jax.evaluation.choices import format_rows
 from lst_jax.evaluation.spoken_texts import SpokenText, read_spoken_texts
+from lst_jax.evaluation.tables import format_rows
 from lst_jax.inference.trained_model import TrainedModel, load_trained_model
 
 flags.disclaim_key_flags()  # they are those of the binary that asks for them

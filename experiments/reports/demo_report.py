@@ -26,6 +26,7 @@ from data_pipelines.training.interleaving import speech_example
 from experiments.reports.demo_speech import SpeechExample
 from lst_jax.evaluation.choices import ChoiceResult
 from lst_jax.evaluation.story_completion import StoryExample
+from lst_jax.evaluation.tables import format_rate
 from lst_jax.patching import PatchingConfig, patch_document
 from lst_jax.training.metrics import Record, format_duration
 from lst_jax.vocabulary import TextTokenizer, Vocabulary
@@ -326,8 +327,7 @@ def _accuracy_table(models: Sequence[ModelReport]) -> str:
 
 
 def _accuracy_cell(result: ChoiceResult) -> str:
-    lower, upper = (100 * bound for bound in result.interval)
-    text = f"{100 * result.accuracy:.1f} ({lower:.1f} … {upper:.1f})"
+    text = format_rate(result.accuracy, result.interval)
     return f"<span class='above'>{text}</span>" if result.interval[0] > result.chance else text
 
 

@@ -8,12 +8,12 @@ from experiments.reports.tables import (
     Record,
     interval_text,
     page,
-    percent,
     percent_with_interval,
     source,
     table,
 )
 from lst_jax.config import ModelConfig, baseline_of
+from lst_jax.evaluation.tables import format_percent
 from lst_jax.model.models import count_parameters
 
 
@@ -170,8 +170,8 @@ def _noise(earlier: Sequence[Record], later: Sequence[Record], names: Sequence[s
         "model": lambda x: x[0],
         "set": lambda x: x[1]["set_name"],
         "direction": lambda x: x[1]["direction"].replace("-", "→"),
-        "earlier run": lambda x: percent(x[1]["accuracy"]),
-        "this run": lambda x: percent(x[2]["accuracy"]),
+        "earlier run": lambda x: format_percent(x[1]["accuracy"]),
+        "this run": lambda x: format_percent(x[2]["accuracy"]),
     }
     return table(columns, rows)
 

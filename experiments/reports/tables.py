@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from lst_jax.evaluation.tables import format_rate
+
 NOTE = "<!-- Written by python -m experiments.reports.results; do not edit. -->"
 DIRECTORY = "experiments/benchmarks/results"
 
@@ -52,14 +54,9 @@ def gib(size: float) -> str:
     return f"{size / _GIB:.2f} GiB"
 
 
-def percent(share: float) -> str:
-    """Returns 0.4567 as "45.7"."""
-    return f"{100 * share:.1f}"
-
-
 def percent_with_interval(share: float, interval: Sequence[float]) -> str:
-    """Returns 0.45 and (0.4, 0.5) as "45.0 (40.0 … 50.0)", the interval on one line."""
-    return f"{percent(share)} {interval_text(*map(percent, interval))}"
+    """Returns `format_rate`, with an interval that a browser does not break."""
+    return format_rate(share, interval).replace(" … ", "\u00a0…\u00a0")
 
 
 def interval_text(low: object, high: object) -> str:

@@ -14,7 +14,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from lst_jax.evaluation.choices import format_interval, format_percent
 from lst_jax.evaluation.error_rates import (
     ErrorRate,
     UtteranceErrors,
@@ -23,6 +22,7 @@ from lst_jax.evaluation.error_rates import (
     word_error_rate,
 )
 from lst_jax.evaluation.spoken_texts import SpokenText
+from lst_jax.evaluation.tables import format_rate
 from lst_jax.inference.transcription import Answer
 
 
@@ -125,7 +125,4 @@ def table_row(name: str, result: TaskResult) -> list[str]:
 
 def error_cells(errors: ErrorRates) -> list[str]:
     """WER and CER in percent, with their intervals."""
-    return [
-        f"{format_percent(rate.rate)} ({format_interval(rate.interval)})"
-        for rate in (errors.wer, errors.cer)
-    ]
+    return [format_rate(rate.rate, rate.interval) for rate in (errors.wer, errors.cer)]

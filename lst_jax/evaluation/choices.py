@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from lst_jax.evaluation.statistics import wilson_interval
+from lst_jax.evaluation.tables import format_interval, format_percent, format_rows
 from lst_jax.inference.scoring import Continuation, ScoringShape, score_continuations
 from lst_jax.inference.trained_model import TrainedModel
 
@@ -259,25 +260,3 @@ def format_table(results: ChoiceResults, show_group: Callable[[str], str] = str)
         for result in results.table
     ]
     return format_rows([header, *rows], num_names=len(names))
-
-
-def format_rows(rows: Sequence[Sequence[str]], num_names: int) -> str:
-    """Rows as an aligned table: the first `num_names` columns to the left, others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i < num_names else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    )
-
-
-def format_percent(share: float) -> str:
-    """0.4567 as "45.7"."""
-    return f"{100 * share:.1f}"
-
-
-def format_interval(interval: tuple[float, float]) -> str:
-    """(0.4, 0.5) as "40.0 … 50.0"."""
-    return " … ".join(map(format_percent, interval))

@@ -134,6 +134,9 @@ def _local_backward(
     """Cotangents of hidden (b, N, d) and of the device's columns of the kernel (d, v)."""
     columns = _column_ids(kernel, vocab_axes)
 
+    # The gradient of a token's loss to its scores is softmax − one-hot. Scores are computed again
+    # from the saved normalizer, a chunk at a time, so that they never exist for all tokens. The
+    # kernel's gradient is a sum over all chunks: in float32, rounded once at the end.
     def add_chunk(d_kernel: Array, pieces: tuple[Array, ...]) -> tuple[Array, Array]:
         h, target, log_total, d_loss = pieces
         weights = jnp.exp(_scores(h, kernel, columns, vocab_size) - log_total[:, None])
@@ -146,6 +149,8 @@ def _local_backward(
     arrays = hidden, targets, normalizer, d_nll
     start = jnp.zeros(kernel.shape, jnp.float32)
     d_kernel, d_hidden = jax.lax.scan(add_chunk, start, tuple(_split(x, chunk) for x in arrays))
+    # A hidden state meets all columns, which lie on the vocabulary's axes, and a column all rows:
+    # each sum crosses the devices once, after the last chunk.
     d_hidden = jax.lax.psum(_join(d_hidden, hidden.shape), vocab_axes)
     return d_hidden, jax.lax.psum(d_kernel.astype(kernel.dtype), batch_axes)
 

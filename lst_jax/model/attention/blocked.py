@@ -18,13 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lst_jax.model.attention.blocks import (
-    Spans,
-    end_to_end_ranges,
-    join_blocks,
-    key_spans,
-    split_blocks,
-)
+from lst_jax.model.attention.blocks import by_blocks, output_products, spans_of_blocks
 from lst_jax.model.attention.lockstep import lockstep_attention
 from lst_jax.model.attention.platform import target
 from lst_jax.model.key_ranges import KeyRange
@@ -50,18 +44,7 @@ def blocked_attention(q: Array, k: Array, v: Array, key_range: KeyRange) -> Arra
     """
     if target().platform == "gpu":
         return lockstep_attention(q, k, v, key_range)
-    rows, length, num_keys = *q.shape[:2], k.shape[1]
-    query_block, key_block = min(QUERY_BLOCK, length), min(KEY_BLOCK, num_keys)
-    ranges = end_to_end_ranges(key_range, num_keys, query_block, key_block)
-    q = split_blocks(q, query_block)
-    k, v = (split_blocks(x, key_block) for x in (k, v))
-    out = _attention(q, k, v, *(x.reshape(-1, query_block) for x in ranges))
-    return join_blocks(out, rows, length)
-
-
-def _spans(start: Array, end: Array, k: Array) -> Spans:
-    query_block, key_block = start.shape[1], k.shape[2]
-    return key_spans(KeyRange(start.reshape(-1), end.reshape(-1)), query_block, key_block)
+    return by_blocks(_attention, (q, k, v), key_range, QUERY_BLOCK, KEY_BLOCK)
 
 
 def _block(x: Array, index: Array) -> Array:
@@ -114,16 +97,18 @@ def _forward(
         total = jnp.where(total > 0, total, 1.0)
         return carry, ((out / total[..., None]).astype(q.dtype), peak + jnp.log(total))
 
-    _, (out, lse) = jax.lax.scan(query_step, None, (q, start, end, *_spans(start, end, k)))
+    _, (out, lse) = jax.lax.scan(query_step, None, (q, start, end, *spans_of_blocks(start, end, k)))
     return out, (q, k, v, start, end, out, lse)
 
 
 def _backward(saved: tuple[Array, ...], d_out: Array) -> tuple[Array | None, ...]:
     q, k, v, start, end, out, lse = saved
     scale = q.shape[-1] ** -0.5
-    # d(softmax) needs the inner product of each output with its cotangent.
-    delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1)
+    delta = output_products(out, d_out)
 
+    # A block of queries has its gradient when its loop over keys ends. Blocks of keys are read by
+    # several blocks of queries, one after another, so theirs are carried on, all of them, in
+    # float32: each is rounded once, when all that reads it has been added.
     def query_step(
         carry: tuple[Array, Array], block: tuple[Array, ...]
     ) -> tuple[tuple[Array, Array], Array]:
@@ -133,6 +118,8 @@ def _backward(saved: tuple[Array, ...], d_out: Array) -> tuple[Array | None, ...
             dq_i, dk, dv = state
             k_j, v_j = _block(k, j), _block(v, j)
             scores, mask = _scores(q_i, k_j, start_i, end_i, j)
+            # The saved log-sum-exp gives the forward pass's weights without a running peak.
+            # Where a query reads nothing it is very low and exp overflows: the mask comes after.
             weights = jnp.where(mask, jnp.exp(scores - lse_i[..., None]), 0.0)
             d_weights = _einsum("hqd,hkd->hqk", d_out_i, v_j)
             d_scores = (weights * (d_weights - delta_i[..., None]) * scale).astype(q.dtype)
@@ -146,7 +133,7 @@ def _backward(saved: tuple[Array, ...], d_out: Array) -> tuple[Array | None, ...
         return (dk, dv), dq_i.astype(q.dtype)
 
     zeros = jnp.zeros(k.shape, jnp.float32)
-    blocks = (q, d_out, lse, delta, start, end, *_spans(start, end, k))
+    blocks = (q, d_out, lse, delta, start, end, *spans_of_blocks(start, end, k))
     (dk, dv), dq = jax.lax.scan(query_step, (zeros, zeros), blocks)
     return dq, dk.astype(k.dtype), dv.astype(v.dtype), None, None
 

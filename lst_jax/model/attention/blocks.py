@@ -7,6 +7,7 @@ one span of blocks, and so are the queries that read a block of keys.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -23,12 +24,17 @@ class Spans(NamedTuple):
     last: Array
 
 
-def end_to_end(x: Array, block: int) -> Array:
-    """Pads the rows of (B, L, …) to whole blocks and lays them end to end: (B * L', …)."""
+def end_to_end(x: Array, block: int, width: int | None = None) -> Array:
+    """Pads the rows of (B, L, …) to whole blocks and lays them end to end: (B * L', …).
+
+    Features, the last axis, are padded to `width` if it is given.
+    """
     padding = [(0, 0)] * x.ndim
     padding[1] = (0, -x.shape[1] % block)
+    if width is not None:
+        padding[-1] = (0, width - x.shape[-1])
     padded = jnp.pad(x, padding)
-    return padded.reshape(-1, *x.shape[2:])
+    return padded.reshape(-1, *padded.shape[2:])
 
 
 def split_blocks(x: Array, size: int) -> Array:
@@ -41,6 +47,45 @@ def join_blocks(x: Array, rows: int, length: int) -> Array:
     """Undoes `split_blocks`: (blocks, H, size, D) to (B, L, H, D)."""
     x = jnp.swapaxes(x, 1, 2)
     return rows_again(x.reshape(-1, *x.shape[2:]), rows, length)
+
+
+def by_blocks(
+    attention: Callable[..., Array],
+    arrays: tuple[Array, Array, Array],
+    key_range: KeyRange,
+    query_block: int,
+    key_block: int,
+) -> Array:
+    """Runs an attention over blocks.
+
+    Args:
+      attention: takes queries, keys and values (blocks, H, size, D), and start and end
+        (blocks, size) of the queries, all end to end; gives an array like the queries.
+      arrays: q (B, Q, H, D), k and v (B, K, H, D).
+      key_range: start and end, each (B, Q) int32.
+      query_block, key_block: sizes of the blocks, for arrays that are as long.
+
+    Returns:
+      (B, Q, H, D).
+    """
+    q, k, v = arrays
+    (rows, length), num_keys = q.shape[:2], k.shape[1]
+    query_block, key_block = min(query_block, length), min(key_block, num_keys)
+    ranges = end_to_end_ranges(key_range, num_keys, query_block, key_block)
+    q = split_blocks(q, query_block)
+    k, v = (split_blocks(x, key_block) for x in (k, v))
+    out = attention(q, k, v, *(x.reshape(-1, query_block) for x in ranges))
+    return join_blocks(out, rows, length)
+
+
+def output_products(out: Array, d_out: Array) -> Array:
+    """The inner product of each output (…, D) with its cotangent, (…) float32.
+
+    The derivative of a softmax subtracts from the gradient of each weight the mean of all of them,
+    weighted: Σ_j w_j (d_out · v_j) = d_out · Σ_j w_j v_j = d_out · out. So it is known before the
+    backward pass goes through the keys, block by block.
+    """
+    return jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1)
 
 
 def rows_again(x: Array, rows: int, length: int) -> Array:
@@ -82,6 +127,11 @@ def key_spans(key_range: KeyRange, query_block: int, key_block: int) -> Spans:
     first = jnp.where(used, start, jnp.iinfo(jnp.int32).max).min(-1) // key_block
     last = -(-jnp.where(used, end, 0).max(-1) // key_block)
     return Spans(jnp.minimum(first, last), last)
+
+
+def spans_of_blocks(start: Array, end: Array, k: Array) -> Spans:
+    """`key_spans` of ranges (blocks, q) and keys (blocks, H, k, D), all end to end."""
+    return key_spans(KeyRange(start.reshape(-1), end.reshape(-1)), start.shape[1], k.shape[2])
 
 
 def query_spans(spans: Spans, num_key_blocks: int) -> Spans:

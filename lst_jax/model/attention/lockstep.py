@@ -17,11 +17,10 @@ from jax import Array
 
 from lst_jax.model.attention.blocks import (
     Spans,
-    end_to_end_ranges,
-    join_blocks,
-    key_spans,
+    by_blocks,
+    output_products,
     query_spans,
-    split_blocks,
+    spans_of_blocks,
 )
 from lst_jax.model.key_ranges import KeyRange
 
@@ -46,17 +45,7 @@ def lockstep_attention(q: Array, k: Array, v: Array, key_range: KeyRange) -> Arr
     Returns:
       (B, Q, H, D) in q's dtype; softmax and accumulation in float32.
     """
-    rows, length, num_keys = *q.shape[:2], k.shape[1]
-    query_block, key_block = min(QUERY_BLOCK, length), min(KEY_BLOCK, num_keys)
-    ranges = end_to_end_ranges(key_range, num_keys, query_block, key_block)
-    q = split_blocks(q, query_block)
-    k, v = (split_blocks(x, key_block) for x in (k, v))
-    out = _attention(q, k, v, *(x.reshape(-1, query_block) for x in ranges))
-    return join_blocks(out, rows, length)
-
-
-def _spans(start: Array, end: Array, k: Array) -> Spans:
-    return key_spans(KeyRange(start.reshape(-1), end.reshape(-1)), start.shape[1], k.shape[2])
+    return by_blocks(_attention, (q, k, v), key_range, QUERY_BLOCK, KEY_BLOCK)
 
 
 def _turn(spans: Spans, turn: Array, num_blocks: int) -> tuple[Array, Array]:
@@ -95,7 +84,7 @@ def _forward(
     q: Array, k: Array, v: Array, start: Array, end: Array
 ) -> tuple[Array, tuple[Array, ...]]:
     """Output like q and what the backward pass needs, log-sum-exp (blocks, H, q) included."""
-    spans = _spans(start, end, k)
+    spans = spans_of_blocks(start, end, k)
 
     def step(turn: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         peak, total, out = state
@@ -120,9 +109,8 @@ def _forward(
 
 def _backward(saved: tuple[Array, ...], d_out: Array) -> tuple[Array | None, ...]:
     q, k, v, start, end, out, lse = saved
-    # d(softmax) needs the inner product of each output with its cotangent.
-    delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1)
-    spans = _spans(start, end, k)
+    delta = output_products(out, d_out)
+    spans = spans_of_blocks(start, end, k)
 
     def gradients(
         queries: tuple[Array, ...], keys: tuple[Array, Array], block: Array, due: Array
@@ -142,9 +130,13 @@ def _backward(saved: tuple[Array, ...], d_out: Array) -> tuple[Array | None, ...
         block, due = _turn(spans, turn, len(k))
         k_j = k[block]
         _, d_scores = gradients(everything, (k_j, v[block]), block, due)
+        # As in the forward pass: what is not due may hold anything, gradients are zero there.
         k_j = jnp.where(due[:, None, None, None], k_j, 0)
         return dq + _einsum("nhqk,nhkd->nhqd", d_scores, k_j)
 
+    # First every block of queries walks through its keys, then every block of keys through its
+    # readers: each adds to its own place alone, so nothing is scattered and no two turns collide.
+    # The scores are computed twice for it, which costs a GPU less than the scatters would.
     dq = jax.lax.fori_loop(0, _turns(spans), query_step, jnp.zeros(q.shape, jnp.float32))
 
     readers = query_spans(spans, len(k))

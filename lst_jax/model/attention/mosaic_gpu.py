@@ -38,6 +38,7 @@ from lst_jax.model.attention.blocks import (
     end_to_end,
     end_to_end_ranges,
     key_spans,
+    output_products,
     query_spans,
     rows_again,
 )
@@ -142,8 +143,7 @@ def mosaic_gpu_attention(q: Array, k: Array, v: Array, key_range: KeyRange) -> A
 
     Args:
       q: (B, Q, H, D), bfloat16 or float16.
-      k: (B, K, H, D).
-      v: (B, K, H, D).
+      k, v: (B, K, H, D).
       key_range: start and end, each (B, Q) int32, non-decreasing along Q.
 
     Returns:
@@ -162,9 +162,8 @@ def mosaic_gpu_attention(q: Array, k: Array, v: Array, key_range: KeyRange) -> A
             f"shape of q is {q.shape}, expected what the Mosaic kernels support, not {reason}"
         )
     padded = next(x for x in _WIDTHS if x >= width)
-    padding = ((0, 0), (0, 0), (0, 0), (0, padded - width))
     ranges = end_to_end_ranges(key_range, k.shape[1], _BLOCK, _BLOCK)
-    q, k, v = (end_to_end(jnp.pad(x.astype(q.dtype), padding), _BLOCK) for x in (q, k, v))
+    q, k, v = (end_to_end(x.astype(q.dtype), _BLOCK, padded) for x in (q, k, v))
     out = _attention(q, k, v, *ranges, problem)
     return rows_again(out, rows, length)[..., :width]
 
@@ -190,8 +189,7 @@ def _backward(
     problem: _Problem, saved: tuple[Array, ...], d_out: Array
 ) -> tuple[Array | None, ...]:
     q, k, v, start, end, out, lse = saved
-    # d(softmax) needs the inner product of each output with its cotangent.
-    delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1).T
+    delta = output_products(out, d_out).T
     of_queries, of_keys = [q, d_out, start, end, lse, delta], [k, v]
     size = _BACKWARD_BLOCK
     spans = key_spans(KeyRange(start, end), _BLOCK, size)

@@ -31,6 +31,7 @@ from lst_jax.model.attention.blocks import (
     query_spans,
     rows_again,
 )
+from lst_jax.model.attention.kernels import dot, on_platform
 from lst_jax.model.key_ranges import KeyRange
 
 QUERY_BLOCK = 256
@@ -260,14 +261,7 @@ def _call(
         cost_estimate=_estimate_cost(kernel, problem, queries, keys, [*arrays, *out_shape]),
         name=kernel.__name__.strip("_"),
     )
-    # The interpreter stands in for a TPU wherever else the computation is lowered for.
-    return jax.lax.platform_dependent(
-        visits.outer,
-        visits.inner,
-        *arrays,
-        tpu=call(interpret=False),
-        default=call(interpret=True),
-    )
+    return on_platform("tpu", call, visits.outer, visits.inner, *arrays)
 
 
 def _estimate_cost(
@@ -293,11 +287,6 @@ def _is_last(outer: Any) -> Array:
     """Whether this is the outer block's last visit."""
     step, following = pl.program_id(1), jnp.minimum(pl.program_id(1) + 1, outer.shape[0] - 1)
     return (step == pl.num_programs(1) - 1) | (outer[following] != outer[step])
-
-
-def _dot(a: Array, b: Array, contract: tuple[int, int]) -> Array:
-    dimensions = (((contract[0],), (contract[1],)), ((), ()))
-    return jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
 
 
 def _tile(head: int, shape: _Shape) -> slice:
@@ -362,14 +351,14 @@ def _forward_kernel(
         mask = _mask(partner, start, end, shape)
         for head in range(shape.heads):
             row, rows = slice(head, head + 1), _rows_of(head, shape)
-            scores = _dot(k[:, _tile(head, shape)], _only(q, head, shape), (1, 1)) * scale
+            scores = dot(k[:, _tile(head, shape)], _only(q, head, shape), (1, 1)) * scale
             scores = jnp.where(mask, scores, 2 * _LOWEST)
             peak = jnp.maximum(peak_ref[row, :], jnp.max(scores, axis=0, keepdims=True))
             weights = jnp.exp(scores - peak)
             shrink = jnp.exp(peak_ref[row, :] - peak)
             peak_ref[row, :] = peak
             total_ref[row, :] = total_ref[row, :] * shrink + jnp.sum(weights, axis=0, keepdims=True)
-            update = _dot(values[rows], weights.astype(v.dtype), (1, 0))
+            update = dot(values[rows], weights.astype(v.dtype), (1, 0))
             sum_ref[rows, :] = sum_ref[rows, :] * shrink + update
 
     @pl.when(_is_last(outer))
@@ -394,9 +383,9 @@ def _weights_and_gradient(
     """Softmax weights (keys, queries) of a pair of blocks, and the gradient of their scores."""
     q, d_out, k, v = arrays
     row, tile = slice(head, head + 1), _tile(head, shape)
-    scores = _dot(k[:, tile], _only(q, head, shape), (1, 1)) * scale
+    scores = dot(k[:, tile], _only(q, head, shape), (1, 1)) * scale
     weights = jnp.where(mask, jnp.exp(scores - lse[row, :]), 0.0)
-    d_weights = _dot(v[:, tile], _only(d_out, head, shape), (1, 1))
+    d_weights = dot(v[:, tile], _only(d_out, head, shape), (1, 1))
     return weights, weights * (d_weights - delta[row, :]) * scale
 
 
@@ -440,7 +429,7 @@ def _dq_kernel(
         for head in range(shape.heads):
             _, d_scores = _weights_and_gradient(head, mask, arrays, lse, delta, shape, scale)
             rows = _rows_of(head, shape)
-            sum_ref[rows, :] += _dot(keys[rows], d_scores.astype(keys.dtype), (1, 0))
+            sum_ref[rows, :] += dot(keys[rows], d_scores.astype(keys.dtype), (1, 0))
 
     @pl.when(_is_last(outer))
     def _() -> None:
@@ -481,8 +470,8 @@ def _dkv_kernel(
         for head in range(shape.heads):
             weights, d_scores = _weights_and_gradient(head, mask, arrays, lse, delta, shape, scale)
             tile = _tile(head, shape)
-            dk_sum[:, tile] += _dot(d_scores.astype(q.dtype), _only(q, head, shape), (1, 0))
-            dv_sum[:, tile] += _dot(weights.astype(q.dtype), _only(d_out, head, shape), (1, 0))
+            dk_sum[:, tile] += dot(d_scores.astype(q.dtype), _only(q, head, shape), (1, 0))
+            dv_sum[:, tile] += dot(weights.astype(q.dtype), _only(d_out, head, shape), (1, 0))
 
     @pl.when(_is_last(outer))
     def _() -> None:

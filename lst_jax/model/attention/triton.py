@@ -25,9 +25,11 @@ from lst_jax.model.attention.blocks import (
     end_to_end,
     end_to_end_ranges,
     key_spans,
+    output_products,
     query_spans,
     rows_again,
 )
+from lst_jax.model.attention.kernels import dot, on_platform
 from lst_jax.model.key_ranges import KeyRange
 
 QUERY_BLOCK = 64
@@ -95,9 +97,8 @@ def triton_attention(q: Array, k: Array, v: Array, key_range: KeyRange) -> Array
     split = 1 if padded * q.dtype.itemsize <= _HEAD_BYTES else 2
     problem = _Problem(width**-0.5, QUERY_BLOCK // split, KEY_BLOCK // split)
     ranges = end_to_end_ranges(key_range, k.shape[1], problem.queries, problem.keys)
-    padding = ((0, 0), (0, 0), (0, 0), (0, padded - width))
     q, k, v = (
-        end_to_end(jnp.pad(x, padding), block)
+        end_to_end(x, block, padded)
         for x, block in ((q, problem.queries), (k, problem.keys), (v, problem.keys))
     )
     out = _attention(q, k, v, *ranges, problem)
@@ -133,8 +134,7 @@ def _backward(
 ) -> tuple[Array | None, ...]:
     q, k, v, start, end, out, lse = saved
     like = jax.ShapeDtypeStruct
-    # d(softmax) needs the inner product of each output with its cotangent.
-    delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1).T
+    delta = output_products(out, d_out).T
     spans = key_spans(KeyRange(start, end), problem.queries, problem.keys)
     inputs = [("queries", q), ("queries", d_out), ("all", k), ("all", v)]
     inputs += [("range", start), ("range", end), ("statistics", lse), ("statistics", delta)]
@@ -197,18 +197,7 @@ def _call(
         compiler_params=pltriton.CompilerParams(num_warps=4 if width <= 64 else 8, num_stages=2),
         name=f"triton{kernel.__name__}",
     )
-    # The interpreter stands in for a GPU wherever else the computation is lowered for.
-    return jax.lax.platform_dependent(
-        *spans,
-        *(x for _, x in inputs),
-        cuda=call(interpret=False),
-        default=call(interpret=True),
-    )
-
-
-def _dot(a: Array, b: Array, contract: tuple[int, int]) -> Array:
-    dimensions = (((contract[0],), (contract[1],)), ((), ()))
-    return jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
+    return on_platform("cuda", call, *spans, *(x for _, x in inputs))
 
 
 def _scores(
@@ -217,7 +206,7 @@ def _scores(
     """Scaled scores (queries, keys) of a pair of blocks, and which of them are read."""
     keys = block * problem.keys + jnp.arange(problem.keys, dtype=jnp.int32)
     mask = (start[:, None] <= keys[None]) & (keys[None] < end[:, None])
-    return _dot(q, k, (1, 1)) * problem.scale, mask
+    return dot(q, k, (1, 1)) * problem.scale, mask
 
 
 def _forward_kernel(
@@ -244,7 +233,7 @@ def _forward_kernel(
         new_peak = jnp.maximum(peak, jnp.max(scores, axis=1))
         weights = jnp.exp(scores - new_peak[:, None])
         shrink = jnp.exp(peak - new_peak)
-        update = _dot(weights.astype(v.dtype), v, (1, 0))
+        update = dot(weights.astype(v.dtype), v, (1, 0))
         return new_peak, total * shrink + jnp.sum(weights, axis=1), out * shrink[:, None] + update
 
     lowest = jnp.full((problem.queries,), _LOWEST, jnp.float32)
@@ -266,7 +255,7 @@ def _weights_and_gradient(
     (q, d_out, k, v), (lse, delta) = arrays, statistics
     scores, mask = _scores(q, k, *ranges, block, problem)
     weights = jnp.where(mask, jnp.exp(scores - lse[:, None]), 0.0)
-    d_weights = _dot(d_out, v, (1, 1))
+    d_weights = dot(d_out, v, (1, 1))
     return weights, weights * (d_weights - delta[:, None]) * problem.scale
 
 
@@ -292,7 +281,7 @@ def _dq_kernel(
         rows = pl.ds(block * problem.keys, problem.keys)
         arrays = q, d_out, k_ref[rows, :], v_ref[rows, :]
         _, d_scores = _weights_and_gradient(arrays, ranges, statistics, block, problem)
-        return dq + _dot(d_scores.astype(q.dtype), arrays[2], (1, 0))
+        return dq + dot(d_scores.astype(q.dtype), arrays[2], (1, 0))
 
     zeros = jnp.zeros(q.shape, jnp.float32)
     dq_ref[...] = jax.lax.fori_loop(first[0], last[0], step, zeros).astype(dq_ref.dtype)
@@ -323,8 +312,8 @@ def _dkv_kernel(
         arrays = q, d_out, k, v
         weights, d_scores = _weights_and_gradient(arrays, ranges, statistics, block, problem)
         dk, dv = state
-        dk = dk + _dot(d_scores.astype(q.dtype), q, (0, 0))
-        return dk, dv + _dot(weights.astype(q.dtype), d_out, (0, 0))
+        dk = dk + dot(d_scores.astype(q.dtype), q, (0, 0))
+        return dk, dv + dot(weights.astype(q.dtype), d_out, (0, 0))
 
     zeros = jnp.zeros(k.shape, jnp.float32)
     dk, dv = jax.lax.fori_loop(first[0], last[0], step, (zeros, zeros))

@@ -7,12 +7,10 @@ from hypothesis import strategies as st
 from lst_jax.evaluation.choices import (
     ChoiceScores,
     credit,
-    format_interval,
-    format_percent,
-    format_rows,
     measure_accuracy,
 )
 from lst_jax.evaluation.statistics import wilson_interval
+from lst_jax.evaluation.tables import format_interval, format_percent, format_rate, format_rows
 
 
 def test_credit_of_ties_is_shared():
@@ -45,3 +43,4 @@ def test_names_stand_to_the_left_and_numbers_to_the_right():
     assert format_rows([("set", "n"), ("a", "1000")], num_names=1) == "set     n\na    1000"
     assert format_percent(0.4567) == "45.7"
     assert format_interval((0.4, 1.0)) == "40.0 … 100.0"
+    assert format_rate(0.4567, (0.4, 1.0)) == "45.7 (40.0 … 100.0)"
