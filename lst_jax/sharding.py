@@ -127,6 +127,13 @@ def mesh_context(mesh: jax.sharding.Mesh, rules: LogicalRules = DEFAULT_RULES) -
         yield
 
 
+@contextlib.contextmanager
+def no_mesh() -> Iterator[None]:
+    """Makes no mesh ambient: shapes are those of whole arrays inside."""
+    with jax.set_mesh(None), nn.logical_axis_rules(()):
+        yield
+
+
 def mesh_axes(rules: LogicalRules, *names: str | None) -> tuple[Axes, ...]:
     """Returns the mesh axes that each axis of one array is split over.
 

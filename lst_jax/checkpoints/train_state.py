@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -22,6 +21,7 @@ from lst_jax.sharding import (
     batch_mesh_size,
     check_heads,
     mesh_context,
+    no_mesh,
     replicated,
     tree_shardings,
 )
@@ -62,19 +62,28 @@ def state_shardings(
       `(shapes, shardings)`: trees of `jax.ShapeDtypeStruct` (each with its sharding) and of
       `NamedSharding`.
     """
-    with _no_mesh():
-        params = abstract_params(config)
-        step = jax.ShapeDtypeStruct((), jnp.int32)
+    return _state_shardings(config, optimizer, mesh, tuple(rules))
+
+
+@functools.lru_cache(maxsize=8)
+def _state_shardings(
+    config: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    mesh: jax.sharding.Mesh,
+    rules: LogicalRules,
+) -> tuple[TrainState, TrainState]:
+    params = abstract_params(config)
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    with no_mesh():
         boxed = TrainState(step, params, jax.eval_shape(optimizer.init, params))
-        return _with_shardings(boxed, mesh, rules)
+    return _with_shardings(boxed, mesh, rules)
 
 
 def param_shapes(
     config: ModelConfig, mesh: jax.sharding.Mesh, rules: LogicalRules = DEFAULT_RULES
 ) -> Any:
     """The parameter tree as `jax.ShapeDtypeStruct`s with their shardings on `mesh`."""
-    with _no_mesh():
-        return _with_shardings(abstract_params(config), mesh, rules)[0]
+    return _with_shardings(abstract_params(config), mesh, rules)[0]
 
 
 def init_state(
@@ -135,13 +144,6 @@ def state_from_params(
             out_shardings=shardings,
             donate_argnums=0,
         )(params)
-
-
-@contextlib.contextmanager
-def _no_mesh() -> Iterator[None]:
-    """Shapes are those of the whole arrays, also where a mesh is ambient."""
-    with jax.set_mesh(None), nn.logical_axis_rules(()):
-        yield
 
 
 def _with_shardings(boxed: Any, mesh: jax.sharding.Mesh, rules: LogicalRules) -> tuple[Any, Any]:

@@ -6,6 +6,7 @@ made from those a chunk at a time (`losses.token_nll`), never for a whole batch.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,7 @@ from lst_jax.model.layers import Embedding, RMSNorm, TransformerLayers, padded_v
 from lst_jax.model.patch_decoder import PatchDecoder
 from lst_jax.model.patch_encoder import PatchEncoder
 from lst_jax.settings import quote
+from lst_jax.sharding import no_mesh
 
 
 class LatentSpeechTextTransformer(nn.Module):
@@ -146,11 +148,13 @@ def logits(hidden: Array, kernel: Array, vocab_size: int) -> Array:
     return product[..., :vocab_size]
 
 
+@functools.lru_cache(maxsize=32)  # the trace of a model takes seconds, and many ask for it
 def abstract_params(config: ModelConfig) -> Any:
     """Shapes and dtypes of the parameters, boxed with their logical axes; nothing is computed."""
     model = build_model(config)
     key = jax.ShapeDtypeStruct((2,), jnp.uint32)
-    return jax.eval_shape(model.init, key, padding_rows(4, 4, rows=(1,)))["params"]
+    with no_mesh():
+        return jax.eval_shape(model.init, key, padding_rows(4, 4, rows=(1,)))["params"]
 
 
 def count_parameters(config: ModelConfig) -> int:

@@ -6,6 +6,7 @@ from them in the last bits of float32, and runs begun before would no longer be 
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Annotated, Any, Literal
 
@@ -134,6 +135,7 @@ def _cosine(peak: float, final: float, steps: int) -> optax.Schedule:
     return schedule
 
 
+@functools.lru_cache(maxsize=8)  # what depends on one, such as its state's shapes, is cached, too
 def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
     """Returns clipping by global norm, Adam, decay of the matrices, learning rate."""
     return optax.chain(
