@@ -70,11 +70,6 @@ class PatchingConfig:
             f"at most curriculum_end = {self.curriculum_end}",
         )
 
-    @property
-    def may_align(self) -> bool:
-        """Whether any example at any step is aligned."""
-        return self.strategy in ("aligned", "mixed", "curriculum")
-
 
 def aligned_probability(config: PatchingConfig, step: int) -> float:
     """P(u): the probability that an example of step u is aligned; never grows with u.
