@@ -20,6 +20,7 @@ import jax
 
 from lst_jax.checkpoints.layout import CHECKPOINTS, DESCRIPTION
 from lst_jax.config import LSTConfig, TokenTransformerConfig
+from lst_jax.differences import differences
 from lst_jax.patching import PatchingConfig, Visibility
 from lst_jax.settings import (
     Name,
@@ -41,7 +42,7 @@ FORMAT_VERSION = 2
 # What version 1 kept among the data.
 _ELSEWHERE = ("step", "published_params")
 # Settings of how a model is computed, which a run may change on the way.
-_EXECUTION_FIELDS = ("dtype", "remat", "attention")
+_EXECUTION_FIELDS = ("model.dtype", "model.remat", "model.attention")
 
 
 _MODEL_KINDS = {kind.__name__: kind for kind in (LSTConfig, TokenTransformerConfig)}
@@ -291,21 +292,11 @@ def description_difference(there: ModelDescription, here: ModelDescription) -> s
     names = ["model", "vocabulary", "tokenizer_fingerprint", "units", "global_transformer"]
     if None not in (there.encoder_fingerprint, here.encoder_fingerprint):
         names.append("encoder_fingerprint")
+    if type(there.model) is not type(here.model):
+        old, new = (type(description.model).__name__ for description in (there, here))
+        return f"model is {old} there and {new} here"
     for name in names:
-        difference = _first_difference(getattr(there, name), getattr(here, name), name)
-        if difference:
-            return difference
-    return None
-
-
-def _first_difference(there: Any, here: Any, name: str) -> str | None:
-    """Says in what two values differ, None where they are the same."""
-    if type(there) is not type(here):
-        return f"{name} is {type(there).__name__} there and {type(here).__name__} here"
-    if not dataclasses.is_dataclass(there):
-        return None if there == here else f"{name} is {there!r} there and {here!r} here"
-    for field in dataclasses.fields(there):
-        old, new = getattr(there, field.name), getattr(here, field.name)
-        if old != new and field.name not in _EXECUTION_FIELDS:
-            return f"{field.name} is {old!r} there and {new!r} here"
+        for place, old, new in differences(getattr(there, name), getattr(here, name), name):
+            if place not in _EXECUTION_FIELDS:
+                return f"{place} is {quote(old)} there and {quote(new)} here"
     return None
