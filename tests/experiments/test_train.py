@@ -184,7 +184,7 @@ def mistakes(corpus, uninterrupted):
         "no records": ([*FILES, *records, "--workdir=unused"], "tests"),
         "other model": (
             training_flags(corpus, uninterrupted, DIM_LOCAL=24),
-            f"workdir {uninterrupted} holds a run of another model: model.dim_local is 16 there and 24",
+            f"{uninterrupted} holds a run of another model: model.dim_local is 16 there and 24",
         ),
         "longer": (  # its curriculum would end later, and NUM_STEPS says so of both
             training_flags(corpus, uninterrupted, NUM_STEPS=NUM_STEPS + 6),
