@@ -1,22 +1,23 @@
 """A batch: what the data pipelines make and the models are trained on.
 
-Its arrays are made on the host, in static shapes, and go to the devices as they are.
+Its arrays are made on the host, in static shapes, and go to the devices as they are. This module
+loads no JAX, as data workers need none; `sharding` makes batches JAX trees.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import jax
 import numpy as np
-from jax import Array
+
+if TYPE_CHECKING:
+    from jax import Array
 
 Rows = TypeVar("Rows", "Batch", "SharedBatch")
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Batch:
     """B rows, each of documents side by side; a JAX tree of its arrays.
@@ -47,7 +48,6 @@ class Batch:
     num_patches: int = dataclasses.field(metadata={"static": True})
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class SharedBatch:
     """B rows of documents that share the items of their beginnings (`inference.shared_prefix`).
@@ -95,21 +95,27 @@ def padding_rows(num_patches: int, num_tokens: int, rows: tuple[int, ...] = ()) 
     )
 
 
-def abstract_batch(
-    num_patches: int, num_tokens: int, rows: int, sharding: jax.sharding.Sharding | None = None
-) -> Batch:
-    """Returns the shapes of a batch, `jax.ShapeDtypeStruct`s, with their sharding."""
-    row = padding_rows(num_patches, num_tokens)
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype, sharding=sharding), row
-    )
+def batch_arrays(batch: Batch) -> dict[str, Any]:
+    """Returns the arrays by their names, without `num_patches`."""
+    return {name: value for name, value in vars(batch).items() if name != "num_patches"}
 
 
 def stack_rows(rows: Sequence[Rows]) -> Rows:
     """Returns the batch of single rows, all of one shape."""
-    return jax.tree.map(lambda *arrays: np.stack(arrays), *rows)
+    return _merge(np.stack, rows)
 
 
-def join_batches(batches: Sequence[Batch]) -> Batch:
+def join_batches(batches: Sequence[Rows]) -> Rows:
     """Returns the rows of several batches as one, in arrays that share no memory with theirs."""
-    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *batches)
+    return _merge(np.concatenate, batches)
+
+
+def _merge(function: Callable[[list[Any]], Any], batches: Sequence[Rows]) -> Rows:
+    def merged(name: str, first: Any) -> Any:
+        if name == "num_patches":
+            return first
+        values = [getattr(batch, name) for batch in batches]
+        return _merge(function, values) if isinstance(first, Batch) else function(values)
+
+    fields = {name: merged(name, first) for name, first in vars(batches[0]).items()}
+    return dataclasses.replace(batches[0], **fields)

@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
+from lst_jax.batch import Batch, padding_rows
 from lst_jax.settings import (
     Fraction,
     NaturalInt,
@@ -28,9 +29,6 @@ from lst_jax.settings import (
     validate_value,
 )
 from lst_jax.vocabulary import Vocabulary
-
-if TYPE_CHECKING:
-    from lst_jax.batch import Batch
 
 Strategy = Literal["none", "static", "aligned", "mixed", "curriculum"]
 Silence = Literal["separate", "merged"]
@@ -338,8 +336,6 @@ def fill_row(
     Raises:
       ValueError: the documents do not fit.
     """
-    from lst_jax.batch import padding_rows  # loads JAX, which nothing else here needs
-
     validate_value(Visibility, visibility, "visibility")
     row = padding_rows(num_patches, num_tokens)
     if not documents:

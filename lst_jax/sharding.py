@@ -27,8 +27,12 @@ from flax import linen as nn
 from jax.experimental import mesh_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
+from lst_jax.batch import Batch, SharedBatch, padding_rows
 from lst_jax.config import LSTConfig, ModelConfig
 from lst_jax.settings import Bounds, configuration, require
+
+for _rows in (Batch, SharedBatch):
+    jax.tree_util.register_dataclass(_rows)
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
@@ -280,6 +284,16 @@ def shard_batch(batch: Any, mesh: jax.sharding.Mesh, rules: LogicalRules = DEFAU
             sharding, np.asarray(array), (num_rows, *array.shape[1:])
         ),
         batch,
+    )
+
+
+def abstract_batch(
+    num_patches: int, num_tokens: int, rows: int, sharding: jax.sharding.Sharding | None = None
+) -> Batch:
+    """Returns the shapes of a batch, `jax.ShapeDtypeStruct`s, with their sharding."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype, sharding=sharding),
+        padding_rows(num_patches, num_tokens),
     )
 
 

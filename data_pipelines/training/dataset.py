@@ -32,7 +32,7 @@ from data_pipelines.training.mixture import (
     stream_keys,
 )
 from data_pipelines.training.packing import OpenRows, PackingConfig, RowPacker, RowSize
-from lst_jax.batch import Batch, join_batches, padding_rows, stack_rows
+from lst_jax.batch import Batch, batch_arrays, join_batches, padding_rows, stack_rows
 from lst_jax.patching import PatchingConfig, Visibility
 from lst_jax.settings import (
     BatchRows,
@@ -371,7 +371,10 @@ class _TrainingIterator(grain.DatasetIterator[Batch]):
         self._step += 1
         config = self._make_packer.config
         empty = padding_rows(config.patches_per_row, config.tokens_per_row, (size,))
-        batches = [empty if part is None else part["batch"] for part in parts]
+        batches = [
+            empty if part is None else dataclasses.replace(empty, **part["arrays"])
+            for part in parts
+        ]
         # Copies, also of a single part: what a worker sends is shared memory that it owns.
         return join_batches(batches)
 
@@ -484,7 +487,7 @@ _Part = dict[str, Any]
 
 
 class _BlockDataset(grain.IterDataset[_Part]):
-    """Parts of batches: `batch`, a row of each of some streams, and these streams' `states`."""
+    """Parts of batches: `arrays`, a row of each of some streams, and these streams' `states`."""
 
     def __init__(
         self, make_packer: _PackerFactory, streams: range, states: Sequence[str] | None
@@ -513,7 +516,10 @@ class _BlockIterator(grain.DatasetIterator[_Part]):
             raise StopIteration
         empty = padding_rows(self._config.num_patches, self._config.num_tokens)
         batch = stack_rows([row or empty for row in rows])
-        return {"batch": batch, "states": [packer.get_state() for packer in self._packers]}
+        return {
+            "arrays": batch_arrays(batch),
+            "states": [packer.get_state() for packer in self._packers],
+        }
 
     def get_state(self) -> dict[str, Any]:
         """Nothing: `states` travels with the elements, and `_TrainingIterator` restores."""

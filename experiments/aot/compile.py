@@ -21,12 +21,12 @@ from experiments.aot.attention_estimates import AttentionEstimates, typical_batc
 from experiments.aot.hlo_costs import HloCosts, hlo_costs
 from experiments.aot.topologies import tpu_devices
 from experiments.common.step_config import StepConfig
-from lst_jax.batch import abstract_batch
 from lst_jax.checkpoints.train_state import state_shardings
 from lst_jax.hardware import Chip, tpu_chip
 from lst_jax.model.flops import training_flops
 from lst_jax.sharding import (
     MeshConfig,
+    abstract_batch,
     batch_mesh_size,
     batch_sharding,
     check_heads,

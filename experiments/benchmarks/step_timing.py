@@ -23,11 +23,12 @@ import numpy as np
 from experiments.aot.attention_estimates import typical_batch
 from experiments.benchmarks.step_parts import Part, backpropagate, make_update
 from experiments.common.step_config import StepConfig
-from lst_jax.batch import Batch, abstract_batch
+from lst_jax.batch import Batch
 from lst_jax.checkpoints.train_state import TrainState, init_state, state_shardings
 from lst_jax.hardware import PeakRate
 from lst_jax.model.flops import BACKWARD_FACTOR, forward_flops
 from lst_jax.sharding import (
+    abstract_batch,
     batch_mesh_size,
     batch_sharding,
     check_rows,

@@ -42,6 +42,13 @@ def aligned_lengths(rng: np.random.Generator, tokens: np.ndarray, aligned: bool)
     return np.diff(np.flatnonzero(begins), append=len(tokens)).astype(np.int32)
 
 
+def assert_same(left: Batch, right: Batch) -> None:
+    """Holds that two batches, or rows, are the same in all their arrays."""
+    assert left.num_patches == right.num_patches
+    for name, array in batch.batch_arrays(right).items():
+        np.testing.assert_array_equal(getattr(left, name), array, err_msg=name)
+
+
 def stack_rows(rows: list[list[Document]], num_patches: int, num_tokens: int, **kwargs) -> Batch:
     """A batch of rows of documents."""
     return batch.stack_rows([fill_row(row, num_patches, num_tokens, **kwargs) for row in rows])

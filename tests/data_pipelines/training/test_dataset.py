@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import json
 
-import jax
 import numpy as np
 import pytest
 from absl import flags
@@ -18,9 +17,10 @@ from data_pipelines.training.dataset import (
 )
 from data_pipelines.training.held_out import held_out_mask
 from data_pipelines.training.mixture import DocumentKey, DocumentRandom
-from lst_jax.batch import join_batches
+from lst_jax.batch import batch_arrays, join_batches
 from lst_jax.patching import PatchingConfig, aligned_probability
 from tests.data_pipelines.small_corpus import make_tokenizer
+from tests.lst_jax.batches import assert_same as assert_same_batch
 
 TOKENIZER = make_tokenizer()
 VOCABULARY = TOKENIZER.vocabulary(502)
@@ -81,7 +81,7 @@ def take(dataset, count):
 def assert_same(got, expected):
     assert len(got) == len(expected)
     for left, right in zip(got, expected, strict=True):
-        jax.tree.map(np.testing.assert_array_equal, left, right)
+        assert_same_batch(left, right)
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_worker_processes_change_nothing_nor_does_restoring_between_them(config,
     got += [next(iterator) for _ in range(8)]
     iterator.close()
     assert_same(got, batches)
-    assert all(type(array) is np.ndarray for array in jax.tree.leaves(got[0]))
+    assert all(type(array) is np.ndarray for array in batch_arrays(got[0]).values())
     alone = iter(make_training_dataset(config, VOCABULARY, prefetch=0))
     alone.set_state(state)
     assert_same(list(itertools.islice(alone, 8)), batches[6:])

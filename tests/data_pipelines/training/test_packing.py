@@ -3,7 +3,6 @@
 import itertools
 import json
 
-import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 from data_pipelines.training.packing import Draft, PackingConfig, RowPacker
 from lst_jax.patching import PatchingConfig, aligned_probability
 from lst_jax.vocabulary import Vocabulary
+from tests.lst_jax.batches import assert_same
 
 VOCABULARY = Vocabulary(text_size=20_000, unit_count=50)
 
@@ -95,7 +95,7 @@ def test_a_restored_packer_goes_on_bitwise_the_same(contents, step):
     rest = list(second)
     assert len(rest) == len(rows) - done
     for got, expected in zip(rest, rows[done:], strict=True):
-        jax.tree.map(np.testing.assert_array_equal, got, expected)
+        assert_same(got, expected)
 
 
 @settings(max_examples=60, deadline=None)

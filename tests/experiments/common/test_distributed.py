@@ -7,8 +7,6 @@ import socket
 import subprocess
 
 import gin
-import jax
-import numpy as np
 import pytest
 
 from data_pipelines.training.dataset import make_training_dataset, merge_states
@@ -24,6 +22,7 @@ from tests.experiments.train_commands import (
     untimed_records,
     write_corpus,
 )
+from tests.lst_jax.batches import assert_same
 
 pytestmark = pytest.mark.multiprocess
 
@@ -154,7 +153,7 @@ def test_no_example_is_repeated_or_skipped_by_a_change_of_hosts(corpus, two_proc
     for _ in range(NUM_STEPS - SAVED_STEP):
         expected = next(never_stopped)
         shares = [next(iterator) for iterator in continued]
-        jax.tree.map(np.testing.assert_array_equal, join_batches(shares), expected)
+        assert_same(join_batches(shares), expected)
 
 
 MISTAKES = {

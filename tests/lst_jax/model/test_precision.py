@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lst_jax.batch import abstract_batch
 from lst_jax.config import LSTConfig, baseline_of
 from lst_jax.model.layers import RMSNorm, rotary
 from lst_jax.model.losses import token_nll
 from lst_jax.model.models import abstract_params, build_model, logits, output_kernel
 from lst_jax.model.pooling import pool_patches
+from lst_jax.sharding import abstract_batch
 from tests.lst_jax.jaxprs import trace
 from tests.lst_jax.model.test_attention import CASES, small_blocks, value_and_gradients
 
