@@ -13,27 +13,20 @@ from lst_jax.training.step import TrainingConfig
 from tests.lst_jax.training.training_runs import DESCRIPTION, batches
 
 
-def test_a_run_traces_the_shapes_of_its_state_once(monkeypatch):
-    traced = []
-
-    def eval_shape(function, *arguments):
-        traced.append(function)
-        return shapes_of(function, *arguments)
-
-    shapes_of = jax.eval_shape
-    monkeypatch.setattr(jax, "eval_shape", eval_shape)
-    models.abstract_params.cache_clear()
-    train_state._state_shardings.cache_clear()
+def test_a_run_traces_the_shapes_of_its_state_once():
+    caches = models.abstract_params, train_state._state_shardings
+    for cache in caches:
+        cache.cache_clear()
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     optimizer = OptimizerConfig(warmup_steps=1, beta1=0.875)
     trainable = make_lst_trainable(DESCRIPTION, optimizer, TrainingConfig(num_steps=3), mesh)
     state = trainable.start(batches(1)).state
-    # Of the model and of its optimizer, for the loop, the step, the loss and the first state.
-    assert len(traced) == 2
+    # For the loop, the step, the loss and the first state.
+    assert [cache.cache_info().misses for cache in caches] == [1, 1]
     for array, shape in zip(*map(jax.tree.leaves, (state, trainable.shapes)), strict=True):
         assert (array.shape, array.dtype) == (shape.shape, shape.dtype)
         assert array.sharding.is_equivalent_to(shape.sharding, array.ndim)
     other = dataclasses.replace(DESCRIPTION.model, dim_global=64)
     description = dataclasses.replace(DESCRIPTION, model=other)
     make_lst_trainable(description, optimizer, TrainingConfig(num_steps=3), mesh)
-    assert len(traced) == 4
+    assert [cache.cache_info().misses for cache in caches] == [2, 2]
