@@ -15,8 +15,7 @@ from absl import flags
 from experiments.common import cli
 from experiments.common.likelihood_evaluation import (
     define_flags,
-    load_model,
-    read_unit_count,
+    open_model,
     report,
     scoring_options,
     start,
@@ -41,8 +40,9 @@ def main(argv: list[str]) -> None:
     # What the user gave is checked first: a mistake shows before the parameters are read.
     for direction in _DIRECTIONS.value:
         parse_direction(direction)
-    examples = read_story_examples(flags.FLAGS.data, read_unit_count())
-    trained = load_model()
+    saved = open_model()
+    examples = read_story_examples(flags.FLAGS.data, saved.description.vocabulary.unit_count)
+    trained = saved.load()
     results = evaluate_story_completion(
         trained,
         examples,

@@ -15,8 +15,7 @@ from absl import flags
 from experiments.common import cli
 from experiments.common.likelihood_evaluation import (
     define_flags,
-    load_model,
-    read_unit_count,
+    open_model,
     report,
     scoring_options,
     start,
@@ -30,8 +29,9 @@ define_flags()
 def main(argv: list[str]) -> None:
     """Evaluates as the flags say."""
     start(argv)
-    pairs = read_speech_pairs(flags.FLAGS.data, read_unit_count())
-    trained = load_model()
+    saved = open_model()
+    pairs = read_speech_pairs(flags.FLAGS.data, saved.description.vocabulary.unit_count)
+    trained = saved.load()
     results = evaluate_minimal_pairs(trained, pairs, **scoring_options(trained))
     report(trained, results, format_table(results))
 

@@ -9,11 +9,9 @@ from absl import flags
 
 from experiments.common import cli, distributed
 from experiments.common.outputs import make_progress_printer, write_json
-from lst_jax.checkpoints.description import read_description
-from lst_jax.checkpoints.layout import find_checkpoint
 from lst_jax.evaluation.choices import ChoiceResults
 from lst_jax.inference.scoring import ScoringShape
-from lst_jax.inference.trained_model import TrainedModel, load_trained_model
+from lst_jax.inference.trained_model import SavedModel, TrainedModel, open_trained_model
 from lst_jax.sharding import batch_mesh_size
 
 flags.disclaim_key_flags()  # they are those of the binary that asks for them
@@ -55,15 +53,9 @@ def start(argv: list[str]) -> None:
     distributed.join_processes()
 
 
-def read_unit_count() -> int:
-    """Speech units of the model, from its description: to check the data with, before the
-    parameters are read."""
-    return read_description(find_checkpoint(flags.FLAGS.checkpoint)).vocabulary.unit_count
-
-
-def load_model() -> TrainedModel:
-    """The model that the flags name."""
-    return load_trained_model(flags.FLAGS.checkpoint, flags.FLAGS.tokenizer)
+def open_model() -> SavedModel:
+    """The model that the flags name: the data are checked with its units before it is loaded."""
+    return open_trained_model(flags.FLAGS.checkpoint, flags.FLAGS.tokenizer)
 
 
 def scoring_options(trained: TrainedModel) -> dict[str, Any]:

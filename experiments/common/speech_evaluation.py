@@ -10,12 +10,11 @@ from absl import flags
 
 from experiments.common import distributed
 from experiments.common.outputs import write_json
-from lst_jax.checkpoints.description import read_description
-from lst_jax.checkpoints.layout import find_checkpoint
 from lst_jax.evaluation.answer_rates import HEADER, TaskResult, table_row
 from lst_jax.evaluation.spoken_texts import SpokenText, read_spoken_texts
 from lst_jax.evaluation.tables import format_rows
-from lst_jax.inference.trained_model import TrainedModel, load_trained_model
+from lst_jax.inference.trained_model import TrainedModel, open_trained_model
+from lst_jax.sharding import make_mesh
 
 flags.disclaim_key_flags()  # they are those of the binary that asks for them
 
@@ -46,9 +45,10 @@ class SpeechEvaluation:
     def __init__(self) -> None:
         """Joins the other processes and reads the data, as the flags say."""
         distributed.join_processes()
-        self._paths = flags.FLAGS.checkpoint
-        descriptions = [read_description(find_checkpoint(path)) for path in self._paths]
-        unit_count = min(description.vocabulary.unit_count for description in descriptions)
+        self._saved = [
+            open_trained_model(path, flags.FLAGS.tokenizer) for path in flags.FLAGS.checkpoint
+        ]
+        unit_count = min(saved.description.vocabulary.unit_count for saved in self._saved)
         self.spoken: tuple[SpokenText, ...] = read_spoken_texts(flags.FLAGS.data, unit_count)
         self.spoken = self.spoken[: flags.FLAGS.limit]
         self._rows = [list(HEADER)]
@@ -56,8 +56,9 @@ class SpeechEvaluation:
 
     def models(self) -> Iterator[TrainedModel]:
         """The models, each loaded when it is needed."""
-        for path in self._paths:
-            yield load_trained_model(path, flags.FLAGS.tokenizer)
+        mesh = make_mesh()
+        for saved in self._saved:
+            yield saved.load(mesh)
 
     def add(self, trained: TrainedModel, result: TaskResult) -> None:
         """Takes the result of a model."""

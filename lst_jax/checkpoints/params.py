@@ -25,7 +25,10 @@ _CHUNK_BYTES = 2**26  # of a stored chunk of parameters, at most
 
 
 def restore_params(
-    path: str | pathlib.Path, mesh: jax.sharding.Mesh, rules: LogicalRules = DEFAULT_RULES
+    path: str | pathlib.Path,
+    mesh: jax.sharding.Mesh,
+    rules: LogicalRules = DEFAULT_RULES,
+    description: ModelDescription | None = None,
 ) -> Any:
     """The parameters of a run, on any mesh.
 
@@ -33,6 +36,7 @@ def restore_params(
       path: a workdir (its last checkpoint is read) or a step's directory in it.
       mesh: that the parameters are placed on.
       rules: logical axis to mesh axes.
+      description: of the run, where it has been read.
 
     Returns:
       The parameter tree of `read_description(path).model`.
@@ -43,7 +47,8 @@ def restore_params(
         description's shape, or damaged.
     """
     checkpoint = find_checkpoint(path)
-    shapes = param_shapes(read_description(checkpoint).model, mesh, rules)
+    description = description or read_description(checkpoint)
+    shapes = param_shapes(description.model, mesh, rules)
     directory = params_directory(checkpoint)
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory}: no such directory; expected a run's parameters")
@@ -99,7 +104,8 @@ def restore_initial_params(
       FileNotFoundError: there is no run or no checkpoint.
       ValueError: it is of another model, vocabulary or tokenizer.
     """
-    there = read_description(find_checkpoint(path))
+    checkpoint = find_checkpoint(path)
+    there = read_description(checkpoint)
     if there.tokenizer_fingerprint is None:  # ported, so nobody knows
         there = dataclasses.replace(there, tokenizer_fingerprint=description.tokenizer_fingerprint)
     difference = description_difference(there, description)
@@ -111,7 +117,7 @@ def restore_initial_params(
         logging.warning(
             "checkpoint %s was trained with %s %r, this run has %r", path, name, old, new
         )
-    return restore_params(path, mesh, rules)
+    return restore_params(checkpoint, mesh, rules, there)
 
 
 def _changed_conventions(

@@ -9,7 +9,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from lst_jax.checkpoints.description import check_tokenizer, read_description
+from lst_jax.checkpoints.description import (
+    ModelDescription,
+    check_tokenizer,
+    read_description,
+)
 from lst_jax.checkpoints.layout import find_checkpoint
 from lst_jax.model.models import build_model
 from lst_jax.patching import PatchingConfig, Visibility
@@ -71,22 +75,65 @@ class TrainedModel:
         return self.tokenizer
 
 
-def load_trained_model(
+@dataclasses.dataclass(frozen=True)
+class SavedModel:
+    """A run's model before its parameters are read, which takes long.
+
+    Attributes:
+      checkpoint: directory of the step.
+      description: of the run.
+      tokenizer: the text tokenizer.
+    """
+
+    checkpoint: pathlib.Path
+    description: ModelDescription
+    tokenizer: TextTokenizer
+
+    def load(
+        self, mesh: jax.sharding.Mesh | None = None, rules: LogicalRules = DEFAULT_RULES
+    ) -> TrainedModel:
+        """Reads the parameters.
+
+        Args:
+          mesh: that they are placed on; None is all devices on axis fsdp.
+          rules: logical axis to mesh axes.
+
+        Raises:
+          FileNotFoundError: there are none.
+          ValueError: they are damaged, or the mesh does not divide the model's axes.
+        """
+        # Orbax is needed here alone, not where a model is made in memory.
+        from lst_jax.checkpoints.params import restore_params
+
+        description, data = self.description, self.description.data
+        mesh = make_mesh() if mesh is None else mesh
+        return TrainedModel(
+            model=build_model(description.model),
+            params=restore_params(self.checkpoint, mesh, rules, description),
+            mesh=mesh,
+            vocabulary=description.vocabulary,
+            tokenizer=self.tokenizer,
+            patching=data.patching,
+            visibility=data.visibility,
+            context_patches=data.patches_per_row,
+            checkpoint=self.checkpoint,
+            rules=rules,
+        )
+
+
+def open_trained_model(
     path: str | pathlib.Path, tokenizer_path: str | pathlib.Path | None = None
-) -> TrainedModel:
-    """Rebuilds a model from what its run wrote.
+) -> SavedModel:
+    """Reads what a run's model is, so that inputs can be checked before its parameters are read.
 
     Args:
-      path: a workdir (its last checkpoint is read), or workdir/step.
+      path: a workdir (its last checkpoint is taken), or workdir/step.
       tokenizer_path: where the run's tokenizer is now; None is where it was.
 
     Raises:
       FileNotFoundError: there is no run, checkpoint or tokenizer.
       ValueError: the tokenizer is not the run's, or the run's description lacks something.
     """
-    # Orbax is needed here alone, not where a model is made in memory.
-    from lst_jax.checkpoints.params import restore_params
-
     checkpoint = find_checkpoint(path)
     description = read_description(checkpoint)
     data = description.data
@@ -100,15 +147,15 @@ def load_trained_model(
         raise ValueError(f"{path} does not say which tokenizer it was trained with; give one")
     tokenizer = TextTokenizer(tokenizer_path)
     check_tokenizer(tokenizer, description)
-    mesh = make_mesh()
-    return TrainedModel(
-        model=build_model(description.model),
-        params=restore_params(checkpoint, mesh),
-        mesh=mesh,
-        vocabulary=description.vocabulary,
-        tokenizer=tokenizer,
-        patching=data.patching,
-        visibility=data.visibility,
-        context_patches=data.patches_per_row,
-        checkpoint=checkpoint,
-    )
+    return SavedModel(checkpoint, description, tokenizer)
+
+
+def load_trained_model(
+    path: str | pathlib.Path, tokenizer_path: str | pathlib.Path | None = None
+) -> TrainedModel:
+    """Rebuilds a model from what its run wrote, on all devices; see `open_trained_model`.
+
+    Raises:
+      FileNotFoundError, ValueError: see `open_trained_model` and `SavedModel.load`.
+    """
+    return open_trained_model(path, tokenizer_path).load()
