@@ -35,7 +35,16 @@ _RECORDS_PER_SHARD = flags.DEFINE_integer(
 _SKIP_BAD_RECORDS = flags.DEFINE_bool(
     "skip_bad_records", False, "Count and report bad lines instead of ending at the first."
 )
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an output that is there already.")
+_MAX_UNKNOWN_SHARE = flags.DEFINE_float(
+    "max_unknown_share",
+    0.01,
+    "Largest share of the text's pieces that the tokenizer cannot spell.",
+    lower_bound=0,
+    upper_bound=1,
+)
+_OVERWRITE = flags.DEFINE_bool(
+    "overwrite", False, "Replace records that are there already, and nothing but records."
+)
 _NUM_WORKERS = flags.DEFINE_integer(
     "num_workers", 0, "Processes that parse and encode; 0: the main one does.", lower_bound=0
 )
@@ -65,6 +74,7 @@ def main(argv: list[str]) -> None:
             tokenizer,
             unit_count=_UNIT_COUNT.value,
             records_per_shard=_RECORDS_PER_SHARD.value,
+            max_unknown_share=_MAX_UNKNOWN_SHARE.value,
             overwrite=_OVERWRITE.value,
         )
     finally:
@@ -80,6 +90,9 @@ def summarize(metadata: records.RecordMetadata) -> str:
         f"{totals.documents:,} documents, {totals.words:,} words, "
         f"{totals.text_tokens:,} text tokens"
     )
+    if metadata.unknown_pieces:
+        share = metadata.unknown_pieces / totals.text_tokens
+        summary += f" ({metadata.unknown_pieces:,} of them unknown, {share:.2%})"
     if metadata.kind == "text":
         return summary
     return (

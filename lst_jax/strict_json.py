@@ -23,19 +23,20 @@ def parse_json(text: str | bytes) -> Any:
     """Returns the value that JSON text stands for.
 
     Args:
-      text: JSON; bytes are UTF-8.
+      text: JSON; bytes are UTF-8, with or without a byte-order mark.
 
     Raises:
       ValueError: in one line, that it is not UTF-8 or not JSON, has a key twice in an object, a
-        number that is not finite or of thousands of digits, or is nested over 64 levels.
+        number that is not finite or of thousands of digits, or is nested over 64 levels. The
+        line is a reason, which is one of few, or the reason, a colon and particulars.
     """
     try:
         if isinstance(text, bytes):
-            text = text.decode("utf-8")
+            text = text.decode("utf-8-sig")  # without the byte-order mark of Windows
         value = json.loads(
             text,
             object_pairs_hook=_unique_keys,
-            parse_constant=refuse_constant,
+            parse_constant=_refuse_constant,
             parse_float=_finite_float,
             parse_int=_short_int,
         )
@@ -48,9 +49,9 @@ def parse_json(text: str | bytes) -> Any:
         place = f"{line}column {error.colno}"
         raise ValueError(f"not JSON: {error.msg}, {place}") from None
     except RecursionError:
-        raise ValueError(f"nested too deeply, expected at most {_MOST_LEVELS} levels") from None
+        raise ValueError(f"nested too deeply: expected at most {_MOST_LEVELS} levels") from None
     if _is_deeper(value, _MOST_LEVELS):
-        raise ValueError(f"nested too deeply, expected at most {_MOST_LEVELS} levels")
+        raise ValueError(f"nested too deeply: expected at most {_MOST_LEVELS} levels")
     return value
 
 
@@ -62,42 +63,46 @@ def read_json_object(file: pathlib.Path) -> dict[str, Any]:
       ValueError: naming the file, for what `parse_json` refuses and for another value.
     """
     try:
-        value = parse_json(file.read_bytes())
+        return parse_object(file.read_bytes())
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
+
+
+def parse_object(text: str | bytes) -> dict[str, Any]:
+    """Returns the object that JSON text stands for.
+
+    Raises:
+      ValueError: see `parse_json`; or it is another value.
+    """
+    value = parse_json(text)
     if not isinstance(value, dict):
-        raise ValueError(f"{file}: found {quote(value)}, expected a JSON object")
+        raise ValueError(f"not a JSON object: found {quote(value)}")
     return value
-
-
-def find_repeated_key(pairs: list[tuple[str, Any]]) -> str | None:
-    """Returns a key that comes twice among an object's pairs; None where each comes once."""
-    counts = collections.Counter(key for key, _ in pairs)
-    return next((key for key, count in counts.items() if count > 1), None)
-
-
-def refuse_constant(name: str) -> NoReturn:
-    """Raises a `ValueError` for NaN and infinities, which JSON has not; for `json.loads`."""
-    raise ValueError(f"{name} is no number in JSON")
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
-        raise ValueError(f"key {quote(find_repeated_key(pairs))} twice, expected every key once")
+        counts = collections.Counter(key for key, _ in pairs)
+        twice = next(key for key, count in counts.items() if count > 1)
+        raise ValueError(f"key twice: {quote(twice)}, expected every key once")
     return value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"not JSON: {name} is no number")
 
 
 def _finite_float(digits: str) -> float:
     value = float(digits)
     if not math.isfinite(value):
-        raise ValueError(f"{quote(digits)} is too large for a number")
+        raise ValueError(f"number too large: {quote(digits)}")
     return value
 
 
 def _short_int(digits: str) -> int:
     if len(digits) > 4000:  # Python refuses more than 4,300 in its own words
-        raise ValueError(f"{quote(digits)} has {len(digits)} digits, expected a smaller number")
+        raise ValueError(f"number too large: {quote(digits)} has {len(digits)} digits")
     return int(digits)
 
 

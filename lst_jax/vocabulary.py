@@ -210,6 +210,10 @@ class TextTokenizer:
         counts = np.fromiter(map(len, pieces), np.int32, len(pieces))
         return np.fromiter(itertools.chain.from_iterable(pieces), np.int32), counts
 
+    def count_unknown(self, ids: np.ndarray) -> int:
+        """Returns how many of the ids (…,) stand for what the model cannot spell."""
+        return int(np.count_nonzero(np.asarray(ids) == self._model.unk_id()))
+
     def decode(self, ids: np.ndarray | Sequence[int]) -> str:
         """Text of piece ids (T,); bos and eos leave no trace.
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import collections
-import json
 import multiprocessing
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any, TypeVar
 
-from lst_jax.strict_json import find_repeated_key, refuse_constant
+from lst_jax.files import check_encoding, read_numbered_lines
+from lst_jax.settings import quote
+from lst_jax.strict_json import parse_object
 
 _LINES_PER_TASK = 256
 _TASKS_PER_WORKER = 4
@@ -97,7 +98,8 @@ def read_lines(
       What `parse` returns.
 
     Raises:
-      FileNotFoundError: a file is missing; found out before the first line is read.
+      FileNotFoundError: a file is missing; found out before the first line is read, as is
+      ValueError: a file is UTF-16, or its name is not UTF-8.
       RecordError: a line is bad and `skipped` is None.
     """
     seen: dict[str, str] | None = {} if unique else None
@@ -120,21 +122,17 @@ def load_object(line: bytes, fields: dict[str, type]) -> dict[str, Any]:
     Raises:
       BadLine: not UTF-8, not JSON, not an object, a key twice, missing or of another type.
     """
+    text = decode_line(line)
     try:
-        value = json.loads(
-            decode_line(line), object_pairs_hook=_unique_keys, parse_constant=refuse_constant
-        )
-    except BadLine:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise BadLine("not JSON", str(error)) from error
-    if not isinstance(value, dict):
-        raise BadLine("not a JSON object", f"found {_excerpt(value)}")
+        value = parse_object(text)
+    except ValueError as error:
+        reason, _, detail = str(error).partition(": ")
+        raise BadLine(reason, detail) from error
     for key, kind in fields.items():
         if key not in value:
             raise BadLine("missing key", repr(key))
         if not isinstance(value[key], kind):
-            raise BadLine(f"{key!r} is not a {kind.__name__}", f"found {_excerpt(value[key])}")
+            raise BadLine(f"{key!r} is not a {kind.__name__}", f"found {quote(value[key])}")
         if kind is str:
             _check_unicode(key, value[key])
     return value
@@ -156,7 +154,7 @@ def read_known_texts(value: Mapping[str, Any], keys: Iterable[str]) -> dict[str,
         if text is None:
             continue
         if not isinstance(text, str):
-            raise BadLine(f"{key!r} is not a str", f"found {_excerpt(text)}")
+            raise BadLine(f"{key!r} is not a str", f"found {quote(text)}")
         if not text.strip():
             raise BadLine(f"empty {key}")
         _check_unicode(key, text)
@@ -167,27 +165,18 @@ def decode_line(line: bytes) -> str:
     """The text of a line.
 
     Raises:
-      BadLine: it is blank or not UTF-8.
+      BadLine: it is blank or not UTF-8, or holds a NUL, which no text does: UTF-16 without its
+        mark looks so.
     """
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
         raise BadLine("not UTF-8", f"byte {line[error.start]:#04x} at {error.start}") from error
+    if "\0" in text:
+        raise BadLine("NUL character", f"at {text.index(chr(0))}; expected UTF-8, not UTF-16")
     if not text.strip():
         raise BadLine("blank line")
     return text
-
-
-def _excerpt(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:40] + "…"
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        raise BadLine("key twice", _excerpt(find_repeated_key(pairs)))
-    return value
 
 
 def _check_unicode(key: str, text: str) -> None:
@@ -215,17 +204,17 @@ def _check_files(paths: Iterable[str | pathlib.Path]) -> list[pathlib.Path]:
     for path in files:
         if not path.is_file():
             raise FileNotFoundError(f"input {path}: no such file")
+        check_encoding(path)
     return files
 
 
 def _numbered_lines(paths: Sequence[pathlib.Path]) -> Iterator[tuple[pathlib.Path, int, bytes]]:
     for path in paths:
-        with path.open("rb") as file:
-            number = 0
-            for number, line in enumerate(file, 1):
-                yield path, number, line.rstrip(b"\r\n")
-            if number == 0:  # an empty file is a mistake too: it reads as one blank line
-                yield path, 1, b""
+        number = 0
+        for number, line in read_numbered_lines(path):
+            yield path, number, line
+        if number == 0:  # an empty file is a mistake too: it reads as one blank line
+            yield path, 1, b""
 
 
 def _parse_files(

@@ -3,6 +3,10 @@
 A record directory holds shards and a `metadata.json` that says what is in them. Text is stored
 as piece ids, so that training calls no tokenizer; the tokenizer's fingerprint is stored too, so
 that a record is never read with another one. Version 2 is written, versions 1 and 2 are read.
+
+Damage is noticed when a record is read: by the container's hashes and, in version 2, by the
+record's CRC-32C. Records of version 1 have no checksum of their own, so what was damaged before it
+came into their container passes.
 """
 
 from __future__ import annotations
@@ -11,33 +15,27 @@ import bisect
 import dataclasses
 import glob
 import itertools
-import json
-import os
 import pathlib
-import re
-import shutil
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal, SupportsIndex
+from collections.abc import Iterator, Sequence
+from typing import Any, SupportsIndex
 
 from array_record.python import array_record_module
 
-from data_pipelines.records.payloads import FORMAT_VERSION, decode_record, encode_record
+from data_pipelines.records.metadata import METADATA_NAME, Kind, RecordMetadata, Shard
+from data_pipelines.records.payloads import decode_record
 from data_pipelines.records.types import (
     SILENCE,
-    Count,
     Record,
     TextDocument,
     Totals,
     Utterance,
-    check_record,
     count_record,
     make_text_document,
     make_utterance,
 )
-from lst_jax.settings import Name, configuration, quote, require, validate_fields
-from lst_jax.strict_json import parse_json
-from lst_jax.vocabulary import TextTokenizer, Vocabulary
+from data_pipelines.records.writing import write_records
+from lst_jax.vocabulary import Vocabulary
 
 __all__ = [
     "METADATA_NAME",
@@ -57,289 +55,8 @@ __all__ = [
     "write_records",
 ]
 
-METADATA_NAME = "metadata.json"
-
-Kind = Literal["speech", "text"]
-
-_FORMAT = "lst-jax-records"
-# One record a chunk, so that reading one decompresses no other.
-_WRITER_OPTIONS = "group_size:1,zstd:3"
 _READER_OPTIONS = "readahead_buffer_size:0"
 _READER_BUFFER_BYTES = 32768
-
-
-@configuration
-class Shard:
-    """One file of a record directory: its name, number of records and size in bytes."""
-
-    name: Name
-    records: Count
-    bytes: Count
-
-    def __post_init__(self) -> None:
-        # A path would lead out of the directory.
-        plain = not re.search(r"[/\\\0]", self.name) and self.name not in (".", "..")
-        require(plain, "Shard.name", self.name, "a file's name without its directory")
-
-
-@configuration
-class RecordMetadata:
-    """What `metadata.json` says of a record directory.
-
-    Attributes:
-      kind: "speech" (utterances) or "text" (text documents).
-      fingerprint: SHA-256 of the tokenizer's model file, hexadecimal.
-      text_size: number of text pieces of the tokenizer.
-      unit_count: number of speech units of the unit set; 0 where kind is "text".
-      totals: what the records add up to.
-      shards: the files, in the order of their records.
-      encoder_fingerprint: SHA-256, hexadecimal, of the encoder that made the units. None: it is
-        not known which one did, as in records of version 1, or there are no units.
-    """
-
-    kind: Kind
-    fingerprint: Name
-    text_size: Count
-    unit_count: Count
-    totals: Totals
-    shards: tuple[Shard, ...]
-    encoder_fingerprint: Name | None = None
-
-    def __post_init__(self) -> None:
-        _check_fingerprint("RecordMetadata.fingerprint", self.fingerprint)
-        if self.encoder_fingerprint is not None:
-            _check_fingerprint("RecordMetadata.encoder_fingerprint", self.encoder_fingerprint)
-        records = sum(shard.records for shard in self.shards)
-        require(
-            records == self.totals.documents,
-            "RecordMetadata.totals.documents",
-            self.totals.documents,
-            f"{records}, the sum of the shards' records",
-        )
-
-    def identity(self) -> dict[str, Any]:
-        """Returns what tells these records from others, as JSON values.
-
-        A field that is newer than version 1 is there only where it says something: runs that began
-        on older records know them by what these said.
-        """
-        fields = dataclasses.asdict(self)
-        if self.encoder_fingerprint is None:
-            del fields["encoder_fingerprint"]
-        return fields
-
-    def to_json(self) -> str:
-        """Returns the contents of `metadata.json`."""
-        version = {"format": _FORMAT, "format_version": FORMAT_VERSION}
-        return json.dumps({**version, **dataclasses.asdict(self)}, indent=2) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str | bytes, source: object = METADATA_NAME) -> RecordMetadata:
-        """Reads `to_json`'s result, or what it was in an earlier version.
-
-        Args:
-          text: JSON.
-          source: the file that it is from, which errors name.
-
-        Raises:
-          ValueError: it is something else.
-        """
-        try:
-            fields = parse_json(text)
-        except ValueError as error:
-            raise ValueError(f"{source}: {error}") from None
-        if not isinstance(fields, dict) or fields.pop("format", None) != _FORMAT:
-            raise ValueError(
-                f'{source} is not the metadata of records: expected "format": "{_FORMAT}"'
-            )
-        # Version 1 had another name for it, and no fields that version 2 has not.
-        name = "version" if "format_version" not in fields else "format_version"
-        version, expected = fields.pop(name, None), 1 if name == "version" else FORMAT_VERSION
-        if type(version) is not int or version != expected:
-            raise ValueError(
-                f"{source}: {name} is {quote(version)}, expected version 1 or "
-                f"format_version {FORMAT_VERSION}"
-            )
-        if version == 1 and "encoder_fingerprint" in fields:
-            raise ValueError(f"{source}: version 1 has no encoder_fingerprint")
-        return validate_fields(cls, fields, source)
-
-
-def _check_fingerprint(name: str, value: str) -> None:
-    expected = "a SHA-256, 64 hexadecimal digits"
-    require(re.fullmatch("[0-9a-f]{64}", value) is not None, name, value, expected)
-
-
-class _RecordWriter:
-    """Writes a record directory, whole or not at all.
-
-    The files grow in a directory beside the output, which takes the output's name only when all
-    of them and `metadata.json` are complete.
-    """
-
-    def __init__(
-        self,
-        path: str | pathlib.Path,
-        kind: Kind,
-        tokenizer: TextTokenizer,
-        *,
-        unit_count: int = 502,
-        records_per_shard: int = 100_000,
-        encoder_fingerprint: str | None = None,
-        overwrite: bool = False,
-    ) -> None:
-        """Makes ready to write; see `write_records` for the arguments and errors."""
-        if kind not in ("speech", "text"):
-            raise ValueError(f"kind is {kind!r}, expected 'speech' or 'text'")
-        if records_per_shard < 1:
-            raise ValueError(f"records_per_shard is {records_per_shard}, expected at least 1")
-        if encoder_fingerprint is not None:
-            _check_fingerprint("encoder_fingerprint", encoder_fingerprint)
-        self._path = pathlib.Path(path).absolute()
-        self._overwrite = overwrite
-        self._check_output()
-        self._kind: Kind = kind
-        self._record_type = Utterance if kind == "speech" else TextDocument
-        self._fingerprint = tokenizer.fingerprint
-        self._vocabulary = tokenizer.vocabulary(unit_count)
-        self._records_per_shard = records_per_shard
-        self._encoder_fingerprint = encoder_fingerprint
-        self._totals = Totals()
-        self._counts: list[int] = []
-        self._writer: Any = None
-        self._partial = self._path.with_name(f"{self._path.name}.incomplete-{os.getpid()}")
-        shutil.rmtree(self._partial, ignore_errors=True)
-        self._partial.mkdir(parents=True)
-
-    def write(self, record: Record) -> None:
-        """Adds a record.
-
-        Raises:
-          ValueError: the record is not of the writer's kind, or breaks its own promises.
-        """
-        if not isinstance(record, self._record_type):
-            raise ValueError(f"record is {record!r}, expected a {self._record_type.__name__}")
-        check_record(record, self._vocabulary)
-        if self._writer is None or self._counts[-1] == self._records_per_shard:
-            self._next_shard()
-        self._writer.write(encode_record(record))
-        self._counts[-1] += 1
-        self._totals += count_record(record)
-
-    def finish(self) -> RecordMetadata:
-        """Completes the output.
-
-        Raises:
-          ValueError: nothing was written.
-          FileExistsError: the output has come into being meanwhile.
-        """
-        if not self._counts:
-            raise ValueError(f"no records to write to {self._path}")
-        self._close_shard()
-        metadata = RecordMetadata(
-            self._kind,
-            self._fingerprint,
-            self._vocabulary.text_size,
-            self._vocabulary.unit_count if self._kind == "speech" else 0,
-            self._totals,
-            tuple(self._name_shard(shard) for shard in range(len(self._counts))),
-            self._encoder_fingerprint if self._kind == "speech" else None,
-        )
-        (self._partial / METADATA_NAME).write_text(metadata.to_json(), encoding="utf-8")
-        self._check_output()
-        self._replace_output()
-        return metadata
-
-    def discard(self) -> None:
-        """Gives up: removes what was written so far."""
-        self._close_shard()
-        shutil.rmtree(self._partial, ignore_errors=True)
-
-    def _check_output(self) -> None:
-        if not self._path.exists() or self._overwrite:
-            return
-        if not self._path.is_dir() or any(self._path.iterdir()):
-            raise FileExistsError(f"output {self._path} exists and is not empty")
-
-    def _shard_path(self, shard: int) -> pathlib.Path:
-        return self._partial / f"{self._kind}-{shard:05d}.array_record"
-
-    def _next_shard(self) -> None:
-        self._close_shard()
-        path = self._shard_path(len(self._counts))
-        self._writer = array_record_module.ArrayRecordWriter(str(path), _WRITER_OPTIONS)
-        self._counts.append(0)
-
-    def _close_shard(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-
-    def _name_shard(self, shard: int) -> Shard:
-        """Gives a closed shard its final name, which tells the number of shards."""
-        name = f"{self._kind}-{shard:05d}-of-{len(self._counts):05d}.array_record"
-        path = self._shard_path(shard).rename(self._partial / name)
-        return Shard(name, self._counts[shard], path.stat().st_size)
-
-    def _replace_output(self) -> None:
-        if not self._path.exists():
-            self._partial.rename(self._path)
-            return
-        old = self._path.with_name(f"{self._path.name}.replaced-{os.getpid()}")
-        self._path.rename(old)
-        self._partial.rename(self._path)
-        if old.is_dir():
-            shutil.rmtree(old)
-        else:
-            old.unlink()
-
-
-def write_records(
-    path: str | pathlib.Path,
-    kind: Kind,
-    items: Iterable[Record],
-    tokenizer: TextTokenizer,
-    *,
-    unit_count: int = 502,
-    records_per_shard: int = 100_000,
-    encoder_fingerprint: str | None = None,
-    overwrite: bool = False,
-) -> RecordMetadata:
-    """Writes records to a directory, all or nothing, in the order given.
-
-    Args:
-      path: the directory to make; may exist if empty.
-      kind: "speech" for utterances, "text" for text documents.
-      items: the records.
-      tokenizer: what the pieces were encoded with.
-      unit_count: number of speech units of the unit set; plays no part where kind is "text".
-      records_per_shard: records a file.
-      encoder_fingerprint: SHA-256 of the encoder that made the units, None where it is unknown;
-        plays no part where kind is "text".
-      overwrite: whether to replace an existing output.
-
-    Returns:
-      What `metadata.json` says.
-
-    Raises:
-      FileExistsError: the output exists, is not empty and `overwrite` is false.
-      ValueError: an item is of the wrong kind or breaks its promises; there are no items.
-    """
-    writer = _RecordWriter(
-        path,
-        kind,
-        tokenizer,
-        unit_count=unit_count,
-        records_per_shard=records_per_shard,
-        encoder_fingerprint=encoder_fingerprint,
-        overwrite=overwrite,
-    )
-    try:
-        for item in items:
-            writer.write(item)
-        return writer.finish()
-    finally:
-        writer.discard()
 
 
 class RecordSource(Sequence[Record]):
@@ -479,12 +196,19 @@ def open_records(
     merged = dataclasses.replace(
         parts[0],
         encoder_fingerprint=_common_encoder(directories, parts),
+        unknown_pieces=_sum_known([metadata.unknown_pieces for metadata in parts]),
         totals=sum((metadata.totals for metadata in parts), Totals()),
         shards=tuple(itertools.chain.from_iterable(metadata.shards for metadata in parts)),
     )
     for shard_path, shard in zip(paths, merged.shards, strict=True):
         _check_shard_size(shard_path, shard)
     return RecordSource(paths, merged)
+
+
+def _sum_known(counts: Sequence[int | None]) -> int | None:
+    """Returns the sum of counts, None where one is not known."""
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
 
 
 def _common_encoder(

@@ -9,8 +9,9 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from lst_jax.files import read_numbered_lines
 from lst_jax.settings import quote
-from lst_jax.strict_json import parse_json
+from lst_jax.strict_json import parse_object
 
 _KINDS = {str: "a string, not empty", int: "an integer", list: "a list", dict: "an object"}
 
@@ -86,24 +87,17 @@ def read_lines(
 
     Raises:
       ValueError: naming file and line, for a line that is not UTF-8 or not a JSON object, that
-        has a key twice, or that `parse` refuses.
+        has a key twice, or that `parse` refuses; or the file itself where it is not UTF-8
+        by its first bytes or its name.
       OSError: the file cannot be read.
     """
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            origin = f"{path}:{number}"
-            try:
-                value = parse(_load_object(line), origin)
-            except ValueError as error:
-                raise ValueError(f"{origin}: {error}") from error
-            yield value
-
-
-def _load_object(line: bytes) -> dict[str, Any]:
-    fields = parse_json(line.rstrip(b"\r\n"))
-    if not isinstance(fields, dict):
-        raise ValueError(f"found {show(fields)}; expected a JSON object")
-    return fields
+    for number, line in read_numbered_lines(path):
+        origin = f"{path}:{number}"
+        try:
+            value = parse(parse_object(line), origin)
+        except ValueError as error:
+            raise ValueError(f"{origin}: {error}") from error
+        yield value
 
 
 def field(fields: Mapping[str, Any], name: str, kind: type) -> Any:

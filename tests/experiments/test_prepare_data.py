@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
 import pytest
 
 from data_pipelines.records import storage as records
+from data_pipelines.tokenizers import train_tokenizer
 from lst_jax.vocabulary import TextTokenizer
 from tests.data_pipelines.small_corpus import SAMPLE, chain, make_tokenizer, reference_line
 
@@ -110,6 +112,32 @@ def test_outputs_are_replaced_only_when_told(tmp_path):
     assert prepare(tmp_path / "out").returncode == 0
     assert_one_clear_line(prepare(tmp_path / "out"), "out exists and is not empty")
     assert prepare(tmp_path / "out", "--overwrite").returncode == 0
+
+
+def test_a_directory_with_the_input_and_other_files_is_never_replaced(tmp_path):
+    corpus = tmp_path / "corpus"
+    (corpus / "notes").mkdir(parents=True)
+    (corpus / "notes" / "thesis.txt").write_text("years of work")
+    shutil.copy(SAMPLE, corpus / "x.jsonl")
+    result = prepare(corpus, "--overwrite", input=corpus / "x.jsonl")
+    assert_one_clear_line(result, "has no metadata.json of records")
+    assert (corpus / "notes" / "thesis.txt").read_text() == "years of work"
+    assert (corpus / "x.jsonl").read_bytes() == SAMPLE.read_bytes()
+
+
+def test_unknown_pieces_are_shown_and_bounded(tmp_path):
+    path = tmp_path / "corpus.txt"
+    path.write_text("a b c d e\n" * 99 + "a b c d ж\n")
+    trained = train_tokenizer(["a b c d e"] * 9, tmp_path / "t", 11, byte_fallback=False)
+    flags = {"input": path, "format": "text"}
+    tokenizer = f"--tokenizer={trained}"
+    shown = prepare(tmp_path / "out", tokenizer, **flags)
+    assert shown.returncode == 0, shown.stderr
+    unknown = records.open_records(tmp_path / "out").metadata.unknown_pieces
+    assert unknown > 0 and f"({unknown} of them unknown, 0." in shown.stdout
+    refused = prepare(tmp_path / "other", tokenizer, "--max_unknown_share=0", **flags)
+    assert_one_clear_line(refused, "unknown to the tokenizer, first in 'corpus.txt:100'")
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(

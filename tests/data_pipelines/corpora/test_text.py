@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -63,6 +64,8 @@ def test_windows_line_ends_are_no_part_of_a_document(tmp_path):
     ("format", "line", "message"),
     [
         ("text", b"", "blank line"),
+        ("text", b"a\0b\0", "NUL character: at 1; expected UTF-8, not UTF-16"),
+        ("text_jsonl", b'{"text": "a", "text": "b"}', "key twice: 'text'"),
         ("text", " \u3000\t".encode(), "blank line"),
         ("text", b"caf\xe9", "not UTF-8: byte 0xe9 at 3"),
         ("text_jsonl", b"", "blank line"),
@@ -89,6 +92,45 @@ def test_bad_lines_name_file_and_line_or_are_counted(tmp_path, format, line, mes
     )
     assert skipped.total == 1
     assert f"{path}:2: {message}" in str(skipped)
+
+
+BYTE_ORDER_MARK = "\ufeff".encode()
+
+
+@pytest.mark.parametrize("format", ["text", "text_jsonl"])
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_byte_order_mark_is_no_part_of_a_document(tmp_path, format, num_workers):
+    """Neither that of a file from Windows nor those of several that were joined."""
+    lines = [b"one", b"two"] if format == "text" else [b'{"text": "one"}', b'{"text": "two"}']
+    path = tmp_path / "corpus"
+    path.write_bytes(b"".join(BYTE_ORDER_MARK + line + b"\r\n" for line in lines))
+    documents = read_text_corpus([path], make_tokenizer(), format=format, num_workers=num_workers)
+    assert [make_tokenizer().decode(document.pieces) for document in documents] == ["one", "two"]
+
+
+@pytest.mark.parametrize("format", ["text", "text_jsonl"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_text_in_a_wide_encoding_is_refused_before_work_begins(tmp_path, format, encoding):
+    good, wide = write_text(tmp_path / "good", ["one"]), tmp_path / "wide"
+    text = "one\n" if format == "text" else '{"text": "one"}\n'
+    good.write_text(text)
+    wide.write_text(text, encoding=encoding)
+    documents = read_text_corpus([good, wide], make_tokenizer(), format=format)
+    if encoding in ("utf-16", "utf-32"):  # with a mark, which the file as a whole is refused by
+        with pytest.raises(ValueError, match=r"wide is UTF-16 or UTF-32.*expected UTF-8$"):
+            next(documents)
+    else:
+        with pytest.raises(RecordError, match=r"wide:1: (NUL character|not JSON)"):
+            list(documents)
+
+
+def test_a_file_whose_name_is_not_utf8_is_refused_before_work_begins(tmp_path):
+    good = write_text(tmp_path / "good", ["one"])
+    bad = tmp_path / os.fsdecode(b"caf\xe9.txt")
+    bad.write_text("two\n")
+    documents = read_text_corpus([good, bad], make_tokenizer(), format="text")
+    with pytest.raises(ValueError, match=r"caf\\udce9\.txt: expected a name in UTF-8"):
+        next(documents)
 
 
 def test_unknown_formats_are_errors(tmp_path):

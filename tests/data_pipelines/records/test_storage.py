@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pathlib
 import pickle
 import re
+import shutil
 import struct
 from concurrent import futures
 
@@ -19,10 +21,12 @@ from data_pipelines.corpora.reference_jsonl import read_reference_jsonl
 from data_pipelines.records import storage as records
 from data_pipelines.records.payloads import decode_record, encode_record
 from data_pipelines.records.types import check_record
-from lst_jax.vocabulary import Vocabulary
+from data_pipelines.tokenizers import train_tokenizer
+from lst_jax.vocabulary import TextTokenizer, Vocabulary
 from tests.data_pipelines.small_corpus import SAMPLE, make_tokenizer
 
 VOCABULARY = Vocabulary(400)
+VERSION1 = pathlib.Path(__file__).parents[2] / "testdata" / "version1"
 
 
 def assert_same(one, other):
@@ -438,11 +442,160 @@ def test_finished_outputs_are_replaced_only_when_told(tmp_path):
     path = tmp_path / "out"
     records.write_records(path, "text", [make_text("one")], make_tokenizer())
     with pytest.raises(FileExistsError, match="out exists"):
-        records.write_records(path, "text", [make_text("two", "b")], make_tokenizer())
+        write_text_records(path, "two", "b")
     assert records.open_records(path)[0].file_id == "a"
-    records.write_records(path, "text", [make_text("two", "b")], make_tokenizer(), overwrite=True)
+    write_text_records(path, "two", "b", overwrite=True)
     assert records.open_records(path)[0].file_id == "b"
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
+def write_text_records(path, text="one", file_id="a", **options):
+    return records.write_records(
+        path, "text", [make_text(text, file_id)], make_tokenizer(), **options
+    )
+
+
+def snapshot(folder):
+    return {path: path.is_file() and path.read_bytes() for path in sorted(folder.rglob("*"))}
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        "notes/thesis.txt",
+        "thesis.txt",
+        "corpus.jsonl",
+        "text-00000-of-00001.array_record/x",
+        ".git/HEAD",
+        "more.array_record",
+    ],
+)
+@pytest.mark.parametrize("with_records", [True, False])
+def test_a_directory_that_holds_anything_but_records_is_never_replaced(
+    tmp_path, extra, with_records
+):
+    path = tmp_path / "out"
+    if with_records:
+        write_text_records(path)
+        for shard in path.glob("*.array_record") if "/x" in extra else ():
+            shard.unlink()
+    (path / extra).parent.mkdir(parents=True, exist_ok=True)
+    (path / extra).write_text("years of work")
+    before = snapshot(tmp_path)
+    with pytest.raises(FileExistsError, match=r"out (holds|is not empty and has no metadata)"):
+        write_text_records(path, overwrite=True)
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("metadata", [b"", b"{}", b'{"format": "lst-jax-run"}', b"\xff", None])
+def test_a_directory_with_metadata_of_something_else_is_never_replaced(tmp_path, metadata):
+    path = tmp_path / "out"
+    path.mkdir()
+    if metadata is None:
+        (path / "metadata.json").mkdir()
+    else:
+        (path / "metadata.json").write_bytes(metadata)
+    before = snapshot(tmp_path)
+    with pytest.raises(FileExistsError, match=r"has no metadata\.json of records"):
+        write_text_records(path, overwrite=True)
+    assert snapshot(tmp_path) == before
+
+
+def test_a_file_is_never_replaced_by_records(tmp_path):
+    (tmp_path / "out").write_text("years of work")
+    with pytest.raises(FileExistsError, match="is a file"):
+        write_text_records(tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_an_output_that_comes_meanwhile_is_not_replaced(tmp_path, overwrite):
+    """The place is looked at again before the last step."""
+    path = tmp_path / "out"
+
+    def items():
+        yield make_text("one")
+        path.mkdir()
+        (path / "thesis.txt").write_text("years of work")
+
+    with pytest.raises(FileExistsError, match="out"):
+        records.write_records(path, "text", items(), make_tokenizer(), overwrite=overwrite)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+    assert (path / "thesis.txt").read_text() == "years of work"
+
+
+def test_records_that_come_meanwhile_are_replaced_only_when_told(tmp_path):
+    def items():
+        write_text_records(tmp_path / "out")
+        yield make_text("two", "b")
+
+    with pytest.raises(FileExistsError, match="out exists"):
+        records.write_records(tmp_path / "out", "text", items(), make_tokenizer())
+    assert records.open_records(tmp_path / "out")[0].file_id == "a"
+
+
+def test_records_of_version_1_may_be_replaced(tmp_path):
+    path = tmp_path / "out"
+    shutil.copytree(VERSION1 / "text_records", path)
+    write_text_records(path, overwrite=True)
+    assert len(records.open_records(path)) == 1
+
+
+def test_an_empty_output_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for overwrite in (True, False):
+        with pytest.raises(ValueError, match="path is empty"):
+            write_text_records("", overwrite=overwrite)
+
+
+# --- what the tokenizer cannot spell
+
+
+@pytest.fixture(scope="module")
+def unspelling_tokenizer(tmp_path_factory):
+    """A model without byte fallback: what it never saw is unk."""
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer"
+    return TextTokenizer(train_tokenizer(["a b c d e"] * 9, path, 11, byte_fallback=False))
+
+
+@pytest.mark.parametrize(("unknown", "refused"), [(9, False), (10, False), (11, True)])
+def test_unknown_pieces_are_counted_and_bounded(tmp_path, unspelling_tokenizer, unknown, refused):
+    """The bound is met exactly, under and over."""
+    tokenizer = unspelling_tokenizer
+    (known,), (unk,) = tokenizer.encode("a")[-1:], tokenizer.encode("ж")[-1:]
+    assert (tokenizer.count_unknown([known]), tokenizer.count_unknown(np.array([unk, unk]))) == (
+        0,
+        2,
+    )
+    pieces = np.array([unk] * unknown + [known] * (100 - unknown), np.int32)
+    texts = [
+        records.TextDocument("good", pieces[unknown:], 1),
+        records.TextDocument("bad", pieces[:unknown], 1),
+    ]
+
+    def write():
+        return records.write_records(
+            tmp_path / "out", "text", texts, tokenizer, max_unknown_share=0.1
+        )
+
+    if refused:
+        with pytest.raises(ValueError, match=r"^11\.00% .* first in 'bad', expected at most 10"):
+            write()
+        assert list(tmp_path.iterdir()) == []
+    else:
+        assert write().unknown_pieces == unknown
+        assert records.open_records(tmp_path / "out").metadata.unknown_pieces == unknown
+
+
+def test_directories_know_their_unknown_pieces_together(tmp_path):
+    for name in ("part-a", "part-b"):
+        write_text_records(tmp_path / name)
+    assert records.open_records(tmp_path / "part-*").metadata.unknown_pieces == 0
+    path = tmp_path / "part-b" / "metadata.json"
+    fields = json.loads(path.read_text())
+    del fields["crc32c"], fields["unknown_pieces"]
+    path.write_text(json.dumps(fields))
+    assert records.open_records(tmp_path / "part-*").metadata.unknown_pieces is None
 
 
 def test_empty_directories_may_become_outputs(tmp_path):
@@ -550,9 +703,38 @@ def test_malformed_metadata_is_named_in_a_line(directory, contents):
 )
 def test_impossible_metadata_is_named(directory, changes):
     path = directory / "metadata.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    fields = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps(fields))
     with pytest.raises(ValueError, match=r"^[^\n]*metadata\.json: [^\n]{,300}$"):
         records.open_records(directory)
+    del fields["crc32c"]  # as in the first records of version 2
+    path.write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match=r"^[^\n]*metadata\.json: (?!.*CRC)[^\n]{,300}$"):
+        records.open_records(directory)
+
+
+def test_metadata_without_a_checksum_open(directory):
+    path = directory / "metadata.json"
+    fields = json.loads(path.read_text())
+    del fields["crc32c"], fields["unknown_pieces"]
+    path.write_text(json.dumps(fields))
+    metadata = records.open_records(directory).metadata
+    assert metadata.unknown_pieces is None
+    assert metadata.identity() == records.RecordMetadata.from_json(metadata.to_json()).identity()
+
+
+@pytest.mark.parametrize("bit", range(8))
+def test_every_flipped_bit_of_metadata_is_named_or_changes_nothing(directory, bit):
+    """Spaces may become other spaces; no count, name or fingerprint becomes another."""
+    path = directory / "metadata.json"
+    contents, metadata = path.read_bytes(), records.open_records(directory).metadata
+    for place in range(len(contents)):
+        flipped = bytearray(contents)
+        flipped[place] ^= 1 << bit
+        try:
+            assert records.RecordMetadata.from_json(bytes(flipped), path) == metadata
+        except ValueError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
 
 
 def test_metadata_say_their_version_and_read_back(directory):
@@ -564,9 +746,12 @@ def test_metadata_say_their_version_and_read_back(directory):
 def test_version_1_had_no_encoder_and_is_known_by_the_same_fields(directory):
     fields = json.loads((directory / "metadata.json").read_text())
     del fields["format_version"], fields["encoder_fingerprint"]
+    del fields["crc32c"], fields["unknown_pieces"]
     first = records.RecordMetadata.from_json(json.dumps(fields | {"version": 1}))
     assert first.encoder_fingerprint is None
-    assert first == records.open_records(directory).metadata
+    assert first == dataclasses.replace(
+        records.open_records(directory).metadata, unknown_pieces=None
+    )
     del fields["format"]
     assert json.loads(json.dumps(first.identity())) == fields
     named = dataclasses.replace(first, encoder_fingerprint="a" * 64)
@@ -641,11 +826,12 @@ def test_shards_of_foreign_records_are_named(directory):
         source[4]
 
 
-@settings(max_examples=150, deadline=None)
-@given(st.data())
-def test_a_flipped_byte_of_a_shard_is_named_or_changes_nothing(shard_of_sample, data):
+@pytest.mark.parametrize("version", [1, 2])
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_a_flipped_byte_of_a_shard_is_named_or_changes_nothing(shards_of_sample, version, data):
     """What is left over between blocks may change; no record does, and no error is nameless."""
-    directory, contents, sample = shard_of_sample
+    directory, contents, sample = shards_of_sample[version]
     used = [i for i, byte in enumerate(contents) if byte]
     place = data.draw(st.sampled_from(used) | st.integers(0, len(contents) - 1))
     flipped = bytearray(contents)
@@ -665,12 +851,16 @@ def test_a_flipped_byte_of_a_shard_is_named_or_changes_nothing(shard_of_sample, 
 
 
 @pytest.fixture(scope="module")
-def shard_of_sample(tmp_path_factory):
-    """A directory of one shard, the shard's bytes and its records."""
-    path = tmp_path_factory.mktemp("shard") / "records"
-    sample = read_sample()[:3]
-    records.write_records(path, "speech", sample, make_tokenizer())
-    return path, shard_path(path, 0).read_bytes(), sample
+def shards_of_sample(tmp_path_factory):
+    """By version a directory of one shard, the shard's bytes and its records."""
+    folder = tmp_path_factory.mktemp("shards")
+    records.write_records(folder / "2", "speech", read_sample()[:3], make_tokenizer())
+    shutil.copytree(VERSION1 / "speech_records", folder / "1")
+    paths = {version: folder / str(version) for version in (1, 2)}
+    return {
+        version: (path, shard_path(path, 0).read_bytes(), list(records.open_records(path)))
+        for version, path in paths.items()
+    }
 
 
 def test_a_damaged_payload_in_a_sound_shard_is_named(directory):

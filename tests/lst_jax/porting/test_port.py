@@ -306,7 +306,7 @@ def test_a_missing_shard_is_named(tmp_path, folders):
     ("index", "message"),
     [
         ("[", "not JSON"),
-        ("[]", "expected a JSON object"),
+        ("[]", "not a JSON object"),
         ('{"weight_map": 3}', "weight_map is 3, expected an object"),
         ('{"weight_map": {"a": ""}}', "expected files of its folder"),
         ('{"weight_map": {"a": 1}}', "expected files of its folder"),

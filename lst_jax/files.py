@@ -1,0 +1,140 @@
+"""Files that appear whole or not at all, and lines of text files as every reader here has them.
+
+All that the three packages write for someone to read later comes through `write_file` or
+`new_directory`. Whoever looks sees what was there before or what is there now. A full disk or a
+kill leaves nothing half written under the name.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any
+
+# UTF-32's little-endian mark begins as UTF-16's does.
+_WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
+
+
+def write_file(path: str | pathlib.Path, contents: str | bytes) -> pathlib.Path:
+    """Writes a file, and its folders where missing; the file appears whole.
+
+    Args:
+      path: of the file; one that is there is replaced.
+      contents: bytes, or text that is written as UTF-8.
+
+    Returns:
+      The path.
+
+    Raises:
+      OSError: the file cannot be written; what was there stays.
+      ValueError: the text is not valid Unicode.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        partial.write_bytes(contents if isinstance(contents, bytes) else contents.encode("utf-8"))
+        return partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: str | pathlib.Path, value: Any, indent: int = 2) -> pathlib.Path:
+    """Writes a value as indented JSON, as `write_file` does; names stay readable."""
+    return write_file(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+
+
+@contextlib.contextmanager
+def new_directory(
+    path: str | pathlib.Path, check_replaceable: Callable[[pathlib.Path], None]
+) -> Iterator[pathlib.Path]:
+    """Makes a directory that takes its place when the context ends without an error.
+
+    Args:
+      path: of the directory. A link is followed: what it leads to is made or replaced.
+      check_replaceable: is called with the path where something is there, before the work and
+        again at its end, since another may have come meanwhile. Raises where it must stay.
+
+    Yields:
+      The directory to write in, empty and beside the path. It vanishes with an error.
+
+    Raises:
+      ValueError: the path is empty.
+      OSError: see `check_replaceable`; or nothing can be written there.
+    """
+    if not str(path):
+        raise ValueError("the output's path is empty, expected that of a directory")
+    path = pathlib.Path(path).resolve()
+
+    def check() -> None:
+        if os.path.lexists(path):
+            check_replaceable(path)
+
+    check()
+    partial = path.with_name(f"{path.name}.incomplete-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        check()
+        _take_place(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def refuse_to_replace(path: pathlib.Path) -> None:
+    """Raises a `FileExistsError` unless the path is an empty directory."""
+    if not path.is_dir() or any(path.iterdir()):
+        raise FileExistsError(f"output {path} exists and is not empty")
+
+
+def _take_place(partial: pathlib.Path, path: pathlib.Path) -> None:
+    if not path.exists():
+        partial.rename(path)
+        return
+    old = path.with_name(f"{path.name}.replaced-{os.getpid()}")
+    path.rename(old)
+    try:
+        partial.rename(path)
+    except OSError:  # another directory came between the two
+        old.rename(path)
+        raise
+    shutil.rmtree(old)
+
+
+def check_encoding(path: pathlib.Path) -> None:
+    """Checks that a text file can be read as UTF-8 lines and be named in messages and records.
+
+    Raises:
+      OSError: the file cannot be read.
+      ValueError: its name is not UTF-8, or it begins with the mark of UTF-16 or UTF-32.
+    """
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        shown = str(path).encode("utf-8", "backslashreplace").decode()
+        raise ValueError(f"input {shown}: expected a name in UTF-8") from None
+    with path.open("rb") as file:
+        if file.read(4).startswith(_WIDE_MARKS):
+            raise ValueError(f"input {path} is UTF-16 or UTF-32 by its first bytes, expected UTF-8")
+
+
+def read_numbered_lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
+    """Reads a text file line by line.
+
+    Yields:
+      The lines' numbers, from 1, and their bytes: without the line break, and without UTF-8's
+      byte-order mark, which opens files from Windows and, where files were joined, later lines.
+
+    Raises:
+      OSError, ValueError: see `check_encoding`.
+    """
+    check_encoding(path)
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            yield number, line.removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n")
