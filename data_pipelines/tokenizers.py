@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-import os
 import pathlib
 import re
 from collections.abc import Iterable
 from typing import Literal
 
 import sentencepiece
+
+from lst_jax.files import write_file
 
 ModelType = Literal["bpe", "unigram"]
 
@@ -79,7 +80,7 @@ def train_tokenizer(
         )
     except RuntimeError as error:
         raise ValueError(_explain(error, vocab_size)) from error
-    return _write(pathlib.Path(f"{output_prefix}.model"), model.getvalue())
+    return write_file(f"{output_prefix}.model", model.getvalue())
 
 
 def _explain(error: RuntimeError, vocab_size: int) -> str:
@@ -88,10 +89,3 @@ def _explain(error: RuntimeError, vocab_size: int) -> str:
     if minimum := _MINIMUM.search(str(error)):
         return f"vocab_size is {vocab_size}, but these texts need more than {minimum[1]} pieces"
     return f"SentencePiece cannot train on these texts: {error}"
-
-
-def _write(path: pathlib.Path, model: bytes) -> pathlib.Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.incomplete-{os.getpid()}")
-    partial.write_bytes(model)
-    return partial.replace(path)

@@ -9,15 +9,25 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import itertools
 import json
+import math
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
+_LARGEST_ARRAY = 2**30  # bytes that an array of an archive may claim
 # UTF-32's little-endian mark begins as UTF-16's does.
 _WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
+
+
+_NUMBERS = itertools.count()  # tell apart what one process writes
 
 
 def write_file(path: str | pathlib.Path, contents: str | bytes) -> pathlib.Path:
@@ -36,7 +46,7 @@ def write_file(path: str | pathlib.Path, contents: str | bytes) -> pathlib.Path:
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}-{next(_NUMBERS)}")
     try:
         partial.write_bytes(contents if isinstance(contents, bytes) else contents.encode("utf-8"))
         return partial.replace(path)
@@ -45,8 +55,13 @@ def write_file(path: str | pathlib.Path, contents: str | bytes) -> pathlib.Path:
 
 
 def write_json(path: str | pathlib.Path, value: Any, indent: int = 2) -> pathlib.Path:
-    """Writes a value as indented JSON, as `write_file` does; names stay readable."""
-    return write_file(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+    """Writes a value as indented JSON, as `write_file` does.
+
+    Text stays readable. What is not Unicode, as the name of a file may be, is written as JSON's
+    escape: no results are lost for a name.
+    """
+    text = json.dumps(value, indent=indent, ensure_ascii=False) + "\n"
+    return write_file(path, text.encode("utf-8", "backslashreplace"))
 
 
 @contextlib.contextmanager
@@ -76,7 +91,7 @@ def new_directory(
             check_replaceable(path)
 
     check()
-    partial = path.with_name(f"{path.name}.incomplete-{os.getpid()}")
+    partial = path.with_name(f"{path.name}.incomplete-{os.getpid()}-{next(_NUMBERS)}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
@@ -138,3 +153,47 @@ def read_numbered_lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             yield number, line.removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n")
+
+
+def read_arrays(path: str | pathlib.Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Reads arrays of an .npz file, whatever their headers claim.
+
+    Args:
+      path: of the file.
+      names: of the arrays to read; others may be there.
+
+    Returns:
+      The arrays by name.
+
+    Raises:
+      OSError: the file cannot be read.
+      ValueError: naming the file, that it is no such archive or damaged, lacks an array, or that
+        an array has Python objects or does not have the bytes that its header claims.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {name: _read_array(archive, name) for name in names}
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200] or "it ends too early"
+        raise ValueError(f"{path} is no archive of arrays: {reason}") from error
+
+
+def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    if f"{name}.npy" not in archive.namelist():
+        raise ValueError(f"it has no {name}")
+    info = archive.getinfo(f"{name}.npy")
+    with archive.open(info) as file:
+        version = np.lib.format.read_magic(file)
+        first = version == (1, 0)
+        read_header = (
+            np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+        )
+        shape, by_columns, dtype = read_header(file)
+        size = math.prod(shape) * dtype.itemsize
+        # Nothing is allocated by what a header says before it is known to be there.
+        if dtype.hasobject or min(shape, default=0) < 0 or size > _LARGEST_ARRAY:
+            raise ValueError(f"{name} has dtype {dtype} and {size} bytes, expected numbers or text")
+        data = file.read() if info.file_size <= _LARGEST_ARRAY + file.tell() else b""
+    if len(data) != size:
+        raise ValueError(f"{name} has {len(data)} bytes, expected {size} by its header")
+    return np.frombuffer(data, dtype).reshape(shape, order="F" if by_columns else "C")

@@ -13,15 +13,23 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import pathlib
-import zipfile
 from collections.abc import Sequence
 from typing import Annotated, Protocol, runtime_checkable
 
 import numpy as np
 
 from data_pipelines.speech.audio import float_samples
-from lst_jax.settings import Bounds, NaturalFloat, configuration, require, validate_fields
+from lst_jax.files import read_arrays
+from lst_jax.settings import (
+    Bounds,
+    NaturalFloat,
+    configuration,
+    quote,
+    require,
+    validate_fields,
+)
 from lst_jax.strict_json import parse_json
 
 _FORMAT = "lst-jax-mel-kmeans-1"
@@ -29,6 +37,7 @@ _LOG_FLOOR = 1e-7  # power below which a mel band counts as silent
 _DYNAMIC_RANGE = 10.0  # nats below an utterance's loudest band that features still tell apart
 _SPEECH_RANGE = 6.0  # nats below an utterance's loudest frame that count as speech
 _ENERGY_WEIGHT = 0.5  # of the 0th cepstrum, whose spread is the widest
+_LEAST_SHARE = 0.9  # of a model's units that an encoder unknown to it has
 _KMEANS_BATCH = 4096
 _KMEANS_EPOCHS = 30
 
@@ -222,21 +231,11 @@ class MelKMeansEncoder:
           ValueError: shapes do not fit each other, or a number is not finite.
         """
         self.features = features
-        self.mean = np.asarray(mean, np.float32)
-        self.projection = np.asarray(projection, np.float32)
-        self.centroids = np.asarray(centroids, np.float32)
-        self.unit_log_mels = np.asarray(unit_log_mels, np.float32)
-        width = self.projection.shape[-1]
-        count = len(self.centroids)
-        for name, shape in (
-            ("mean", (features.vector_size,)),
-            ("projection", (features.vector_size, width)),
-            ("centroids", (count, width)),
-            ("unit_log_mels", (count, features.mel_count)),
-        ):
-            array = getattr(self, name)
-            if array.shape != shape or not np.isfinite(array).all():
-                raise ValueError(f"{name} has shape {array.shape}, expected finite {shape}")
+        count, width = max(1, len(np.atleast_1d(centroids))), np.shape(projection)[-1:]
+        self.mean = _real("mean", mean, (features.vector_size,))
+        self.projection = _real("projection", projection, (features.vector_size, *width))
+        self.centroids = _real("centroids", centroids, (count, *width))
+        self.unit_log_mels = _real("unit_log_mels", unit_log_mels, (count, features.mel_count))
         self._half_norms = 0.5 * (self.centroids**2).sum(axis=1)
 
     @property
@@ -341,21 +340,57 @@ class MelKMeansEncoder:
         """Reads what `save` wrote.
 
         Raises:
-          FileNotFoundError: there is no such file.
+          OSError: the file cannot be read.
           ValueError: the file holds something else.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
-                if str(file["format"]) != _FORMAT:
-                    raise ValueError(f"its format is {str(file['format'])!r}")
-                return cls(
-                    validate_fields(MelFeatures, parse_json(str(file["features"])), "features"),
-                    *(file[x] for x in ("mean", "projection", "centroids", "unit_log_mels")),
-                )
-        except FileNotFoundError:
-            raise
-        except (ValueError, TypeError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+            texts = read_arrays(path, ("format", "features"))
+            if str(texts["format"]) != _FORMAT:
+                raise ValueError(f"its format is {quote(str(texts['format']))}")
+            features = parse_json(str(texts["features"]))
+            return cls(
+                validate_fields(MelFeatures, features, "features"),
+                **read_arrays(path, ("mean", "projection", "centroids", "unit_log_mels")),
+            )
+        except ValueError as error:
             raise ValueError(f"{path} is not a {_FORMAT} file: {error}") from error
+
+    def check_units(self, unit_count: int, fingerprint: str | None, source: object) -> None:
+        """Checks that a model's units may be this encoder's.
+
+        Args:
+          unit_count: units of the model's vocabulary. It may have a few more than the encoder.
+          fingerprint: of the encoder that made the model's units, None where it is not known.
+          source: of the encoder, a file for instance; the message names it.
+
+        Raises:
+          ValueError: the model's units are another encoder's, or must be by their number.
+        """
+        if fingerprint is not None and self.fingerprint != fingerprint:
+            raise ValueError(
+                f"{source} is the encoder {self.fingerprint}, expected {fingerprint}, which made "
+                "the model's units"
+            )
+        least = 1 if fingerprint else math.ceil(_LEAST_SHARE * unit_count)
+        if not least <= self.unit_count <= unit_count:
+            raise ValueError(
+                f"{source} has {self.unit_count} units, expected {least} … {unit_count} for a "
+                f"model of {unit_count}"
+            )
+
+
+def _real(name: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Returns float32 values of a shape; raises a `ValueError` for others, or complex ones."""
+    array = np.asarray(values)
+    if array.dtype.kind not in "fiu" or array.shape != shape or not array.size:
+        raise ValueError(
+            f"{name} has dtype {array.dtype} and shape {array.shape}, expected real numbers {shape}"
+        )
+    with np.errstate(over="ignore"):  # what is too large is not finite then
+        array = array.astype(np.float32)
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} has numbers that float32 cannot hold, expected finite ones")
+    return array
 
 
 @functools.lru_cache(maxsize=4)

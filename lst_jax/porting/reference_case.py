@@ -15,9 +15,7 @@ that of token t + 1.
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
-import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +26,7 @@ from jax import Array
 
 from lst_jax.batch import Batch
 from lst_jax.config import LSTConfig
+from lst_jax.files import read_arrays
 from lst_jax.model.losses import token_nll
 from lst_jax.model.models import build_model, logits, output_kernel
 from lst_jax.porting.parameter_names import (
@@ -38,6 +37,7 @@ from lst_jax.porting.parameter_names import (
 from lst_jax.porting.published_config import POOLINGS, PUBLISHED_CONVENTIONS
 from lst_jax.porting.safetensors_folder import SafetensorsFolder
 from lst_jax.porting.tensors import check_tensors
+from lst_jax.strict_json import read_json_object
 
 # Gradients that cancel to rounding error (scores over a single key, say) have no meaningful ratio:
 # a norm counts as at least this share of the whole gradient's.
@@ -98,7 +98,7 @@ def read_case(folder: str | pathlib.Path) -> ReferenceCase:
       ValueError: a file lacks something or does not fit the others.
     """
     folder = pathlib.Path(folder)
-    case = _read_json(folder / "case.json")
+    case = read_json_object(folder / "case.json")
     try:
         config = _read_config(case)
         loss, grad_norms = float(case["loss"]), dict(case["grad_norms"])
@@ -197,21 +197,10 @@ def _read_config(case: Mapping[str, Any]) -> LSTConfig:
     )
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # JSON's and UnicodeDecodeError are ValueErrors
-        raise ValueError(f"{path} is not JSON: {error}") from error
-
-
 def _read_arrays(path: pathlib.Path, vocab_size: int) -> dict[str, np.ndarray]:
     """The arrays of io.npz, integers as int32."""
     names = ("tokens", "targets", "loss_mask", "patch_lengths", "logits")
-    try:
-        with np.load(path) as file:
-            arrays = {name: file[name] for name in names}
-    except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not a case's io.npz: {error}") from error
+    arrays = read_arrays(path, names)
     rows, length = arrays["tokens"].shape
     for name, shape in (
         ("targets", (rows, length)),

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import os
+import tracemalloc
+import zipfile
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lst_jax.evaluation.jsonl import read_lines
 from lst_jax.files import (
     new_directory,
+    read_arrays,
     read_numbered_lines,
     refuse_to_replace,
     write_file,
@@ -98,6 +105,89 @@ def test_lines_have_their_numbers_and_neither_breaks_nor_marks(tmp_path):
     path = tmp_path / "a"
     path.write_bytes("\ufeffa\ufeff\r\n\n\ufeffb".encode())
     assert list(read_numbered_lines(path)) == [(1, "a\ufeff".encode()), (2, b""), (3, b"b")]
+
+
+def claiming(path, shape, dtype="<f4", data=b"1234", compress=False):
+    """An .npz file whose array claims more than it has."""
+    header = io.BytesIO()
+    claim = {"descr": dtype, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, claim)
+    kind = zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED
+    with zipfile.ZipFile(path, "w", kind) as archive:
+        archive.writestr("x.npy", header.getvalue() + data)
+    return path
+
+
+def test_arrays_come_back_as_numpy_wrote_them(tmp_path):
+    arrays = {
+        "a": np.arange(12, dtype="<f8").reshape(3, 4),
+        "b": np.asfortranarray(np.arange(6).reshape(2, 3)),
+        "c": np.array("text"),
+        "d": np.zeros((0, 3), np.float32),
+    }
+    for save in (np.savez, np.savez_compressed):
+        save(tmp_path / "a.npz", **arrays, other=np.zeros(3))
+        found = read_arrays(tmp_path / "a.npz", list(arrays))
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(found[name], array, strict=True)
+
+
+@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "dtype", "data"),
+    [
+        ((2**50,), "<f4", b"1234"),
+        ((2**40, 2**40), "<f8", b"1234"),
+        ((2**20,), "<f4", b"1234"),
+        ((2,), "<f4", b"1234"),
+        ((0,), "<f4", b"1234"),
+        ((-1,), "<f4", b"1234"),
+        ((-1, -1), "<f4", b"1234"),
+        ((1,), "|O", b"1234"),
+        ((1,), "<U999999999", b"1234"),
+        ((), "<f4", b""),
+    ],
+)
+def test_arrays_that_claim_what_they_have_not_are_refused_before_memory_is_taken(
+    tmp_path, shape, dtype, data, compress
+):
+    path = claiming(tmp_path / "a.npz", shape, dtype, data, compress)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=r"a\.npz is no archive of arrays: ") as error:
+            read_arrays(path, ["x"])
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+def test_files_that_are_no_archives_are_named(tmp_path):
+    path = tmp_path / "a.npz"
+    for contents in (b"", b"PK", b"text", b"\x93NUMPY"):
+        path.write_bytes(contents)
+        with pytest.raises(ValueError, match=r"a\.npz is no archive"):
+            read_arrays(path, ["x"])
+    np.savez(path, x=np.zeros(3))
+    with pytest.raises(ValueError, match="it has no y"):
+        read_arrays(path, ["x", "y"])
+    with pytest.raises(FileNotFoundError):
+        read_arrays(tmp_path / "b.npz", ["x"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(place=st.integers(0, 10**6), bit=st.integers(0, 7))
+def test_a_flipped_bit_of_an_archive_is_named_or_changes_nothing(tmp_path_factory, place, bit):
+    folder = tmp_path_factory.mktemp("archive")
+    array = np.arange(40, dtype=np.float32)
+    np.savez(folder / "a.npz", x=array)
+    contents = bytearray((folder / "a.npz").read_bytes())
+    contents[place % len(contents)] ^= 1 << bit
+    (folder / "a.npz").write_bytes(contents)
+    try:
+        np.testing.assert_array_equal(read_arrays(folder / "a.npz", ["x"])["x"], array)
+    except ValueError as error:
+        assert "a.npz is no archive of arrays: " in str(error)
 
 
 def test_examples_are_read_with_a_mark_and_refused_in_utf16(tmp_path):

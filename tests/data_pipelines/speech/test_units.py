@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.fft import dct
 
 from data_pipelines.records.storage import SILENCE
 from data_pipelines.speech.alignment import WordTiming, align_units, label_frames
@@ -110,6 +111,77 @@ def test_features_that_are_none_are_refused_with_the_file(encoder, tmp_path, fea
     with pytest.raises(ValueError, match=r"encoder\.npz is not a lst-jax-mel") as error:
         MelKMeansEncoder.load(path)
     assert "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize("name", ["mean", "projection", "centroids", "unit_log_mels"])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda array: array.astype(np.complex64),
+        lambda array: array > 0,
+        lambda array: array.astype("U4"),
+        lambda array: array[:0],
+        lambda array: array[..., 0],
+        lambda array: array[None],
+        lambda array: np.float32(1),
+        lambda array: array * np.nan,
+        lambda array: array.astype(np.float64) + 1e39,
+    ],
+)
+def test_arrays_that_are_no_real_numbers_of_their_shape_are_refused(encoder, tmp_path, name, spoil):
+    path = tmp_path / "encoder.npz"
+    encoder.save(path)
+    arrays = dict(np.load(path))
+    np.savez(path, **arrays | {name: spoil(arrays[name])})
+    with pytest.raises(ValueError, match=r"encoder\.npz is not a lst-jax-mel") as error:
+        MelKMeansEncoder.load(path)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("unit_count", "known", "fits"),
+    [(7, None, False), (8, None, True), (9, None, False), (80, "same", True), (7, "same", False)],
+)
+def test_an_encoder_fits_a_model_by_its_fingerprint_or_the_number_of_units(
+    encoder, unit_count, known, fits
+):
+    """The encoder has 8 units; one that the model does not know has 9 tenths of its units."""
+    fingerprint = known and encoder.fingerprint
+    if fits:
+        encoder.check_units(unit_count, fingerprint, "encoder.npz")
+        return
+    with pytest.raises(ValueError, match=r"encoder\.npz has 8 units, expected"):
+        encoder.check_units(unit_count, fingerprint, "encoder.npz")
+
+
+def test_another_encoder_than_the_models_is_refused(encoder):
+    with pytest.raises(ValueError, match=rf"encoder\.npz is the encoder .*, expected {'a' * 64}"):
+        encoder.check_units(8, "a" * 64, "encoder.npz")
+
+
+def test_cepstra_are_relative_to_the_mean_of_speech_without_silence():
+    """A frame exactly 6 nats under the loudest is speech, one any quieter is silence."""
+    features = dataclasses.replace(_FEATURES, context=0)
+    ripple = np.tile([0.5, -0.5], 6).astype(np.float32)  # no change of a frame's mean
+    under = np.nextafter(np.float32(-6), np.float32(-7)) - np.float32(1e-5)
+    loudness = np.array([0, -6, under, -7.5, -0.25], np.float32)[:, None]
+    frames = loudness + ripple * np.array([1, 0, 2, 3, -1], np.float32)[:, None]
+    cepstra = dct(frames.astype(np.float64), norm="ortho")[:, :6]
+    expected = cepstra - cepstra[[0, 1, 4]].mean(axis=0)
+    expected[:, 0] *= 0.5 * np.sqrt(2)  # the transform here does not damp its mean
+    np.testing.assert_allclose(features.vectors(frames), expected, atol=1e-4)
+
+
+def test_features_tell_apart_only_ten_nats_below_the_loudest_band():
+    features = dataclasses.replace(_FEATURES, context=0)
+    frames = np.zeros((2, 12), np.float32)
+    vectors = {}
+    for depth in (9.0, 10.0, 11.0, 30.0):
+        frames[0, 3] = -depth
+        vectors[depth] = features.vectors(frames)
+    np.testing.assert_array_equal(vectors[10.0], vectors[11.0])
+    np.testing.assert_array_equal(vectors[10.0], vectors[30.0])
+    assert np.abs(vectors[9.0] - vectors[10.0]).max() > 0.1
 
 
 def test_fitting_is_deterministic_and_survives_a_file(encoder, tmp_path):

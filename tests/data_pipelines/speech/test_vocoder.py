@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.microworld.build import speech_story, story_text, story_voice
+from data_pipelines.microworld.corpus import speech_story, story_text, story_voice
 from data_pipelines.microworld.speech import Speech, synthesize
 from data_pipelines.speech.alignment import label_frames
 from data_pipelines.speech.units import MelFeatures, MelKMeansEncoder
