@@ -4,6 +4,7 @@ import collections
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from data_pipelines.records.storage import Totals, Utterance
 from data_pipelines.training.mixture import (
@@ -85,6 +86,49 @@ def test_epochs_are_shuffled_apart():
     assert {keys[i].epoch for i in range(50, 100)} == {1}
 
 
+def test_every_source_is_shuffled_by_itself():
+    """Of sources of one size no two are in one order, nor is one with two seeds."""
+    seeds = (0, 1, 2**32, 2**64 - 1)
+    orders = [
+        [tuple(source_keys(source, 40, seed, 1)[i].record for i in range(40)) for seed in seeds]
+        for source in range(6)
+    ]
+    for of_source in orders:
+        assert len(set(of_source)) == len(seeds)
+        assert all(sorted(order) == list(range(40)) for order in of_source)
+    for of_seed in zip(*orders, strict=True):
+        assert len(set(of_seed)) == len(orders)
+
+
+def test_every_record_may_stand_at_every_place():
+    places = [[source_keys(0, 8, seed, 1)[i].record for i in range(8)] for seed in range(800)]
+    for place in range(8):
+        counts = np.bincount([order[place] for order in places], minlength=8)
+        assert stats.chisquare(counts).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("weights", [(0.8, 0.2), (0.2, 0.8), (0.1, 0.3, 0.6), (1 / 3, 2 / 3)])
+@pytest.mark.parametrize("endless", [True, False])
+def test_a_mixture_follows_its_weights_at_every_place(weights, endless):
+    """While all sources last, none is ever more than a document from its share."""
+    sizes = [round(weight * 600) for weight in weights]
+    epochs = None if endless else 1
+    sources = [source_keys(number, size, 0, epochs) for number, size in enumerate(sizes)]
+    keys = stream_keys(sources, list(weights), 0, 1, endless)
+    taken = np.array([keys[index].source for index in range(500)])
+    for number, weight in enumerate(weights):
+        expected = weight * np.arange(1, 501)
+        assert np.abs(np.cumsum(taken == number) - expected).max() <= 1.5
+
+
+def test_sources_that_last_go_on_where_others_have_ended():
+    sources = [source_keys(number, size, 0, 1) for number, size in enumerate((5, 100))]
+    keys = stream_keys(sources, [0.5, 0.5], 0, 1, endless=False)
+    taken = [keys[index].source for index in range(len(keys))]
+    assert sorted(taken[:10]) == [0] * 5 + [1] * 5
+    assert taken[10:] == [1] * 95
+
+
 def test_every_stream_gets_the_mixture():
     sources = [source_keys(number, 100, 0, None) for number in range(2)]
     for stream in range(4):
@@ -110,8 +154,9 @@ def test_randomness_depends_on_seed_source_epoch_and_record_alone():
 def test_draws_of_visits_are_uniform():
     random = DocumentRandom(0)
     draws = [random.generator(DocumentKey(0, 0, record)).random() for record in range(2000)]
-    counts, _ = np.histogram(draws, 10, (0, 1))
-    assert abs(counts - 200).max() < 60
+    assert stats.kstest(draws, "uniform").pvalue > 1e-3
+    pairs = np.histogram2d(draws[:-1], draws[1:], 5, ((0, 1), (0, 1)))[0]
+    assert stats.chisquare(pairs.ravel()).pvalue > 1e-3
 
 
 class Records(list):
@@ -145,5 +190,8 @@ def test_an_utterance_is_interleaved_anew_in_each_epoch():
     whole = make(0.0).load(0, 0.0).tokens
     assert vocabulary.is_unit(whole).sum() == 400
     half = make(0.5)
-    wholes = [vocabulary.is_unit(half.load(i, 0.0).tokens).sum() == 400 for i in range(200)]
-    assert 70 < sum(wholes) < 130
+    wholes = [vocabulary.is_unit(half.load(i, 0.0).tokens).sum() == 400 for i in range(400)]
+    assert stats.binomtest(sum(wholes), 400).pvalue > 1e-3
+    most = make(0.9)
+    wholes = [vocabulary.is_unit(most.load(i, 0.0).tokens).sum() == 400 for i in range(400)]
+    assert stats.binomtest(sum(wholes), 400, 0.1).pvalue > 1e-3
