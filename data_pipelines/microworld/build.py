@@ -8,179 +8,55 @@ processes.
 
 from __future__ import annotations
 
-import contextlib
+import ast
 import dataclasses
 import hashlib
-import itertools
+import importlib.util
 import json
-import multiprocessing
 import pathlib
-import random
-import shutil
-import sys
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-from data_pipelines import tokenizers
-from data_pipelines.microworld import lexicon, speech, stories
-from data_pipelines.microworld.speech import VOICES, Voice, synthesize
-from data_pipelines.records import payloads, storage, types
+from data_pipelines.microworld import stories
+from data_pipelines.microworld.corpus import (
+    TEST_SETS,
+    MicroworldConfig,
+    MicroworldPaths,
+    speech_story,
+    story_text,
+    story_voice,
+    text_story,
+)
+from data_pipelines.microworld.speaking import (
+    LICENSE,
+    SOURCE,
+    SpokenUnits,
+    Task,
+    make_record,
+    one_thread,
+    run_pool,
+    speak_frames,
+    speak_units,
+)
+from data_pipelines.microworld.speech import synthesize
 from data_pipelines.records.storage import (
-    SILENCE,
     Totals,
-    Utterance,
     make_text_document,
-    make_utterance,
     open_records,
     write_records,
 )
-from data_pipelines.speech import alignment, audio, units
-from data_pipelines.speech.alignment import (
-    align_pieces,
-    align_units,
-    label_frames,
-    time_pieces,
-    time_words,
-)
+from data_pipelines.speech import audio
+from data_pipelines.speech.alignment import align_units
 from data_pipelines.speech.units import MelFeatures, MelKMeansEncoder
 from data_pipelines.tokenizers import train_tokenizer
-from lst_jax.settings import (
-    NaturalInt,
-    PositiveInt,
-    TextSize,
-    UnitCount,
-    configuration,
-    require,
-)
+from lst_jax.files import new_directory, write_file, write_json
 from lst_jax.vocabulary import TextTokenizer
 
-TEST_SETS: tuple[stories.ClozeKind, ...] = ("StoryCloze", "TopicStoryCloze", "HellaSwag")
-
 _FINGERPRINT = "fingerprint"
-_LICENSE = "Apache-2.0"  # this program's, whose work the stories are
-_SOURCE = "lst-jax microworld"
-_TASKS_PER_CHUNK = 8
-# A change in one of these, or in the vocabulary, may change what a stage holds.
-_MADE_BY = (
-    *(alignment, audio, units, lexicon, speech, stories, tokenizers),
-    *(payloads, storage, types),
-)
-
-_T = TypeVar("_T")
-_R = TypeVar("_R")
-
-
-@configuration
-class MicroworldConfig:
-    """What the corpus holds.
-
-    Attributes:
-      seed: of the stories, the voices and the clustering.
-      text_stories: training stories given as text.
-      speech_stories: training stories spoken; none of them is among the text stories.
-      test_items: items of each of the three test sets.
-      fit_stories: spoken stories that the units are fitted on, at most `speech_stories`.
-      unit_clusters: k-means clusters.
-      unit_count: size of the speech part of the vocabulary, at least `unit_clusters`.
-      tokenizer_size: SentencePiece pieces.
-      example_count: spoken stories kept as wav files for a report.
-    """
-
-    seed: NaturalInt = 0
-    text_stories: PositiveInt = 20_000
-    speech_stories: PositiveInt = 3_000
-    test_items: PositiveInt = 200
-    fit_stories: PositiveInt = 300
-    unit_clusters: UnitCount = 501
-    unit_count: UnitCount = 502
-    tokenizer_size: TextSize = 768
-    example_count: NaturalInt = 4
-
-    def __post_init__(self) -> None:
-        for small, large in (
-            ("fit_stories", "speech_stories"),
-            ("example_count", "speech_stories"),
-            ("unit_clusters", "unit_count"),
-        ):
-            value, most = getattr(self, small), getattr(self, large)
-            require(value <= most, f"MicroworldConfig.{small}", value, f"at most {large} = {most}")
-
-
-@dataclasses.dataclass(frozen=True)
-class MicroworldPaths:
-    """Where the parts of a corpus are, below its directory."""
-
-    root: pathlib.Path
-
-    @property
-    def text(self) -> pathlib.Path:
-        """Text training stories, `{"id": …, "text": …}` a line."""
-        return self.root / "text" / "stories.jsonl"
-
-    @property
-    def tokenizer(self) -> pathlib.Path:
-        """SentencePiece model."""
-        return self.root / "tokenizer" / "tokenizer.model"
-
-    @property
-    def encoder(self) -> pathlib.Path:
-        """Unit encoder, for `MelKMeansEncoder.load`."""
-        return self.root / "encoder" / "encoder.npz"
-
-    @property
-    def text_records(self) -> pathlib.Path:
-        """Record directory of the text training stories."""
-        return self.root / "text_records"
-
-    @property
-    def speech_records(self) -> pathlib.Path:
-        """Record directory of the spoken training stories."""
-        return self.root / "speech_records"
-
-    def test_set(self, kind: stories.ClozeKind) -> pathlib.Path:
-        """Story-completion items in the format of `lst_jax.evaluation.story_completion`."""
-        return self.root / "test_sets" / f"{kind}.jsonl"
-
-    @property
-    def spoken_texts(self) -> pathlib.Path:
-        """The items' whole stories in the format of `lst_jax.evaluation.spoken_texts`."""
-        return self.root / "test_sets" / "spoken_texts.jsonl"
-
-    @property
-    def examples(self) -> pathlib.Path:
-        """Spoken examples with words, times and units: `examples.json` and the wav files."""
-        return self.root / "examples"
-
-    @property
-    def stats(self) -> pathlib.Path:
-        """What the corpus adds up to."""
-        return self.root / "stats" / "stats.json"
-
-
-@dataclasses.dataclass(frozen=True)
-class _Task:
-    """A text to speak."""
-
-    text: str
-    voice: Voice
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _SpokenUnits:
-    """A spoken text: its units, shared between words and silences, its times, what it took."""
-
-    task: _Task
-    units: np.ndarray
-    words: tuple[str, ...]
-    unit_counts: np.ndarray
-    frame_rate: float
-    timings: tuple[alignment.WordTiming, ...]
-    phoneme_starts_s: tuple[tuple[float, ...], ...]
-    audio_s: float
-    synthesis_cpu_s: float
 
 
 def build_corpus(
@@ -203,6 +79,7 @@ def build_corpus(
 
     Raises:
       ValueError: the tokenizer or the units cannot be trained on so little data.
+      FileExistsError: a stage's place is taken by something else.
       ImportError: a package of the demo extra is missing.
     """
     if processes < 1:
@@ -226,39 +103,43 @@ def build_corpus(
         (paths.examples, lambda out: _write_examples(config, paths, out)),
         (paths.stats.parent, lambda out: _write_stats(config, paths, out)),
     )
-    with _one_thread():
+    for path, _ in stages:  # before the first takes minutes
+        if path.exists() and _read_marker(path)[:1] != [key]:
+            _check_stage(path)
+    with one_thread():
         for path, make in stages:
             _run_stage(path, key, make, progress)
     return paths
 
 
-def story_voice(seed: int, story_id: str) -> Voice:
-    """The voice of a story or of a test item (prompt and endings alike)."""
-    return random.Random(f"voice/{seed}/{story_id}").choice(VOICES)
-
-
-def speech_story(seed: int, index: int) -> stories.Story:
-    """Spoken training story `index`; spoken ones have odd numbers in the training split."""
-    return stories.generate_story(seed, "train", 2 * index + 1)
-
-
-def text_story(seed: int, index: int) -> stories.Story:
-    """Training story `index` given as text; these have even numbers in the training split."""
-    return stories.generate_story(seed, "train", 2 * index)
-
-
-def story_text(story: stories.Story) -> str:
-    """The story's sentences as one text."""
-    return " ".join(story.sentences)
-
-
 def _fingerprint(config: MicroworldConfig) -> str:
     """Changes with the settings and with the code that turns them into a corpus."""
     digest = hashlib.sha256(json.dumps(dataclasses.asdict(config)).encode())
-    for module in (*_MADE_BY, sys.modules[TextTokenizer.__module__]):
-        digest.update(pathlib.Path(str(module.__file__)).read_bytes())
-    digest.update(pathlib.Path(__file__).read_bytes())
+    for name, source in sorted(_sources(__name__, {}).items()):
+        digest.update(name.encode())
+        digest.update(source)
     return digest.hexdigest()
+
+
+def _sources(name: str, found: dict[str, bytes]) -> dict[str, bytes]:
+    """Returns the source of a module and of all modules of this project that it stands on."""
+    try:
+        spec = None if name in found else importlib.util.find_spec(name)
+    except ModuleNotFoundError:  # a name in a module
+        spec = None
+    if spec is None or spec.origin is None:
+        return found
+    found[name] = pathlib.Path(spec.origin).read_bytes()
+    for node in ast.walk(ast.parse(found[name])):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            # A name that is imported may be a module, too.
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        for imported in names:
+            if re.match(r"(data_pipelines|lst_jax)\.[a-z_.]+$", imported):
+                _sources(imported, found)
+    return found
 
 
 def _run_stage(
@@ -268,20 +149,37 @@ def _run_stage(
     progress: Callable[[str], None],
 ) -> None:
     """Makes a directory whole or not at all, unless it is there with the same key."""
-    marker = path / _FINGERPRINT
-    if marker.is_file() and marker.read_text(encoding="utf-8") == key:
+    if _read_marker(path)[:1] == [key]:
         progress(f"{path.name}: there already")
         return
     started = time.monotonic()
-    partial = path.with_name(f"{path.name}.incomplete")
-    for old in (partial, path):
-        if old.exists():
-            shutil.rmtree(old)
-    partial.mkdir()
-    summary = make(partial)
-    (partial / _FINGERPRINT).write_text(key, encoding="utf-8")
-    partial.rename(path)
+    with new_directory(path, _check_stage) as folder:
+        summary = make(folder)
+        files = sorted(entry.name for entry in folder.iterdir())
+        write_file(folder / _FINGERPRINT, "\n".join([key, *files]) + "\n")
     progress(f"{path.name}: {summary} ({time.monotonic() - started:.1f} s)")
+
+
+def _read_marker(path: pathlib.Path) -> list[str]:
+    """Returns the key of a stage that is there and the names of its files; nothing where none is.
+
+    Earlier versions wrote no names.
+    """
+    marker = path / _FINGERPRINT
+    lines = marker.read_bytes().decode(errors="replace").splitlines() if marker.is_file() else []
+    return lines if lines and re.fullmatch("[0-9a-f]{64}", lines[0]) else []
+
+
+def _check_stage(path: pathlib.Path) -> None:
+    """Raises a `FileExistsError` for a directory that no build made, or that holds other things."""
+    key, *files = _read_marker(path) or [""]
+    entries = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else [path.name]
+    others = [name for name in entries if name not in ((_FINGERPRINT, *files) if key else ())]
+    if others and (files or not key):
+        raise FileExistsError(
+            f"{path} holds {others[0]!r}, which is not of the corpus, expected a directory that "
+            "may be replaced"
+        )
 
 
 def _write_text(config: MicroworldConfig, out: pathlib.Path) -> str:
@@ -300,18 +198,18 @@ def _train_tokenizer(config: MicroworldConfig, paths: MicroworldPaths, out: path
 def _write_text_records(config: MicroworldConfig, paths: MicroworldPaths, out: pathlib.Path) -> str:
     tokenizer = TextTokenizer(paths.tokenizer)
     documents = (
-        make_text_document(name, text, tokenizer, license=_LICENSE, source=_SOURCE)
+        make_text_document(name, text, tokenizer, license=LICENSE, source=SOURCE)
         for name, text in _read_stories(paths)
     )
-    metadata = write_records(out, "text", documents, tokenizer, overwrite=True)
+    metadata = write_records(out, "text", documents, tokenizer)
     return f"{metadata.totals.text_tokens} tokens"
 
 
 def _fit_encoder(config: MicroworldConfig, processes: int, out: pathlib.Path) -> str:
     features = MelFeatures()
     log_mels, labels = [], []
-    with _pool(processes) as run:
-        for frames, spoken in run(_speak_frames, _story_tasks(config, config.fit_stories)):
+    with run_pool(processes) as run:
+        for frames, spoken in run(speak_frames, _story_tasks(config, config.fit_stories)):
             log_mels.append(frames)
             labels.append(spoken)
     encoder = MelKMeansEncoder.fit(
@@ -331,7 +229,7 @@ def _write_speech_records(
     tokenizer = TextTokenizer(paths.tokenizer)
     audio_s, synthesis_cpu_s, started = 0.0, 0.0, time.monotonic()
 
-    def utterances(spoken: Iterable[_SpokenUnits]) -> Iterator[Any]:
+    def utterances(spoken: Iterable[SpokenUnits]) -> Iterator[Any]:
         nonlocal audio_s, synthesis_cpu_s
         for i, result in enumerate(spoken):
             audio_s += result.audio_s
@@ -340,10 +238,10 @@ def _write_speech_records(
                 left = (time.monotonic() - started) * (config.speech_stories / i - 1)
                 progress(f"spoke {i} of {config.speech_stories} stories, {left:.0f} s left")
             story_id = speech_story(config.seed, i).story_id
-            yield _make_record(story_id, result, tokenizer)
+            yield make_record(story_id, result, tokenizer)
 
-    with _pool(processes, paths.encoder) as run:
-        spoken = run(_speak_units, _story_tasks(config, config.speech_stories))
+    with run_pool(processes, paths.encoder) as run:
+        spoken = run(speak_units, _story_tasks(config, config.speech_stories))
         metadata = write_records(
             out,
             "speech",
@@ -351,9 +249,8 @@ def _write_speech_records(
             tokenizer,
             unit_count=config.unit_count,
             encoder_fingerprint=MelKMeansEncoder.load(paths.encoder).fingerprint,
-            overwrite=True,
         )
-    _write_json(out / "audio.json", {"audio_s": audio_s, "synthesis_cpu_s": synthesis_cpu_s})
+    write_json(out / "audio.json", {"audio_s": audio_s, "synthesis_cpu_s": synthesis_cpu_s})
     return f"{audio_s / 3600:.2f} hours, {metadata.totals.units} units"
 
 
@@ -361,15 +258,15 @@ def _write_test_sets(
     config: MicroworldConfig, paths: MicroworldPaths, processes: int, out: pathlib.Path
 ) -> str:
     stories_told: list[dict[str, Any]] = []
-    with _pool(processes, paths.encoder) as run:
+    with run_pool(processes, paths.encoder) as run:
         for kind in TEST_SETS:
             items = [stories.generate_cloze(kind, config.seed, i) for i in range(config.test_items)]
             tasks = [
-                _Task(text, story_voice(config.seed, item.cloze_id))
+                Task(text, story_voice(config.seed, item.cloze_id))
                 for item in items
                 for text in (item.prompt, *item.endings)
             ]
-            spoken = run(_speak_units, tasks)
+            spoken = run(speak_units, tasks)
             lines = [_test_line(item, spoken) for item in items]
             _write_lines(out / f"{kind}.jsonl", lines)
             stories_told += map(_spoken_text, lines)
@@ -377,7 +274,7 @@ def _write_test_sets(
     return f"{len(TEST_SETS)} sets of {config.test_items} items"
 
 
-def _test_line(item: stories.Cloze, spoken: Iterator[_SpokenUnits]) -> dict[str, Any]:
+def _test_line(item: stories.Cloze, spoken: Iterator[SpokenUnits]) -> dict[str, Any]:
     """One line of a test set; takes the units of its prompt and endings from `spoken`."""
     passages = [
         {"text": text, "units": next(spoken).units.tolist()}
@@ -425,7 +322,7 @@ def _write_examples(config: MicroworldConfig, paths: MicroworldPaths, out: pathl
                 "units": heard.tolist(),
             }
         )
-    _write_json(out / "examples.json", examples)
+    write_json(out / "examples.json", examples)
     return f"{len(examples)} wav files"
 
 
@@ -456,107 +353,17 @@ def _write_stats(config: MicroworldConfig, paths: MicroworldPaths, out: pathlib.
         "text_pieces": TextTokenizer(paths.tokenizer).size,
         "test_items": {kind: config.test_items for kind in TEST_SETS},
     }
-    _write_json(out / "stats.json", stats)
+    write_json(out / "stats.json", stats)
     return (
         f"{stats['speech_hours']:.2f} hours of speech, {stats['units_per_word']:.2f} units a word, "
         f"{stats['units_used']} units used"
     )
 
 
-def _story_tasks(config: MicroworldConfig, count: int) -> Iterator[_Task]:
+def _story_tasks(config: MicroworldConfig, count: int) -> Iterator[Task]:
     for i in range(count):
         story = speech_story(config.seed, i)
-        yield _Task(story_text(story), story_voice(config.seed, story.story_id))
-
-
-def _speak_frames(task: _Task) -> tuple[np.ndarray, np.ndarray]:
-    """Log-mel frames (U, M) of a spoken text and what is said in each (U,)."""
-    features = MelFeatures()
-    spoken = synthesize(task.text, task.voice)
-    frames = features.log_mels(spoken.samples, spoken.sample_rate)
-    return frames, label_frames(spoken.words, len(frames), features.frame_rate)
-
-
-class _Worker:
-    """What a process that encodes keeps between tasks."""
-
-    encoder: MelKMeansEncoder | None = None
-
-
-def _one_thread() -> contextlib.AbstractContextManager[Any]:
-    """Keeps matrix products to one thread: for the work at hand more are slower, and the order of
-    their sums would depend on the number of cores."""
-    try:
-        import threadpoolctl
-    except ImportError as error:
-        raise ImportError(
-            "the built-in corpus needs the package threadpoolctl: pip install 'lst-jax[demo]'"
-        ) from error
-    return threadpoolctl.threadpool_limits(1)
-
-
-def _start_worker(encoder_path: pathlib.Path | None) -> None:
-    _one_thread()
-    _Worker.encoder = None if encoder_path is None else MelKMeansEncoder.load(encoder_path)
-
-
-def _speak_units(task: _Task) -> _SpokenUnits:
-    encoder = _Worker.encoder
-    if encoder is None:
-        raise RuntimeError("a process was asked for units before it was given an encoder")
-    started = time.process_time()
-    spoken = synthesize(task.text, task.voice)
-    synthesis_cpu_s = time.process_time() - started
-    heard = encoder.encode(spoken.samples, spoken.sample_rate)
-    words, unit_counts = align_units(spoken.words, heard.size, encoder.frame_rate)
-    if SILENCE in (timing.word for timing in spoken.words):
-        raise ValueError(f"text is {task.text!r}, expected no word {SILENCE!r}")
-    return _SpokenUnits(
-        task,
-        heard,
-        words,
-        unit_counts,
-        encoder.frame_rate,
-        spoken.words,
-        spoken.phoneme_starts_s,
-        spoken.duration_s,
-        synthesis_cpu_s,
-    )
-
-
-def _make_record(story_id: str, spoken: _SpokenUnits, tokenizer: TextTokenizer) -> Utterance:
-    """Returns the record of a spoken story, with all that the synthesizer knows of it."""
-    utterance = make_utterance(story_id, spoken.words, spoken.units, spoken.unit_counts, tokenizer)
-    letters = [sum(map(str.isalnum, tokenizer.piece(piece))) for piece in utterance.pieces.tolist()]
-    ends = np.cumsum(utterance.piece_counts[~utterance.is_silence]).tolist()
-    of_words = [letters[start:end] for start, end in itertools.pairwise([0, *ends])]
-    piece_times_ms = time_pieces(spoken.timings, spoken.phoneme_starts_s, of_words)
-    return dataclasses.replace(
-        utterance,
-        piece_unit_counts=align_pieces(
-            piece_times_ms, utterance.piece_counts, utterance.unit_counts, spoken.frame_rate
-        ),
-        word_times_ms=time_words(spoken.timings, spoken.words, spoken.audio_s),
-        piece_times_ms=piece_times_ms,
-        transcript=spoken.task.text,
-        speaker=spoken.task.voice.espeak_name,
-        license=_LICENSE,
-        source=_SOURCE,
-    )
-
-
-@contextlib.contextmanager
-def _pool(
-    processes: int, encoder_path: pathlib.Path | None = None
-) -> Iterator[Callable[[Callable[[_T], _R], Iterable[_T]], Iterator[_R]]]:
-    """Yields a `map` over processes that keeps the order; one process is this one."""
-    if processes == 1:
-        _start_worker(encoder_path)
-        yield map
-        return
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(processes, _start_worker, (encoder_path,)) as pool:
-        yield lambda task, items: pool.imap(task, items, _TASKS_PER_CHUNK)
+        yield Task(story_text(story), story_voice(config.seed, story.story_id))
 
 
 def _read_stories(paths: MicroworldPaths) -> Iterator[tuple[str, str]]:
@@ -568,10 +375,4 @@ def _read_stories(paths: MicroworldPaths) -> Iterator[tuple[str, str]]:
 
 
 def _write_lines(path: pathlib.Path, lines: Iterable[dict[str, Any]]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        for line in lines:
-            file.write(json.dumps(line) + "\n")
-
-
-def _write_json(path: pathlib.Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    write_file(path, "".join(json.dumps(line) + "\n" for line in lines))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import pathlib
 import wave
@@ -204,6 +205,66 @@ def test_other_settings_are_built_anew(tmp_path):
     second = _contents(build_corpus(dataclasses.replace(config, seed=1), tmp_path, **quiet).root)
     assert first.keys() == second.keys()
     assert first["text/stories.jsonl"] != second["text/stories.jsonl"]
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        *("data_pipelines.microworld.build", "data_pipelines.microworld.speaking"),
+        *("data_pipelines.microworld.stories", "data_pipelines.microworld.lexicon"),
+        *("data_pipelines.tokenizers", "data_pipelines.records.payloads"),
+        *("data_pipelines.records.writing", "data_pipelines.records.metadata"),
+        *("data_pipelines.records.types", "data_pipelines.speech.units"),
+        *("data_pipelines.speech.alignment", "lst_jax.vocabulary", "lst_jax.settings"),
+    ],
+)
+def test_a_change_in_the_code_that_makes_a_stage_makes_it_stale(monkeypatch, module):
+    before = build._fingerprint(_CONFIG)
+    assert build._fingerprint(_CONFIG) == before
+    changed = importlib.util.find_spec(module).origin
+    read = pathlib.Path.read_bytes
+    monkeypatch.setattr(
+        pathlib.Path, "read_bytes", lambda path: read(path) + b"#" * (str(path) == changed)
+    )
+    assert build._fingerprint(_CONFIG) != before
+
+
+def test_a_stage_replaces_only_what_a_build_made(tmp_path):
+    def run(key):
+        def make(folder):
+            (folder / "a").write_text(key)
+            return "made"
+
+        build._run_stage(tmp_path / "text", key, make, lambda line: None)
+        return (tmp_path / "text" / "a").read_text()
+
+    first, second = "1" * 64, "2" * 64
+    assert run(first) == first
+    assert run(second) == second
+    (tmp_path / "text" / "thesis.txt").write_text("years of work")
+    assert run(second) == second  # nothing to do
+    with pytest.raises(FileExistsError, match=r"text holds 'thesis\.txt'"):
+        run(first)
+    assert (tmp_path / "text" / "thesis.txt").read_text() == "years of work"
+    # As an earlier version left it, with no names of files.
+    (tmp_path / "text" / "fingerprint").write_text(second)
+    (tmp_path / "text" / "thesis.txt").unlink()
+    assert run(first) == first
+
+
+@pytest.mark.parametrize("marker", [None, "", "my notes", "1" * 63])
+@pytest.mark.parametrize("stage", ["text", "stats"])
+def test_a_directory_that_no_build_made_is_never_replaced(tmp_path, stage, marker):
+    """It is looked at before the first stage is made, too."""
+    folder = tmp_path / stage
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("years of work")
+    if marker is not None:
+        (folder / "fingerprint").write_text(marker)
+    with pytest.raises(FileExistsError, match="which is not of the corpus"):
+        build_corpus(_CONFIG, tmp_path, processes=1, progress=lambda line: None)
+    assert (folder / "thesis.txt").read_text() == "years of work"
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 @pytest.mark.parametrize(
