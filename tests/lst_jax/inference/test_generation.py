@@ -11,6 +11,7 @@ from lst_jax.inference.generation import (
     SamplingConfig,
     generate,
     make_decoder,
+    prefill,
     static_size,
 )
 from lst_jax.inference.sampling import allowed_ids
@@ -294,3 +295,13 @@ def test_sizes_are_few_and_little_larger_than_needed(size):
     assert rounded >= size and rounded % 32 == 0
     assert rounded == 64 or rounded < 1.5 * size
     assert static_size(rounded) == rounded
+
+
+def test_a_state_has_a_row_for_every_prompt():
+    decoder = decoder_of("baseline")
+    trained = TrainedModel(decoder.model, parameters("baseline"), one_device(), V, decoder.patching)
+    prompts = [speech_prompt(2)] * 3
+    with pytest.raises(ValueError, match="batch_rows is 2, expected at least 3"):
+        prefill(trained, prompts, max_patches=20, batch_rows=2)
+    with pytest.raises(ValueError, match="batch_rows is 1, expected at least 3"):
+        prefill(trained, prompts, max_patches=20, batch_rows=1)

@@ -193,6 +193,18 @@ def test_a_resumed_session_hides_the_steps_to_come_and_no_other(tmp_path, monkey
     assert len(list(tmp_path.iterdir())) == 2
 
 
+@pytest.mark.parametrize("start", range(6))
+def test_a_session_hides_the_first_step_to_come_at_once(tmp_path, monkeypatch, start):
+    """And no step that is made: before it has written any of its own."""
+    for second, (step, records) in enumerate([(0, losses(1, 2, 3, 4, 5)), (start, [])]):
+        in_another_second(monkeypatch, second)
+        writer = TensorBoardWriter(tmp_path, step)
+        for record in records:
+            writer.write(record)
+        writer.close()
+    assert shown(tmp_path) == list(range(1, start + 1))
+
+
 def test_what_a_killed_process_had_in_its_buffer_is_filled_in(tmp_path, monkeypatch):
     in_another_second(monkeypatch, 0)
     writer = TensorBoardWriter(tmp_path, 0)
