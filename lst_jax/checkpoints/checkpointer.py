@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import grain
 import grain.checkpoint
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
 
+from lst_jax.checkpoints.digests import DigestedPath, DigestedRestore, DigestedSave
 from lst_jax.checkpoints.layout import (
+    ABANDONED,
     CHECKPOINTS,
     STATE_FILE,
     UNREADABLE,
     UnreadableCheckpointError,
-    find_checkpoint,
     quiet_orbax,
     reading_checkpoint,
     step_directory,
 )
 from lst_jax.checkpoints.params import params_save_args
+from lst_jax.checkpoints.reading import read_step, reading_step
 from lst_jax.checkpoints.train_state import TrainState
 
 IteratorState = dict[str, Any]
@@ -122,6 +125,10 @@ class Checkpointer:
         """Step of the last complete checkpoint; None before the first."""
         return self._manager.latest_step()
 
+    def all_steps(self) -> list[int]:
+        """Steps of the complete checkpoints, in order."""
+        return sorted(self._manager.all_steps())
+
     def step_directory(self, step: int) -> pathlib.Path:
         """Where the checkpoint of `step` is."""
         return step_directory(self.workdir, step)
@@ -140,15 +147,18 @@ class Checkpointer:
           iterator: that has yielded the batches of exactly these updates.
           progress: JSON values.
           metrics: of the state, to compare checkpoints by.
+
+        Raises:
+          OSError: the checkpoint before, or this one, could not be written.
         """
         items = ocp.args.Composite(
-            params=ocp.args.StandardSave(state.params, params_save_args(state.params)),
-            optimizer=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
+            params=DigestedSave(state.params, params_save_args(state.params)),
+            optimizer=DigestedSave({"step": state.step, "opt_state": state.opt_state}),
             data=grain.checkpoint.CheckpointSave(iterator),
             progress=ocp.args.JsonSave(dict(progress)),
         )
         compared = self._retention.comparable(metrics or {})
-        with quiet_orbax():  # which warns of every step that has no metrics
+        with self._saving(), quiet_orbax():  # which warns of every step that has no metrics
             self._manager.save(int(state.step), metrics=compared, args=items)
 
     def restore(
@@ -156,11 +166,12 @@ class Checkpointer:
         shapes: TrainState,
         iterator: grain.DatasetIterator,
         merge_states: MergeStates | None = None,
+        leave: Sequence[int] = (),
     ) -> tuple[TrainState, dict[str, Any]] | None:
         """Restores the last checkpoint that can be read, and the iterator with it.
 
-        A checkpoint that cannot be read is moved to `unreadable_checkpoints` and the one before
-        it is tried.
+        Where it is damaged, the one before it is restored and the damaged one moved to
+        `unreadable_checkpoints`.
 
         Args:
           shapes: tree of `jax.ShapeDtypeStruct` with shardings.
@@ -173,23 +184,34 @@ class Checkpointer:
           `(state, progress)`, or None where nothing was saved yet.
 
         Raises:
-          ValueError: there are checkpoints and none can be read, or the iterator is of another
-            pipeline than the one saved, or there are more or fewer processes than then.
+          OSError: a file cannot be read, which is no damage; nothing is moved.
+          ValueError: all checkpoints are damaged, or they are of another optimizer, or the iterator
+            is of another pipeline than the one saved, or there are more or fewer processes than
+            then.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
+        damaged: list[int] = []
+        steps = [step for step in self.all_steps()[::-1] if step not in leave]
         for step in steps:
-            restored, failure = self._try_to_read(step, shapes)
-            if not _any_process(restored is None):
-                state, progress, states = restored
-                iterator.set_state((merge_states or _own_state)(states))
-                return state, progress
-            reason = failure or f"{self.step_directory(step)} cannot be read by another process"
-            logging.warning("checkpoint %s", reason)
-            if step == steps[-1]:
-                raise ValueError(
-                    f"no checkpoint in {self.directory} can be read (steps {steps[::-1]}); {reason}"
-                ) from failure
-            self._set_aside(step)
+            directory = self.step_directory(step)
+            try:
+                with reading_step(directory) as whole, reading_checkpoint(directory, whole):
+                    state, progress, states = _read_step(self._manager, directory, shapes)
+            except UnreadableCheckpointError as error:
+                damaged.append(step)
+                if step == steps[-1]:
+                    raise ValueError(
+                        f"no checkpoint in {self.directory} can be read (steps {steps[::-1]}); "
+                        f"{error}"
+                    ) from error
+                following = steps[steps.index(step) + 1]
+                logging.warning("%s, falling back to step %d", error, following)
+                continue
+            iterator.set_state((merge_states or _own_state)(states))
+            # Only now is it known that the run goes on from a step before them.
+            for name, numbers in ((UNREADABLE, damaged), (ABANDONED, leave)):
+                for number in numbers:
+                    self._set_aside(number, name)
+            return state, progress
         return None
 
     def reached_preemption(self, step: int) -> bool:
@@ -197,43 +219,45 @@ class Checkpointer:
         return self._manager.reached_preemption(step)
 
     def wait(self) -> None:
-        """Returns when every save has been committed."""
-        self._manager.wait_until_finished()
+        """Returns when every save has been committed; raises as `save` does."""
+        with self._saving():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits and lets go of the background threads."""
-        self._manager.close()
+        """Waits and lets go of the background threads; raises as `save` does."""
+        with self._saving():
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _saving(self) -> Iterator[None]:
+        """Names a failed save in one line, and removes what it leaves of a step."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            if jax.process_index() == 0:
+                for path in self.directory.glob("*.orbax-checkpoint-tmp"):
+                    shutil.rmtree(path, ignore_errors=True)
+            reason = " ".join(str(error).split())[:300]
+            raise OSError(f"a checkpoint in {self.directory} cannot be saved: {reason}") from error
 
     def _open(self) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(
             enable_async_checkpointing=True,
             cleanup_tmp_directories=True,
+            temporary_path_class=DigestedPath,
             **self._retention.manager_options(),
         )
         return ocp.CheckpointManager(self.directory, options=options)
 
-    def _try_to_read(
-        self, step: int, shapes: TrainState
-    ) -> tuple[_Restored | None, UnreadableCheckpointError | None]:
-        """What `_read` returns, or why it cannot."""
-        try:
-            with reading_checkpoint(self.step_directory(step)):
-                return self._read(step, shapes), None
-        except UnreadableCheckpointError as error:
-            return None, error
-
-    def _read(self, step: int, shapes: TrainState) -> _Restored:
-        """State, progress and the iterators' states; reads all before anything is changed."""
-        return _read_step(self._manager, self.step_directory(step), shapes)
-
-    def _set_aside(self, step: int) -> None:
+    def _set_aside(self, step: int, name: str) -> None:
         """Moves a step out of the way: its name is needed when training reaches it again."""
         if jax.process_index() == 0:
-            target = self.workdir / UNREADABLE
+            target = self.workdir / name
             target.mkdir(exist_ok=True)
             number = len(list(target.iterdir()))
             self.step_directory(step).rename(target / f"{step}.{number}")
-        _any_process(False)  # wait until it is gone
+        if jax.process_count() > 1:  # wait until it is gone
+            multihost_utils.sync_global_devices(f"set aside {step}")
         self._manager.reload()
 
 
@@ -257,13 +281,17 @@ def restore_branch(
 
     Raises:
       FileNotFoundError: there is no run or no checkpoint.
-      ValueError: the checkpoint cannot be read, or the data are others.
+      OSError: a file cannot be read.
+      ValueError: the checkpoint is damaged or was deleted meanwhile, or the data are others.
     """
-    directory = find_checkpoint(path)
-    options = ocp.CheckpointManagerOptions(read_only=True)
-    manager = ocp.CheckpointManager(directory.parent, options=options)
-    with manager, reading_checkpoint(directory):
-        state, progress, states = _read_step(manager, directory, shapes)
+
+    def read(directory: pathlib.Path, whole: bool) -> _Restored:
+        options = ocp.CheckpointManagerOptions(read_only=True)
+        manager = ocp.CheckpointManager(directory.parent, options=options)
+        with manager, reading_checkpoint(directory, whole):
+            return _read_step(manager, directory, shapes)
+
+    state, progress, states = read_step(path, read, items=None)
     iterator.set_state((merge_states or _own_state)(states))
     return state, progress
 
@@ -277,8 +305,8 @@ def _read_step(
     restored = manager.restore(
         int(directory.name),
         args=ocp.args.Composite(
-            params=ocp.args.StandardRestore(shapes.params),
-            optimizer=ocp.args.StandardRestore(optimizer),
+            params=DigestedRestore(shapes.params),
+            optimizer=DigestedRestore(optimizer),
             progress=ocp.args.JsonRestore(),
         ),
     )
@@ -298,13 +326,6 @@ def _read_iterator_states(directory: pathlib.Path) -> list[IteratorState]:
         raise FileNotFoundError(f"{directory}: states of {len(files)} of {counts} processes")
     names = [f"process_{index}-of-{len(files)}.json" for index in range(len(files))]
     return [json.loads((directory / name).read_text()) for name in names]
-
-
-def _any_process(condition: bool) -> bool:
-    """Whether it holds on any process; all of them ask."""
-    if jax.process_count() == 1:
-        return condition
-    return bool(multihost_utils.process_allgather(np.array(condition)).any())
 
 
 def _own_state(states: Sequence[IteratorState]) -> IteratorState:

@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-from lst_jax.checkpoints.layout import CHECKPOINTS, DESCRIPTION
+from lst_jax.checkpoints.layout import DESCRIPTION, exists, list_steps, split_path
 from lst_jax.config import LSTConfig, TokenTransformerConfig
 from lst_jax.differences import differences
 from lst_jax.patching import PatchingConfig, Visibility
@@ -152,8 +152,7 @@ def check_description(workdir: str | pathlib.Path, description: ModelDescription
       ValueError: the workdir has checkpoints of another model, vocabulary or tokenizer.
     """
     path = pathlib.Path(workdir) / DESCRIPTION
-    steps = pathlib.Path(workdir) / CHECKPOINTS
-    if path.exists() and any(step.name.isdigit() for step in steps.glob("*")):
+    if exists(path) and list_steps(pathlib.Path(workdir)):
         _check_same(path, read_description(workdir), description)
 
 
@@ -180,11 +179,8 @@ def read_description(path: str | pathlib.Path) -> ModelDescription:
       FileNotFoundError: there is none.
       ValueError: it is not one that this version can read.
     """
-    workdir = pathlib.Path(path).absolute()
-    if workdir.parent.name == CHECKPOINTS and workdir.name.isdigit():
-        workdir = workdir.parent.parent
-    file = workdir / DESCRIPTION
-    if not file.is_file():
+    file = split_path(path)[0] / DESCRIPTION
+    if not exists(file):
         raise FileNotFoundError(f"{file}: no such file; expected the workdir of a run")
     return description_from_file(file)
 

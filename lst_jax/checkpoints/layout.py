@@ -7,6 +7,7 @@ A workdir holds
     checkpoints/<step>/optimizer  optimizer moments and the step
     checkpoints/<step>/data       states of the Grain iterators, one file for each process
     checkpoints/<step>/progress   totals of the run so far, JSON
+    checkpoints/<step>/digests.json   what the files hold (`digests`)
 
 A step's directory gets its name only when it is complete, so one that a crash left half written
 is never read.
@@ -15,6 +16,8 @@ is never read.
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import pathlib
 import re
 from collections.abc import Iterator
@@ -30,24 +33,46 @@ _PARAMS = "params"
 UNREADABLE = "unreadable_checkpoints"
 
 
+ABANDONED = "abandoned_checkpoints"  # whole, but they led to a loss that is not finite
+
+
 DESCRIPTION = "model.json"
 
 
 STATE_FILE = re.compile(r"process_\d+-of-(\d+)\.json")  # as Grain names them
 
 
-# What reading a damaged step raises: missing or unreadable files, metadata and arrays cut short.
-# Others, such as too little memory, say nothing of the step.
+# What reading a damaged step raises: missing files, metadata and arrays cut short. Others, such as
+# too little memory, say nothing of the step.
 _READ_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError)
+# Errors of the system that are damage: what should be there is not. All others (no permission, a
+# disk or a network that fails, too many open files) say nothing of what is stored.
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+# TensorStore has errors of the system in its text.
+_SYSTEM_ERROR = re.compile(r"\[OS error (\d+)")
+_UNAVAILABLE = re.compile(
+    r"\b(PERMISSION_DENIED|UNAUTHENTICATED|UNAVAILABLE|RESOURCE_EXHAUSTED|DEADLINE_EXCEEDED)\b"
+)
+_STEP_NAME = re.compile(r"[0-9]{1,18}")
 
 
 class UnreadableCheckpointError(ValueError):
     """What is stored of a checkpoint is missing or damaged."""
 
 
-def _is_damage(error: Exception) -> bool:
-    """Whether the error is one that reading a damaged step raises."""
-    return isinstance(_unwrapped(error), _READ_ERRORS)
+class StepDeletedError(ValueError):
+    """A step was deleted while it was read, as a run deletes what it need not keep."""
+
+
+def is_unavailable(error: Exception) -> bool:
+    """Whether the error is of reading and says nothing of what is stored."""
+    error = _unwrapped(error)
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno not in _ABSENT
+    number = _SYSTEM_ERROR.search(str(error))
+    if number is not None:
+        return int(number[1]) not in _ABSENT
+    return bool(_UNAVAILABLE.search(str(error)))
 
 
 def _unwrapped(error: Exception) -> BaseException:
@@ -56,19 +81,31 @@ def _unwrapped(error: Exception) -> BaseException:
 
 
 @contextlib.contextmanager
-def reading_checkpoint(directory: pathlib.Path) -> Iterator[None]:
-    """Turns what a damaged checkpoint raises into an `UnreadableCheckpointError` that names it.
+def reading_checkpoint(directory: pathlib.Path, whole: bool = False) -> Iterator[None]:
+    """Gives what goes wrong with a read its name.
 
     Orbax warns that the part of a step lacks what only the whole of it has; it is not heard.
+
+    Args:
+      directory: that is read.
+      whole: whether its files are known to be as they were written, so that nothing is damage.
+
+    Raises:
+      OSError: the files cannot be read now; there may be nothing wrong with them.
+      UnreadableCheckpointError: they are missing or damaged.
+      ValueError: they are whole and hold something else than what is asked for.
     """
     try:
         with quiet_orbax():
             yield
     except Exception as error:
-        if not _is_damage(error):
+        cause = _unwrapped(error)
+        if not isinstance(cause, _READ_ERRORS):
             raise
-        reason = " ".join(str(_unwrapped(error)).split())[:300]
-        raise UnreadableCheckpointError(f"{directory} cannot be read: {reason}") from error
+        message = f"{directory} cannot be read: {' '.join(str(cause).split())[:300]}"
+        if is_unavailable(error):
+            raise OSError(message) from error
+        raise (ValueError if whole else UnreadableCheckpointError)(message) from error
 
 
 @contextlib.contextmanager
@@ -82,27 +119,67 @@ def quiet_orbax() -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
-def find_checkpoint(path: str | pathlib.Path) -> pathlib.Path:
+def split_path(path: str | pathlib.Path) -> tuple[pathlib.Path, int | None]:
+    """Returns the workdir and the step that a path names; None where it names a workdir.
+
+    Args:
+      path: WORKDIR, WORKDIR/STEP or WORKDIR/checkpoints/STEP. A workdir may be named like a step:
+        it is one if it has a model.json.
+    """
+    path = pathlib.Path(path).absolute()
+    if not _STEP_NAME.fullmatch(path.name) or exists(path / DESCRIPTION):
+        return path, None
+    parent = path.parent
+    return parent.parent if parent.name == CHECKPOINTS else parent, int(path.name)
+
+
+def find_checkpoint(path: str | pathlib.Path, below: int | None = None) -> pathlib.Path:
     """The directory of a step: the one named, or the last of a workdir.
 
     Args:
       path: WORKDIR, WORKDIR/STEP or WORKDIR/checkpoints/STEP.
+      below: of a workdir, the last step below this one.
 
     Raises:
       FileNotFoundError: there is no such run or step.
+      OSError: the workdir cannot be read.
     """
-    workdir, step = pathlib.Path(path).absolute(), None
-    if workdir.name.isdigit() and not (workdir / DESCRIPTION).exists():
-        workdir, step = workdir.parent, int(workdir.name)
-        workdir = workdir.parent if workdir.name == CHECKPOINTS else workdir
-    if not (workdir / DESCRIPTION).is_file():
+    workdir, step = split_path(path)
+    if not exists(workdir / DESCRIPTION):
         raise FileNotFoundError(f"{path}: no run there; expected a workdir with a model.json")
-    found = (entry.name for entry in (workdir / CHECKPOINTS).glob("*") if entry.is_dir())
-    steps = sorted(int(name) for name in found if name.isdigit())
-    if not steps or (step is not None and step not in steps):
+    steps = list_steps(workdir)
+    found = [s for s in steps if (s == step if step is not None else below is None or s < below)]
+    if not found:
         there = ", ".join(map(str, steps)) or "none yet"
         raise FileNotFoundError(f"{path}: no such checkpoint; steps of the run: {there}")
-    return workdir / CHECKPOINTS / str(steps[-1] if step is None else step)
+    return step_directory(workdir, found[-1])
+
+
+def list_steps(workdir: pathlib.Path) -> list[int]:
+    """Returns the steps that a workdir has checkpoints of.
+
+    Raises:
+      OSError: the workdir cannot be read.
+    """
+    try:
+        with os.scandir(workdir / CHECKPOINTS) as entries:
+            names = [entry.name for entry in entries if entry.is_dir()]
+    except FileNotFoundError:
+        return []
+    return sorted(int(name) for name in names if _STEP_NAME.fullmatch(name))
+
+
+def exists(path: pathlib.Path) -> bool:
+    """Whether a path exists.
+
+    Raises:
+      OSError: nobody can tell; without permission, say.
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def step_directory(workdir: pathlib.Path, step: int) -> pathlib.Path:

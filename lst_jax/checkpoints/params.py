@@ -17,7 +17,13 @@ from lst_jax.checkpoints.description import (
     description_difference,
     read_description,
 )
-from lst_jax.checkpoints.layout import find_checkpoint, params_directory, reading_checkpoint
+from lst_jax.checkpoints.layout import (
+    UnreadableCheckpointError,
+    find_checkpoint,
+    params_directory,
+    reading_checkpoint,
+)
+from lst_jax.checkpoints.reading import read_step
 from lst_jax.checkpoints.train_state import param_shapes
 from lst_jax.sharding import DEFAULT_RULES, LogicalRules
 
@@ -30,34 +36,54 @@ def restore_params(
     rules: LogicalRules = DEFAULT_RULES,
     description: ModelDescription | None = None,
 ) -> Any:
-    """The parameters of a run, on any mesh.
+    """The parameters of a run, on any mesh; see `restore_step_params`.
+
+    Returns:
+      The parameter tree of `read_description(path).model`.
+    """
+    return restore_step_params(path, mesh, rules, description)[0]
+
+
+def restore_step_params(
+    path: str | pathlib.Path,
+    mesh: jax.sharding.Mesh,
+    rules: LogicalRules = DEFAULT_RULES,
+    description: ModelDescription | None = None,
+) -> tuple[Any, pathlib.Path]:
+    """The parameters of a run, on any mesh, and the step that they are of.
 
     Args:
-      path: a workdir (its last checkpoint is read) or a step's directory in it.
+      path: a workdir (its last checkpoint is read, or the one before it where that is damaged) or
+        a step's directory in it.
       mesh: that the parameters are placed on.
       rules: logical axis to mesh axes.
       description: of the run, where it has been read.
 
     Returns:
-      The parameter tree of `read_description(path).model`.
+      `(params, checkpoint)`: the parameter tree of `read_description(path).model` and the step's
+      directory.
 
     Raises:
       FileNotFoundError: there is no run or no checkpoint.
+      OSError: a file cannot be read.
       ValueError: the mesh does not divide the model's axes, or the parameters are not of the
-        description's shape, or damaged.
+        description's shape, or damaged, or were deleted meanwhile.
     """
-    checkpoint = find_checkpoint(path)
-    description = description or read_description(checkpoint)
+    description = description or read_description(find_checkpoint(path))
     shapes = param_shapes(description.model, mesh, rules)
-    directory = params_directory(checkpoint)
-    if not directory.is_dir():
-        raise FileNotFoundError(f"{directory}: no such directory; expected a run's parameters")
-    with ocp.StandardCheckpointer() as reader:
-        with reading_checkpoint(directory):
-            stored = stored_tree(reader, directory)
-        _check_shapes(stored, shapes, directory)
-        with reading_checkpoint(directory):
-            return reader.restore(directory, shapes)
+
+    def read(checkpoint: pathlib.Path, whole: bool) -> tuple[Any, pathlib.Path]:
+        directory = params_directory(checkpoint)
+        if not directory.is_dir():
+            raise UnreadableCheckpointError(f"{directory} is missing, expected a run's parameters")
+        with ocp.StandardCheckpointer() as reader:
+            with reading_checkpoint(directory, whole):
+                stored = stored_tree(reader, directory)
+            _check_shapes(stored, shapes, directory)
+            with reading_checkpoint(directory, whole):
+                return reader.restore(directory, shapes), checkpoint
+
+    return read_step(path, read)
 
 
 def stored_tree(reader: ocp.StandardCheckpointer, directory: pathlib.Path) -> Any:

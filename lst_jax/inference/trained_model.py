@@ -80,11 +80,14 @@ class SavedModel:
     """A run's model before its parameters are read, which takes long.
 
     Attributes:
-      checkpoint: directory of the step.
+      path: what was named, a workdir or a step of it.
+      checkpoint: directory of the step, or of a workdir's last; where that one is damaged or
+        deleted meanwhile, another is loaded.
       description: of the run.
       tokenizer: the text tokenizer.
     """
 
+    path: pathlib.Path
     checkpoint: pathlib.Path
     description: ModelDescription
     tokenizer: TextTokenizer
@@ -100,23 +103,25 @@ class SavedModel:
 
         Raises:
           FileNotFoundError: there are none.
-          ValueError: they are damaged, or the mesh does not divide the model's axes.
+          OSError: they cannot be read.
+          ValueError: they are damaged or were deleted meanwhile, or the mesh does not divide the model's axes.
         """
         # Orbax is needed here alone, not where a model is made in memory.
-        from lst_jax.checkpoints.params import restore_params
+        from lst_jax.checkpoints.params import restore_step_params
 
         description, data = self.description, self.description.data
         mesh = make_mesh() if mesh is None else mesh
+        params, checkpoint = restore_step_params(self.path, mesh, rules, description)
         return TrainedModel(
             model=build_model(description.model),
-            params=restore_params(self.checkpoint, mesh, rules, description),
+            params=params,
             mesh=mesh,
             vocabulary=description.vocabulary,
             tokenizer=self.tokenizer,
             patching=data.patching,
             visibility=data.visibility,
             context_patches=data.patches_per_row,
-            checkpoint=self.checkpoint,
+            checkpoint=checkpoint,
             rules=rules,
         )
 
@@ -147,7 +152,7 @@ def open_trained_model(
         raise ValueError(f"{path} does not say which tokenizer it was trained with; give one")
     tokenizer = TextTokenizer(tokenizer_path)
     check_tokenizer(tokenizer, description)
-    return SavedModel(checkpoint, description, tokenizer)
+    return SavedModel(pathlib.Path(path), checkpoint, description, tokenizer)
 
 
 def load_trained_model(

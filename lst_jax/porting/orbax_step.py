@@ -19,8 +19,10 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 
 from lst_jax.checkpoints.description import read_description
+from lst_jax.checkpoints.digests import write_step_digests
 from lst_jax.checkpoints.layout import find_checkpoint, params_directory, reading_checkpoint
 from lst_jax.checkpoints.params import params_save_args, stored_tree
+from lst_jax.checkpoints.reading import StepWatch, read_step
 from lst_jax.config import ModelConfig
 from lst_jax.porting.parameter_names import (
     PublishedTensor,
@@ -36,6 +38,8 @@ _MAX_READ_BYTES = 2**28
 class OrbaxStep:
     """Reads the parameters of a step under their published names.
 
+    Of a workdir, the last step that is whole is read.
+
     Attributes:
       specs: shape and dtype of every tensor; leaves that the model does not have, or of another
         shape, appear under their keys in the tree.
@@ -50,11 +54,9 @@ class OrbaxStep:
           FileNotFoundError: there is no run or no step.
           ValueError: the step's parameters are damaged.
         """
-        checkpoint = find_checkpoint(path)
-        self._directory = params_directory(checkpoint)
-        self.description = read_description(checkpoint)
-        self.step = int(checkpoint.name)
-        self._arrays = self._open()
+        self.description = read_description(find_checkpoint(path))
+        self._checkpoint, self._whole, self._arrays, self._watch = read_step(path, _open_arrays)
+        self.step = int(self._checkpoint.name)
         config = self.description.model
         shapes = parameter_shapes(config)
         self._tensors: dict[str, PublishedTensor] = {}
@@ -73,12 +75,23 @@ class OrbaxStep:
         """One tensor; cheapest in the order of `specs`.
 
         Raises:
-          ValueError: the files are damaged.
+          OSError: the files cannot be read.
+          ValueError: they are damaged, or were deleted meanwhile.
         """
         tensor = self._tensors[name]
         if tensor.layer is None:
             return tensor.to_published(self._read(tensor.path, slice(None)))
         return tensor.to_published(self._read_layer(tensor.path, tensor.layer))
+
+    def check_still_there(self) -> None:
+        """Looks at the step again after the last read.
+
+        Raises:
+          StepDeletedError: it was deleted meanwhile.
+        """
+        failure = self._watch.explain(None)
+        if failure is not None:
+            raise failure
 
     def _read_layer(self, leaf: tuple[str, ...], layer: int) -> np.ndarray:
         """One layer of a stacked leaf; those that are stored with it are kept for the next call."""
@@ -100,23 +113,36 @@ class OrbaxStep:
     def _read(self, leaf: tuple[str, ...], part: slice) -> np.ndarray:
         array = self._arrays[leaf]
         stop = array.shape[0] if part.stop is None else min(part.stop, array.shape[0])
+        directory = params_directory(self._checkpoint) / "/".join(leaf)
         try:
-            return array[part.start or 0 : stop].read().result()
-        except ValueError as error:
-            raise ValueError(f"{self._directory}: {'/'.join(leaf)} is damaged: {error}") from error
+            with reading_checkpoint(directory, self._whole):
+                return array[part.start or 0 : stop].read().result()
+        except (OSError, ValueError) as error:
+            raise self._watch.explain(error) from error
 
-    def _open(self) -> dict[tuple[str, ...], ts.TensorStore]:
-        """The stored arrays, by leaf."""
-        with reading_checkpoint(self._directory):
-            with ocp.StandardCheckpointer() as reader:
-                tree = stored_tree(reader, self._directory)
-            use_ocdbt = ocp.type_handlers.is_ocdbt_checkpoint(self._directory)
-            leaves = flax.traverse_util.flatten_dict(tree)
-            opened = {
-                leaf: ts.open(_array_spec(self._directory, ".".join(leaf), use_ocdbt))
-                for leaf in leaves
-            }
-            return {leaf: array.result() for leaf, array in opened.items()}
+
+def _open_arrays(
+    checkpoint: pathlib.Path, whole: bool
+) -> tuple[pathlib.Path, bool, dict[tuple[str, ...], ts.TensorStore], StepWatch]:
+    """Opens the stored arrays of a step, by leaf; a chunk that is missing is an error in them."""
+    watch = StepWatch(checkpoint)
+    watch.look()
+    directory = params_directory(checkpoint)
+    with reading_checkpoint(directory, whole):
+        with ocp.StandardCheckpointer() as reader:
+            tree = stored_tree(reader, directory)
+        use_ocdbt = ocp.type_handlers.is_ocdbt_checkpoint(directory)
+        leaves = flax.traverse_util.flatten_dict(tree)
+        found = {
+            leaf: ts.open(_array_spec(directory, ".".join(leaf), use_ocdbt)) for leaf in leaves
+        }
+        strict = {
+            leaf: {**array.result().spec().to_json(), "fill_missing_data_reads": False}
+            for leaf, array in found.items()
+        }
+        opened = {leaf: ts.open(spec) for leaf, spec in strict.items()}
+        arrays = {leaf: array.result() for leaf, array in opened.items()}
+    return checkpoint, whole, arrays, watch
 
 
 def is_orbax_run(path: pathlib.Path) -> bool:
@@ -164,6 +190,7 @@ def write_orbax(
     with ocp.Checkpointer(handler) as writer:
         save_args = ocp.args.PyTreeSave(tree, params_save_args(tree))
         writer.save(params_directory(checkpoint), args=save_args)
+    write_step_digests(checkpoint)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 | kind        | what it is                                                                       |
 |-------------|----------------------------------------------------------------------------------|
 | orbax       | a run's workdir (`model.json`, `checkpoints/<step>/params`), or one of its steps |
-| safetensors | `model.safetensors` or shards with an index, `config.json`                       |
+| safetensors | `model.safetensors` or shards with an index, `config.json`, `SHA256SUMS`         |
 | pytorch     | `consolidated.pth`, `params.json` (the published format) and `config.json`       |
 
 `config.json` holds what `model.json` does, and the step, so nothing is lost on the way; a folder
@@ -64,6 +64,8 @@ class Checkpoint:
         read.
       read: gives one tensor, a NumPy array of its spec; raises a `ValueError` that names the file
         where that is damaged.
+      check_still_there: looks at the checkpoint after the last read; raises a `StepDeletedError`
+        where a run has deleted it meanwhile.
     """
 
     path: pathlib.Path
@@ -71,6 +73,7 @@ class Checkpoint:
     step: int
     specs: Mapping[str, TensorSpec]
     read: Callable[[str], np.ndarray]
+    check_still_there: Callable[[], None] = lambda: None
 
     @property
     def num_bytes(self) -> int:
@@ -124,6 +127,8 @@ def open_checkpoint(path: str | pathlib.Path) -> Checkpoint:
         tensors that do not are listed.
     """
     path = pathlib.Path(path)
+    if is_safetensors_folder(path) and is_pytorch_folder(path):
+        raise ValueError(f"{path} holds safetensors and a .pth file, expected one of them")
     if is_safetensors_folder(path):
         reader = SafetensorsFolder(path)
         description, step = _read_config(path)
@@ -141,7 +146,8 @@ def open_checkpoint(path: str | pathlib.Path) -> Checkpoint:
     expected = published_tensors(description.model)
     check_tensors(path, reader.specs, expected)
     specs = {tensor.name: reader.specs[tensor.name] for tensor in expected}
-    return Checkpoint(path, description, step, specs, reader.read)
+    check = reader.check_still_there if isinstance(reader, OrbaxStep) else lambda: None
+    return Checkpoint(path, description, step, specs, reader.read, check)
 
 
 def write_checkpoint(
@@ -181,13 +187,14 @@ def write_checkpoint(
         if kind == "orbax":
             write_description(folder, description)
             write_orbax(step_directory(folder, step), description.model, checkpoint.specs, read)
-            return
-        _write_json(folder / _CONFIG, {**description_to_json(description), "step": step})
+        else:
+            _write_json(folder / _CONFIG, {**description_to_json(description), "step": step})
         if kind == "safetensors":
             write_safetensors(folder, checkpoint.specs, read, max_shard_bytes)
-        else:
+        elif kind == "pytorch":
             _write_json(folder / _PARAMS, params)
             write_pytorch(folder, checkpoint.specs, read)
+        checkpoint.check_still_there()
 
 
 def _read_config(folder: pathlib.Path) -> tuple[ModelDescription, int]:

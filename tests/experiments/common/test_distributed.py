@@ -1,6 +1,7 @@
 """Runs of several processes: together, one after the other's checkpoint, and what goes wrong."""
 
 import json
+import pathlib
 import shutil
 import signal
 import socket
@@ -12,6 +13,7 @@ import pytest
 from data_pipelines.training.dataset import make_training_dataset, merge_states
 from experiments.common import gin_config
 from lst_jax.batch import join_batches
+from lst_jax.checkpoints.digests import find_damage, read_digests
 from tests.experiments.train_commands import (
     NUM_STEPS,
     ROOT,
@@ -99,6 +101,18 @@ def test_two_processes_train_as_one_does(one_process, two_processes):
     check_same_losses(two_processes, one_process)
 
 
+def test_each_process_tells_digests_of_what_it_wrote(two_processes):
+    step = two_processes / "checkpoints" / str(NUM_STEPS)
+    for item in ("params", "optimizer"):
+        for index in (0, 1):
+            told = json.loads((step / item / f"digests.process_{index}.json").read_text())["files"]
+            names = {name.partition("/")[0] for name in told}
+            assert names == {f"ocdbt.process_{index}"}
+    told = read_digests(step)
+    assert find_damage(step, told) is None
+    assert {f"params/digests.process_{index}.json" for index in (0, 1)} <= told.keys()
+
+
 @pytest.mark.parametrize("mesh", [(1, 8, 1), (2, 2, 2)], ids=str)
 def test_one_process_continues_the_run_of_two(corpus, one_process, two_processes, tmp_path, mesh):
     workdir = stopped_at(SAVED_STEP, two_processes, tmp_path / "run")
@@ -111,15 +125,26 @@ def test_one_process_continues_the_run_of_two(corpus, one_process, two_processes
 def test_two_processes_continue_the_run_of_one_until_either_is_told_to_stop(
     corpus, one_process, tmp_path
 ):
-    workdir = stopped_at(10, one_process, tmp_path / "run")
+    """Of a damaged step as well: one process finds it, all of them fall back."""
+    workdir = stopped_at(SAVED_STEP, one_process, tmp_path / "run")
+    files = (workdir / "checkpoints" / str(SAVED_STEP) / "params" / "ocdbt.process_0").rglob("*")
+    largest = max(filter(pathlib.Path.is_file, files), key=lambda file: file.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
     processes = start_processes(training_flags(corpus, workdir, **SETTINGS))
     # The second is told when the first reports a step; it says nothing itself.
+    begin = []
     for line in processes[0].stdout:
+        begin.append(line)
         if line.startswith("step 12/"):
             break
     processes[1].send_signal(signal.SIGTERM)
     outputs = [process.communicate(timeout=120)[0] for process in processes]
     assert [process.returncode for process in processes] == [143, 143], outputs
+    outputs[0] = "".join([*begin, outputs[0]])
+    assert all("falling back to step 10" in output for output in outputs)
+    assert "resumed at step 10" in outputs[0]
     stopped = int(outputs[0].rsplit("stopped by SIGTERM after step ", 1)[1].split(";")[0])
     assert 12 <= stopped < NUM_STEPS
     assert (workdir / "checkpoints" / str(stopped)).is_dir()

@@ -322,7 +322,7 @@ def test_damaged_parameters_are_named(tmp_path, damaged, damage):
     root = tmp_path / "checkpoints" / "1" / "params" / damaged
     for path in [path for path in (root, *root.rglob("*")) if path.is_file()]:
         damage(path)
-    with pytest.raises(ValueError, match="checkpoints/1/params cannot be read: "):
+    with pytest.raises(ValueError, match=r"checkpoints/1 is damaged \('?params/"):
         restore_params(tmp_path, make_mesh())
 
 
@@ -371,7 +371,9 @@ def test_the_description_is_plain_json(tmp_path):
 
 
 def split_data(workdir, step):
-    """Makes the iterator's state what two processes would have saved."""
+    """Makes the iterator's state what two processes would have saved, without digests."""
+    for file in (workdir / "checkpoints" / str(step)).rglob("digests*.json"):
+        file.unlink()
     data = workdir / "checkpoints" / str(step) / "data"
     state = (data / "process_0-of-1.json").read_bytes()
     (data / "process_0-of-1.json").unlink()
