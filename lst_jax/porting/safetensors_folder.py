@@ -12,6 +12,7 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save_file
 
+from lst_jax.porting.file_sums import check_sums, write_sums
 from lst_jax.porting.tensors import TensorSpec
 from lst_jax.settings import quote
 from lst_jax.strict_json import read_json_object
@@ -33,10 +34,12 @@ class SafetensorsFolder:
 
         Raises:
           FileNotFoundError: there is no such folder, or a file of the index is missing.
-          ValueError: a file is damaged, or the index does not fit the files.
+          ValueError: a file is damaged, or the index does not fit the files, or there is a single
+            file and an index.
         """
         self._folder = pathlib.Path(folder)
         self._files = _read_index(self._folder)
+        check_sums(self._folder, sorted(set(self._files.values())))
         self.specs: dict[str, TensorSpec] = {}
         for file in sorted(set(self._files.values())):
             with _open(file) as shard:
@@ -96,6 +99,7 @@ def write_safetensors(
         total = sum(spec.num_bytes for spec in specs.values())
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    write_sums(folder, set(weight_map.values()))
 
 
 def _plan_shards(specs: Mapping[str, TensorSpec], max_shard_bytes: int) -> list[list[str]]:
@@ -121,6 +125,8 @@ def _open(path: pathlib.Path) -> Iterator[Any]:
 
 def _read_index(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     """The file of every tensor."""
+    if (folder / _INDEX).is_file() and (folder / _SINGLE).is_file():
+        raise ValueError(f"{folder} holds {_SINGLE} and {_INDEX}, two models; expected one of them")
     if not (folder / _INDEX).is_file():
         with _open(folder / _SINGLE) as file:
             return dict.fromkeys(file.keys(), folder / _SINGLE)

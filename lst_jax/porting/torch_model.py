@@ -873,14 +873,14 @@ def load_model(
 
     Args:
       folder: `config.json` beside `model.safetensors`, or `model.safetensors.index.json` and its
-        shards, or `consolidated.pth`; the first of these that is there is read.
+        shards, or `consolidated.pth`: one of these three.
       dtype: of the parameters, and so of the computation.
       device: of the parameters.
 
     Raises:
       FileNotFoundError: the folder or a file is missing.
-      ValueError: a file is damaged, or tensors are missing, surplus or wrongly shaped (all are
-        listed).
+      ValueError: a file is damaged, or there are several models, or tensors are missing, surplus or
+        wrongly shaped (all are listed).
     """
     folder = pathlib.Path(folder)
     if not folder.is_dir():
@@ -889,8 +889,10 @@ def load_model(
     with torch.device("meta"):
         model = build_model(config.model)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    shapes = {file: _tensor_shapes(file) for file in _weight_files(folder)}
+    files = _weight_files(folder)
+    shapes = {file: _tensor_shapes(file) for file in files}
     _check_shapes(folder, shapes, expected)
+    _check_sums(folder, files)
     for file, names in shapes.items():
         for name in names:
             tensor = _read_tensor(file, name)
@@ -944,15 +946,29 @@ def _naming(file: pathlib.Path) -> Iterator[None]:
 
 def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
     """The files that hold a folder's parameters."""
-    single, consolidated = folder / "model.safetensors", folder / "consolidated.pth"
     index = folder / "model.safetensors.index.json"
-    if index.is_file() and not single.is_file():
-        return _shards(index)
-    if not single.is_file() and not consolidated.is_file():
-        raise FileNotFoundError(
-            f"{folder}: expected {single.name}, {index.name} or {consolidated.name} in it"
-        )
-    return [single if single.is_file() else consolidated]
+    files = [index, folder / "model.safetensors", folder / "consolidated.pth"]
+    names = [file.name for file in files if file.is_file()]
+    expected = f"one of {', '.join(file.name for file in files)}"
+    if not names:
+        raise FileNotFoundError(f"{folder}: expected {expected} in it")
+    _require(len(names) == 1, str(folder), names, f"{expected}: these are several models")
+    return _shards(index) if names == [index.name] else [folder / names[0]]
+
+
+def _check_sums(folder: pathlib.Path, files: Sequence[pathlib.Path]) -> None:
+    """Compares files with what `SHA256SUMS`, if there is one, says was written."""
+    sums = folder / "SHA256SUMS"
+    if not sums.is_file():
+        return
+    lines = sums.read_text(encoding="utf-8", errors="replace").splitlines()
+    known = {line[66:]: line[:64] for line in lines}
+    for file in files:
+        if file.is_file() and file.name in known:
+            with file.open("rb") as opened:
+                digest = hashlib.file_digest(opened, "sha256").hexdigest()
+            if digest != known[file.name]:
+                raise ValueError(f"{file} is damaged: it is not what SHA256SUMS says was written")
 
 
 def _shards(index: pathlib.Path) -> list[pathlib.Path]:
@@ -1099,11 +1115,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         prompt = make_prompt(args.segments, config.vocabulary, tokenizer)
         model = load_model(args.folder)
         with torch.inference_mode():
-            logits = model(*make_batch([[prompt]], config))
+            logits = model(*make_batch([[prompt]], config))[0, -1]
+        if not torch.isfinite(logits).all():
+            raise ValueError(f"{args.folder}: the model's logits are not finite; is it broken?")
     except (ValueError, OSError, ImportError) as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
-    probabilities, tokens = logits[0, -1].softmax(-1).topk(5)
+    probabilities, tokens = logits.softmax(-1).topk(5)
     for probability, token in zip(probabilities.tolist(), tokens.tolist(), strict=True):
         print(f"{probability:.4f}  {describe_token(token, config.vocabulary, tokenizer)}")
     return 0

@@ -276,9 +276,9 @@ def test_damaged_values_of_a_run_are_named(tmp_path, folders):
     folder = copy_folder(folders / "orbax", tmp_path / "folder")
     for file in (folder / "checkpoints").rglob("d/*"):
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(ValueError, match=r"checkpoints/3/params.* (is damaged|cannot be read): "):
+    with pytest.raises(ValueError, match=r"checkpoints/3 is damaged \(params/"):
         read_all(open_checkpoint(folder))
-    with pytest.raises(ValueError, match=r"checkpoints/3/params.* (is damaged|cannot be read): "):
+    with pytest.raises(ValueError, match=r"checkpoints/3 is damaged \(params/"):
         write_checkpoint(open_checkpoint(folder), tmp_path / "out", "safetensors")
     assert not (tmp_path / "out").exists()
 
@@ -292,6 +292,28 @@ def test_flipped_bits_of_a_pth_are_noticed(tmp_path, folders):
     content[entry.header_offset + 2000] ^= 1
     file.write_bytes(content)
     with pytest.raises(ValueError, match=r"consolidated.pth is damaged.*checksum"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("position", [0.0, 0.4, 0.99])
+def test_a_flipped_bit_of_a_shard_is_damage_where_the_sums_are_there(tmp_path, folders, position):
+    folder = copy_folder(folders / "safetensors", tmp_path / "folder")
+    file = sorted(folder.glob("*.safetensors"))[1]
+    content = bytearray(file.read_bytes())
+    size = 8 + int.from_bytes(content[:8], "little")  # of the header
+    content[size + int(position * (len(content) - size))] ^= 4
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{file.name} is damaged"):
+        open_checkpoint(folder)
+    (folder / "SHA256SUMS").unlink()  # earlier exports have none
+    open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("other", ["model.safetensors", "consolidated.pth"])
+def test_two_models_in_one_folder_are_refused(tmp_path, folders, other):
+    folder = copy_folder(folders / "safetensors", tmp_path / "folder")
+    (folder / other).write_bytes(b"stale")
+    with pytest.raises(ValueError, match="expected one of them"):
         open_checkpoint(folder)
 
 

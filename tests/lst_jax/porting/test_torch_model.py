@@ -468,6 +468,7 @@ def test_tensors_of_integers_are_refused(folder):
     state = state_of(folder)
     state["local_decoder.norm.weight"] = torch.ones(16, dtype=torch.int8)
     safetensors.torch.save_file(state, folder / "model.safetensors")
+    (folder / "SHA256SUMS").unlink()
     with pytest.raises(ValueError, match=r"local_decoder.norm.weight.*int8"):
         torch_model.load_model(folder)
 
@@ -483,6 +484,37 @@ def test_a_damaged_shard_is_named(sharded, damage):
         shard.write_bytes(changed)
     with pytest.raises((ValueError, FileNotFoundError), match=shard.name):
         torch_model.load_model(sharded)
+
+
+@pytest.mark.parametrize("layout", ["folder", "sharded"])
+def test_a_flipped_bit_is_damage_where_the_sums_are_there(layout, request):
+    folder = request.getfixturevalue(layout)
+    shard = max(folder.glob("*.safetensors"), key=lambda file: file.stat().st_size)
+    content = bytearray(shard.read_bytes())
+    content[-100] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{shard.name} is damaged"):
+        torch_model.load_model(folder)
+    (folder / "SHA256SUMS").unlink()
+    torch_model.load_model(folder)
+
+
+@pytest.mark.parametrize("other", ["model.safetensors", "consolidated.pth"])
+def test_two_models_in_one_folder_are_refused(sharded, other):
+    (sharded / other).write_bytes(b"stale")
+    with pytest.raises(ValueError, match=f"{other}.*several models"):
+        torch_model.load_model(sharded)
+
+
+def test_logits_that_are_not_finite_are_an_error_and_no_tokens(folder, capsys):
+    state = state_of(folder)
+    state["local_decoder.norm.weight"][0] = torch.nan
+    safetensors.torch.save_file(state, folder / "model.safetensors")
+    (folder / "SHA256SUMS").unlink()
+    assert torch_model.main([str(folder), "--units=1,2,3"]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err == f"error: {folder}: the model's logits are not finite; is it broken?\n"
 
 
 class Malicious:
