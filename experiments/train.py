@@ -7,8 +7,9 @@
         --gin.TEXT_RECORDS=records/text --workdir=runs/tiny
 
 The workdir gets `config.gin` (every setting used), `model.json`, `checkpoints/`, `metrics.jsonl`
-and TensorBoard's `events/`. Starting again with the same workdir continues. SIGTERM, SIGINT and
-SIGUSR1 save and end; the exit code is 0 only when the last step is done (`common/cli.py` has all).
+and TensorBoard's `events/`. Starting again with the same workdir continues. SIGTERM, SIGINT,
+SIGUSR1 and SIGHUP save and end; the exit code is 0 only when the last step is done (`common/cli.py`
+has all).
 `experiments/configs/runs/baseline.gin` as the last file trains the unpatched baseline instead.
 
 On several hosts the same command runs on each, with `--multihost` where JAX knows the cluster
@@ -28,6 +29,7 @@ from absl import flags
 
 from experiments.common import cli, distributed, gin_config
 from experiments.common.experiment import run_experiment
+from lst_jax.training.lock import WorkdirLockedError
 from lst_jax.training.loop import NonFiniteLossError
 from lst_jax.training.profiler import ProfilerWindow, parse_steps
 
@@ -61,6 +63,8 @@ def main(argv: list[str]) -> None:
         result = run_experiment(experiment, workdir, gin.operative_config_str, hooks)
     except NonFiniteLossError as error:
         cli.end_with_error(error, cli.ExitCode.NOT_FINITE)
+    except WorkdirLockedError as error:
+        cli.end_with_error(error, cli.ExitCode.LOCKED)
     step = int(result.state.step)
     how = "finished" if result.finished else f"stopped by {result.signal}"
     if jax.process_index() == 0:

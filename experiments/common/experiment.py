@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from data_pipelines.training.dataset import DataConfig, make_training_dataset, merge_states
 from experiments.common.evaluators import EvaluationConfig, make_evaluators
@@ -16,6 +17,7 @@ from lst_jax.training.hooks import Hook
 from lst_jax.training.loop import TrainResult
 from lst_jax.training.lst import train_lst
 from lst_jax.training.optimizers import OptimizerConfig
+from lst_jax.training.starts import flatten_settings
 from lst_jax.training.step import TrainingConfig
 from lst_jax.training.writers import WRITERS
 from lst_jax.vocabulary import TextTokenizer
@@ -55,6 +57,13 @@ class Experiment:
     def __post_init__(self) -> None:
         unknown = [name for name in self.writers if name not in WRITERS]
         require(not unknown, "train.writers", unknown, f"names of {', '.join(WRITERS)}")
+
+    def settings(self) -> dict[str, Any]:
+        """What the record of the run's starts says besides model, optimizer and training."""
+        names = ("tokenizer", "unit_count", "num_workers", "prefetch")
+        parts = flatten_settings(self.data, self.mesh, self.evaluation)
+        parts |= {f"train.{name}": getattr(self, name) for name in names}
+        return parts | {"train.writers": ", ".join(self.writers)}
 
     def describe(self) -> ModelDescription:
         """What `model.json` will say.
@@ -136,6 +145,7 @@ def run_experiment(
             hooks=hooks,
             merge_states=merge_states,
             config_text=config_text,
+            settings=experiment.settings(),
         )
     finally:
         iterator.close()

@@ -104,7 +104,8 @@ class SavedModel:
         Raises:
           FileNotFoundError: there are none.
           OSError: they cannot be read.
-          ValueError: they are damaged or were deleted meanwhile, or the mesh does not divide the model's axes.
+          ValueError: they are damaged or were deleted meanwhile, or the mesh does not divide the
+            model's axes.
         """
         # Orbax is needed here alone, not where a model is made in memory.
         from lst_jax.checkpoints.params import restore_step_params

@@ -27,7 +27,9 @@ import jax
 import numpy as np
 
 from lst_jax.checkpoints.checkpointer import Checkpointer, MergeStates, Retention
+from lst_jax.checkpoints.layout import ABANDONED
 from lst_jax.checkpoints.train_state import TrainState
+from lst_jax.files import write_file
 from lst_jax.sharding import DEFAULT_RULES, LogicalRules, mesh_context, shard_batch
 from lst_jax.training.hooks import (
     Batch,
@@ -40,13 +42,23 @@ from lst_jax.training.hooks import (
     Sums,
     Trainable,
 )
+from lst_jax.training.lock import locked
 from lst_jax.training.log import report
 from lst_jax.training.metrics import evaluation_record
+from lst_jax.training.not_finite import add_end, forget_end, read_end, steps_to_leave
+from lst_jax.training.starts import (
+    Settings,
+    add_start,
+    check_restart,
+    flatten_settings,
+    report_changes,
+)
 from lst_jax.training.step import TrainingConfig
 from lst_jax.training.writers import DEFAULT_WRITERS, GuardedWriters
 
-# What ends a run with a checkpoint: a cluster's request, Ctrl-C, a warning before the time is up.
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+# What ends a run with a checkpoint: a cluster's request, Ctrl-C, a warning before the time is up, a
+# terminal that is closed (under nohup this one is ignored, and stays so).
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -87,6 +99,7 @@ def train(
     hooks: Sequence[Hook] = (),
     merge_states: MergeStates | None = None,
     config_text: Callable[[], str] | None = None,
+    settings: Settings | None = None,
 ) -> TrainResult:
     """Trains to `training.num_steps`, from the workdir's last checkpoint if it has one.
 
@@ -109,32 +122,41 @@ def train(
       merge_states: see `Checkpointer.restore`; with it a run may continue on another number of
         processes.
       config_text: gives the settings in use, for `config.gin`; called when everything is built.
+      settings: in use besides `training`, for the record of the run's starts.
 
     Returns:
       The last state and the run's totals.
 
     Raises:
+      WorkdirLockedError: another run is in the workdir.
       NonFiniteLossError: names the step and the last good checkpoint.
       DataEndedError: the data ended early; the last state is saved.
-      ValueError: the workdir holds another model's run, no evaluator gives the metric that
-        checkpoints are compared by, or nothing of the batches is learned.
+      ValueError: the workdir holds another model's run, or one that some settings come too late
+        for, no evaluator gives the metric that checkpoints are compared by, or nothing of the
+        batches is learned.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = pathlib.Path(workdir).absolute()
+    settings = {**flatten_settings(training), **(settings or {})}
     _check_metric_names(evaluators, training)
     if description is not None:
         description.check(workdir)
-    checkpointer = Checkpointer(workdir, _retention(training))
-    with StopSignal() as stop, contextlib.ExitStack() as cleanup:
+    with StopSignal() as stop, locked(workdir), contextlib.ExitStack() as cleanup:
+        checkpointer = Checkpointer(workdir, _retention(training))
         cleanup.callback(checkpointer.close)  # until the last checkpoint is written
         for hook in hooks:
             cleanup.callback(hook.close)
         run = _Run(trainable, training, iterator, mesh, rules, checkpointer, evaluators, hooks)
+        run.check_settings(settings)
         run.begin(merge_states)
+        report_changes(workdir, settings)
         # Only now is it known that the run goes on.
         if description is not None:
             description.write(workdir)
-        if config_text is not None and jax.process_index() == 0:
-            (checkpointer.workdir / "config.gin").write_text(config_text())
+        if jax.process_index() == 0:
+            config = None if config_text is None else config_text()
+            if config is not None:
+                write_file(workdir / "config.gin", config)
+            add_start(workdir, settings, run.step, config)
         with mesh_context(mesh, rules):
             return run.run(stop, writers)
 
@@ -155,6 +177,8 @@ class StopSignal:
         if threading.current_thread() is threading.main_thread():
             alone = jax.process_count() == 1
             for number in STOP_SIGNALS:
+                if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                    continue
                 if alone or number != signal.SIGTERM:
                     self._previous[number] = signal.signal(number, self._request)
         return self
@@ -199,10 +223,18 @@ class _Run:
         self._recorded_step: int | None = None
         self._learned = False  # whether anything of this start's batches is learned
 
+    def check_settings(self, settings: Settings) -> None:
+        """Refuses settings that come too late for the run in the workdir."""
+        reached = self._checkpointer.latest_step()
+        if reached is not None:
+            check_restart(self._checkpointer.workdir, settings, reached, self._training.num_steps)
+
     def begin(self, merge_states: MergeStates | None) -> None:
         """Restores the last checkpoint, or makes the state that the run starts with."""
         trainable = self._trainable
-        restored = self._checkpointer.restore(trainable.shapes, self._iterator, merge_states)
+        restored = self._checkpointer.restore(
+            trainable.shapes, self._iterator, merge_states, self._steps_to_leave()
+        )
         if restored is None:
             start = trainable.start(self._iterator)
             self._state, self._progress, origin = start.state, start.progress, start.origin
@@ -211,11 +243,34 @@ class _Run:
             self._progress = trainable.make_progress(**fields)
             origin = f"resumed at step {int(self._state.step)}"
         self._step = int(self._state.step)
+        if self._step > self._training.num_steps:  # of the run that this one branches off from
+            raise ValueError(
+                f"TrainingConfig.num_steps is {self._training.num_steps}, expected more than "
+                f"{self._step}, the step that the run begins with"
+            )
         self._saved_step = None if restored is None else self._step
         report(
             f"{trainable.name}, {origin}; mesh {dict(self._mesh.shape)} of "
             f"{self._mesh.devices.flat[0].device_kind}"
         )
+
+    @property
+    def step(self) -> int:
+        """Updates made."""
+        return self._step
+
+    def _steps_to_leave(self) -> list[int]:
+        """Returns the checkpoints that have led to the same end again and again."""
+        end = read_end(self._checkpointer.workdir)
+        steps = self._checkpointer.all_steps()
+        left = steps_to_leave(end, steps)
+        if left:
+            report(
+                f"the loss was not finite at step {end.step}, {end.times} times: going back to the "
+                f"checkpoint of step {max(set(steps) - set(left))}; "
+                f"{', '.join(map(str, left))}: moved to {ABANDONED}"
+            )
+        return left
 
     def run(self, stop: StopSignal, open_writers: Sequence[OpenWriter]) -> TrainResult:
         """Trains until the end or until a signal asks to stop."""
@@ -337,11 +392,19 @@ class _Run:
         for name in self._trainable.losses:
             if name in sums and not math.isfinite(sums[name]):
                 self._checkpointer.wait()
-                last = self._checkpointer.latest_step()
-                good = "there is no checkpoint before it"
-                if last is not None:
-                    good = f"the last good checkpoint is {self._checkpointer.step_directory(last)}"
-                raise NonFiniteLossError(f"{name} is {sums[name]} {when}; {good}")
+                raise NonFiniteLossError(f"{name} is {sums[name]} {when}{self._describe_end()}")
+
+    def _describe_end(self) -> str:
+        """Remembers that the run ended here; returns what a restart goes on from."""
+        workdir, again = self._checkpointer.workdir, ""
+        if jax.process_index() == 0:
+            times = add_end(workdir, self._step).times
+            if times > 1:
+                again = f", {times} times now: the next start goes back one more checkpoint"
+        last = self._checkpointer.latest_step()
+        if last is None:
+            return f"{again}; there is no checkpoint before it"
+        return f"{again}; the last good checkpoint is {self._checkpointer.step_directory(last)}"
 
     def _due_evaluators(self) -> list[Evaluator]:
         last = self._is_last()
@@ -363,6 +426,8 @@ class _Run:
         self._writers.flush()
         self._checkpointer.save(self._state, self._iterator, self._progress.to_json(), metrics)
         self._saved_step = self._step
+        if jax.process_index() == 0:
+            forget_end(self._checkpointer.workdir, self._step)
 
     def _asked_to_stop(self, stop: StopSignal) -> bool:
         if jax.process_count() > 1:  # all processes must stop at the same step

@@ -31,6 +31,7 @@ from lst_jax.training.log import report
 from lst_jax.training.loop import TrainResult, train
 from lst_jax.training.metrics import Progress, RateContext
 from lst_jax.training.optimizers import OptimizerConfig, make_optimizer
+from lst_jax.training.starts import Settings, flatten_settings
 from lst_jax.training.step import TrainingConfig, make_loss, make_train_step
 from lst_jax.training.writers import DEFAULT_WRITERS
 
@@ -49,6 +50,7 @@ def train_lst(
     hooks: Sequence[Hook] = (),
     merge_states: MergeStates | None = None,
     config_text: Callable[[], str] | None = None,
+    settings: Settings | None = None,
 ) -> TrainResult:
     """Trains an LST or its baseline, or goes on with the run that is in the workdir.
 
@@ -65,6 +67,7 @@ def train_lst(
       hooks: are told of every step.
       merge_states: lets a run go on with another number of processes.
       config_text: gives the settings in use.
+      settings: in use besides those of model, optimizer and training.
 
     Returns:
       The last state and the run's totals.
@@ -92,6 +95,7 @@ def train_lst(
         hooks=hooks,
         merge_states=merge_states,
         config_text=config_text,
+        settings={**flatten_settings(description.model, optimizer_config), **(settings or {})},
     )
 
 

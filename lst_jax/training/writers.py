@@ -6,6 +6,7 @@ writer does never ends a run: see `GuardedWriters`.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import math
@@ -96,12 +97,19 @@ class JsonlWriter:
             partial = path.with_suffix(".jsonl.partial")
             partial.write_text("".join(line + "\n" for line in kept))
             partial.replace(path)
-        self._file = path.open("a")
+        self._path = path
+        self._file = path.open("ab", buffering=0)
 
     def write(self, record: Record) -> None:
-        """Appends the record."""
-        self._file.write(json.dumps(record, allow_nan=False) + "\n")
-        self._file.flush()
+        """Appends the record, whole or, with an `OSError`, not at all."""
+        line = (json.dumps(record, allow_nan=False) + "\n").encode()
+        end = self._file.seek(0, os.SEEK_END)
+        try:
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+        except OSError:
+            self._file.truncate(end)
+            raise
 
     def flush(self) -> None:
         """Every line is flushed when it is written."""

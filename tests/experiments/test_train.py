@@ -12,7 +12,9 @@ import pytest
 from lst_jax.checkpoints.description import read_description
 from lst_jax.checkpoints.params import restore_params
 from lst_jax.sharding import make_mesh
+from lst_jax.training.loop import STOP_SIGNALS
 from lst_jax.training.metrics import read_evaluations, read_records
+from lst_jax.training.starts import read_starts
 from tests.experiments.train_commands import (
     FILES,
     NUM_STEPS,
@@ -70,11 +72,14 @@ def test_a_killed_run_ends_with_the_same_parameters(corpus, uninterrupted, tmp_p
     check_same_run(tmp_path, uninterrupted)
 
 
-def test_a_terminated_run_saves_and_ends_with_the_same_parameters(corpus, uninterrupted, tmp_path):
+@pytest.mark.parametrize("which", STOP_SIGNALS, ids=lambda which: which.name)
+def test_a_stopped_run_saves_and_ends_with_the_same_parameters(
+    corpus, uninterrupted, tmp_path, which
+):
     process = start(*training_flags(corpus, tmp_path))
-    output = signal_at(process, 10, signal.SIGTERM)
+    output = signal_at(process, 10, which)
     assert process.returncode == 143, output  # steps are left: start it again
-    stopped = int(output.rsplit("stopped by SIGTERM after step ", 1)[1].split(";")[0])
+    stopped = int(output.rsplit(f"stopped by {which.name} after step ", 1)[1].split(";")[0])
     assert 10 <= stopped < NUM_STEPS
     assert (tmp_path / "checkpoints" / str(stopped)).is_dir()
     assert f"resumed at step {stopped}" in train(corpus, tmp_path)
@@ -123,6 +128,37 @@ def test_evaluation_and_the_profiler_change_nothing_of_a_run(corpus, uninterrupt
     names = trace.read_bytes()
     for part in (b"encoder", b"global", b"decoder", b"loss", b"optimizer"):
         assert part in names
+
+
+def test_a_second_run_in_a_workdir_is_refused_with_its_own_exit_code(
+    corpus, uninterrupted, tmp_path
+):
+    process = start(*training_flags(corpus, tmp_path))
+    for line in process.stdout:
+        if line.startswith("step 3/"):
+            break
+    process.send_signal(signal.SIGSTOP)
+    try:
+        second = start(*training_flags(corpus, tmp_path))
+        output = second.communicate(timeout=120)[0]
+    finally:
+        process.send_signal(signal.SIGCONT)
+    assert second.returncode == 75, output
+    assert f"is in use by process {process.pid} on host " in output.strip().splitlines()[-1]
+    assert process.communicate(timeout=120) and process.returncode == 0
+    check_same_run(tmp_path, uninterrupted)
+
+
+def test_a_change_on_the_way_is_said_and_kept(corpus, tmp_path):
+    first = start(*training_flags(corpus, tmp_path))
+    signal_at(first, 5, signal.SIGTERM)
+    output = train(corpus, tmp_path, LOG_EVERY=2)
+    assert "changed: TrainingConfig.log_every is 2, was 1\n" in output
+    assert output.count("changed: ") == 1
+    starts = read_starts(tmp_path)
+    assert len(starts) == 2
+    assert "LOG_EVERY = 1" in starts[0]["config"]
+    assert "LOG_EVERY = 2" in starts[1]["config"]
 
 
 def test_data_that_end_early_are_said_in_one_line_and_the_last_state_is_saved(corpus, tmp_path):
@@ -189,6 +225,21 @@ def mistakes(corpus, uninterrupted):
         "longer": (  # its curriculum would end later, and NUM_STEPS says so of both
             training_flags(corpus, uninterrupted, NUM_STEPS=NUM_STEPS + 6),
             "the run's data are others: patching.curriculum_start is 8 in the checkpoint and 10",
+        ),
+        "shorter": (
+            training_flags(corpus, uninterrupted, NUM_STEPS=NUM_STEPS - 6),
+            f"TrainingConfig.num_steps is {NUM_STEPS - 6}, expected at least {NUM_STEPS}, which",
+        ),
+        "seed": (
+            [*training_flags(corpus, uninterrupted), "--gin.TrainingConfig.seed=3"],
+            "TrainingConfig.seed is 3, expected 0, with which the run",
+        ),
+        "start": (
+            [
+                *training_flags(corpus, uninterrupted),
+                "--gin.TrainingConfig.initial_checkpoint=elsewhere",
+            ],
+            "TrainingConfig.initial_checkpoint is 'elsewhere', expected None",
         ),
         "warm-up": (
             training_flags(corpus, uninterrupted, WARMUP_STEPS=NUM_STEPS),
