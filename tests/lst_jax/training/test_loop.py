@@ -297,6 +297,16 @@ def test_a_stop_signal_gives_back_the_handler_it_replaced():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_hangup_that_is_ignored_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignal() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.name is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_held_out_loss_changes_no_bit_of_a_run_and_is_that_of_its_batches(finished, tmp_path):
     mesh = make_mesh(MESH)
     loss = make_loss(TINY, TRAINING.accumulation_steps, FIRST_UNIT, mesh, tuple(DEFAULT_RULES))

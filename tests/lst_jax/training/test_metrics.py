@@ -1,6 +1,8 @@
 import dataclasses
 import io
 import json
+import resource
+import signal
 import sys
 from unittest import mock
 
@@ -108,6 +110,25 @@ def test_a_run_from_step_zero_starts_a_new_file(tmp_path):
     path.write_text('{"step": 1}\nnot json\n[1]\n')
     JsonlWriter(path, start_step=0).close()
     assert path.read_text() == ""
+
+
+def test_a_full_disk_leaves_no_half_of_a_record(tmp_path):
+    """As a limit on the size of files makes it: the first part of a line would fit."""
+    path = tmp_path / "metrics.jsonl"
+    writer = JsonlWriter(path, start_step=0)
+    writer.write({"step": 1})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 5, limits[1]))
+        with pytest.raises(OSError):
+            writer.write({"step": 2, "loss": 1.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    writer.write({"step": 3})
+    writer.close()
+    assert read_records(tmp_path) == [{"step": 1}, {"step": 3}]
 
 
 def test_no_record_holds_what_is_not_json(tmp_path):
