@@ -470,9 +470,10 @@ def _end_with_parent(_index: int, _count: int) -> None:
     """Makes a worker process end with the main one, and never before it.
 
     Where the main process was killed, a worker would wait forever. A signal to the whole group
-    (Ctrl-C, a cluster's warning) is the main process' to answer: it still reads batches then.
+    (Ctrl-C, a cluster's warning, a closed terminal) is the main process' to answer: it still reads
+    batches then.
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 

@@ -14,14 +14,11 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import pathlib
 import signal
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from types import FrameType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -46,6 +43,7 @@ from lst_jax.training.lock import locked
 from lst_jax.training.log import report
 from lst_jax.training.metrics import evaluation_record
 from lst_jax.training.not_finite import add_end, forget_end, read_end, steps_to_leave
+from lst_jax.training.signals import StopSignal
 from lst_jax.training.starts import (
     Settings,
     add_start,
@@ -55,10 +53,6 @@ from lst_jax.training.starts import (
 )
 from lst_jax.training.step import TrainingConfig
 from lst_jax.training.writers import DEFAULT_WRITERS, GuardedWriters
-
-# What ends a run with a checkpoint: a cluster's request, Ctrl-C, a warning before the time is up, a
-# terminal that is closed (under nohup this one is ignored, and stays so).
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -103,8 +97,8 @@ def train(
 ) -> TrainResult:
     """Trains to `training.num_steps`, from the workdir's last checkpoint if it has one.
 
-    A signal of `STOP_SIGNALS` ends the run after the step that is under way, with a checkpoint; a
-    second SIGINT ends the process at once.
+    A signal of `signals.STOP_SIGNALS` ends the run after the step that is under way, with a
+    checkpoint; a second SIGINT ends the process at once.
 
     Args:
       trainable: the model with its optimizer.
@@ -131,6 +125,7 @@ def train(
       WorkdirLockedError: another run is in the workdir.
       NonFiniteLossError: names the step and the last good checkpoint.
       DataEndedError: the data ended early; the last state is saved.
+      ChildProcessError: a process that made batches was killed.
       ValueError: the workdir holds another model's run, or one that some settings come too late
         for, no evaluator gives the metric that checkpoints are compared by, or nothing of the
         batches is learned.
@@ -159,41 +154,6 @@ def train(
             add_start(workdir, settings, run.step, config)
         with mesh_context(mesh, rules):
             return run.run(stop, writers)
-
-
-class StopSignal:
-    """Remembers which of `STOP_SIGNALS` came while the context was open, instead of dying of it.
-
-    In a run of several processes JAX has a handler of SIGTERM, which tells all of them
-    (`Checkpointer.reached_preemption`); the other signals are passed on to it.
-    """
-
-    def __init__(self) -> None:
-        self.name: str | None = None
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> StopSignal:
-        # Only the main thread may set handlers; elsewhere the process keeps those it has.
-        if threading.current_thread() is threading.main_thread():
-            alone = jax.process_count() == 1
-            for number in STOP_SIGNALS:
-                if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
-                    continue
-                if alone or number != signal.SIGTERM:
-                    self._previous[number] = signal.signal(number, self._request)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}
-
-    def _request(self, number: int, _frame: FrameType | None) -> None:
-        if self.name and number == signal.SIGINT:  # the user insists
-            raise KeyboardInterrupt
-        self.name = signal.Signals(number).name
-        if jax.process_count() > 1:
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 class _Run:
@@ -316,7 +276,15 @@ class _Run:
 
     def _next_batch(self) -> Batch | None:
         """Puts the next batch on the devices; None where there is none."""
-        batch = next(self._iterator, None)
+        try:
+            batch = next(self._iterator, None)
+        except RuntimeError as error:
+            if "process was terminated" not in str(error):  # Grain's words
+                raise
+            reason = str(error).split(". ")[0]
+            raise ChildProcessError(
+                f"no batch after step {self._step}: {reason}; {self._describe_last()}"
+            ) from error
         return None if batch is None else shard_batch(batch, self._mesh, self._rules)
 
     def _compile(self) -> None:
@@ -391,7 +359,6 @@ class _Run:
     def _check_finite(self, sums: Mapping[str, np.ndarray], when: str) -> None:
         for name in self._trainable.losses:
             if name in sums and not math.isfinite(sums[name]):
-                self._checkpointer.wait()
                 raise NonFiniteLossError(f"{name} is {sums[name]} {when}{self._describe_end()}")
 
     def _describe_end(self) -> str:
@@ -401,10 +368,15 @@ class _Run:
             times = add_end(workdir, self._step).times
             if times > 1:
                 again = f", {times} times now: the next start goes back one more checkpoint"
+        return f"{again}; {self._describe_last()}"
+
+    def _describe_last(self) -> str:
+        """Waits for the last save; returns what a restart goes on from."""
+        self._checkpointer.wait()
         last = self._checkpointer.latest_step()
         if last is None:
-            return f"{again}; there is no checkpoint before it"
-        return f"{again}; the last good checkpoint is {self._checkpointer.step_directory(last)}"
+            return "there is no checkpoint before it"
+        return f"the last good checkpoint is {self._checkpointer.step_directory(last)}"
 
     def _due_evaluators(self) -> list[Evaluator]:
         last = self._is_last()

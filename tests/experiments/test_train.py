@@ -1,6 +1,7 @@
 """The training binary as a user runs it: kills, resumption, mistakes."""
 
 import json
+import os
 import pathlib
 import signal
 import subprocess
@@ -12,8 +13,8 @@ import pytest
 from lst_jax.checkpoints.description import read_description
 from lst_jax.checkpoints.params import restore_params
 from lst_jax.sharding import make_mesh
-from lst_jax.training.loop import STOP_SIGNALS
 from lst_jax.training.metrics import read_evaluations, read_records
+from lst_jax.training.signals import STOP_SIGNALS
 from lst_jax.training.starts import read_starts
 from tests.experiments.train_commands import (
     FILES,
@@ -147,6 +148,23 @@ def test_a_second_run_in_a_workdir_is_refused_with_its_own_exit_code(
     assert f"is in use by process {process.pid} on host " in output.strip().splitlines()[-1]
     assert process.communicate(timeout=120) and process.returncode == 0
     check_same_run(tmp_path, uninterrupted)
+
+
+def test_a_killed_data_worker_ends_a_run_in_one_line(corpus, tmp_path):
+    process = start(*training_flags(corpus, tmp_path, NUM_WORKERS=1, NUM_STEPS=5000))
+    lines = iter(process.stdout)
+    while not next(lines).startswith("step 8/"):
+        pass
+    tasks = pathlib.Path(f"/proc/{process.pid}/task").glob("*/children")
+    for child in " ".join(task.read_text() for task in tasks).split():
+        if b"spawn_main" in pathlib.Path(f"/proc/{child}/cmdline").read_bytes():
+            os.kill(int(child), signal.SIGKILL)
+    output = process.communicate(timeout=240)[0]
+    assert process.returncode == 2, output
+    error = output.strip().splitlines()[-1]
+    assert error.startswith("error: no batch after step ")
+    assert f"the last good checkpoint is {tmp_path}/checkpoints/" in error
+    assert "Traceback" not in output
 
 
 def test_a_change_on_the_way_is_said_and_kept(corpus, tmp_path):

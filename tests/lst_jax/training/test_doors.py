@@ -7,6 +7,7 @@ import os
 import signal
 import time
 
+import grain
 import jax
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from lst_jax.training.loop import NonFiniteLossError
 from lst_jax.training.metrics import read_evaluations, read_records
 from lst_jax.training.profiler import ProfilerWindow, parse_steps
 from lst_jax.training.writers import ConsoleWriter, open_jsonl
-from tests.lst_jax.training.toy import toy, train_toy
+from tests.lst_jax.training.toy import points, toy, train_toy
 
 
 class Evaluation:
@@ -163,6 +164,38 @@ def test_a_state_that_its_update_broke_is_never_saved(tmp_path, breaks_at):
         assert saved_steps(tmp_path) == list(range(4, good + 1, 4))
         end = f"checkpoints/{good}" if good else "there is no checkpoint before it"
         assert str(caught.value).endswith(end)
+
+
+class Dying(grain.DatasetIterator):
+    """Batches whose worker is killed, as Grain says it, or that have another mistake."""
+
+    def __init__(self, message, at=6):
+        super().__init__(points())
+        self._message, self._left = message, at
+
+    def __next__(self):
+        self._left -= 1
+        if self._left < 0:
+            raise RuntimeError(self._message)
+        return next(self._parent)
+
+    def get_state(self):
+        return self._parent.get_state()
+
+    def set_state(self, state):
+        self._parent.set_state(state)
+
+
+def test_a_killed_data_worker_is_one_line_with_the_last_checkpoint(tmp_path):
+    words = "Worker process was terminated unexpectedly with exit code -9. Search the logs above"
+    with pytest.raises(ChildProcessError) as caught:
+        train_toy(tmp_path, Dying(words))
+    assert str(caught.value) == (
+        "no batch after step 6: Worker process was terminated unexpectedly with exit code -9; "
+        f"the last good checkpoint is {tmp_path}/checkpoints/4"
+    )
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        train_toy(tmp_path, Dying("a mistake of ours"))
 
 
 def test_a_writer_that_fails_is_logged_once_and_left_out(plain, tmp_path, caplog):

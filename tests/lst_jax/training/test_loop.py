@@ -16,10 +16,11 @@ from lst_jax.checkpoints.train_state import init_state, state_from_params
 from lst_jax.model.models import build_model, logits, output_kernel
 from lst_jax.sharding import DEFAULT_RULES, MeshConfig, make_mesh, mesh_context, shard_batch
 from lst_jax.training.held_out import HeldOutLoss
-from lst_jax.training.loop import STOP_SIGNALS, DataEndedError, NonFiniteLossError, StopSignal
+from lst_jax.training.loop import DataEndedError, NonFiniteLossError
 from lst_jax.training.lst import train_lst
 from lst_jax.training.metrics import read_evaluations, read_records
 from lst_jax.training.optimizers import OptimizerConfig, make_optimizer
+from lst_jax.training.signals import STOP_SIGNALS, StopSignal
 from lst_jax.training.step import TrainingConfig, batch_sums, make_loss, make_train_step
 from tests.lst_jax.batches import VOCABULARY
 from tests.lst_jax.training.training_runs import DESCRIPTION, TINY, batches, random_batch
