@@ -76,14 +76,15 @@ def _state_shardings(
     step = jax.ShapeDtypeStruct((), jnp.int32)
     with no_mesh():
         boxed = TrainState(step, params, jax.eval_shape(optimizer.init, params))
-    return _with_shardings(boxed, mesh, rules)
+        return _with_shardings(boxed, mesh, rules)
 
 
 def param_shapes(
     config: ModelConfig, mesh: jax.sharding.Mesh, rules: LogicalRules = DEFAULT_RULES
 ) -> Any:
     """The parameter tree as `jax.ShapeDtypeStruct`s with their shardings on `mesh`."""
-    return _with_shardings(abstract_params(config), mesh, rules)[0]
+    with no_mesh():
+        return _with_shardings(abstract_params(config), mesh, rules)[0]
 
 
 def init_state(
