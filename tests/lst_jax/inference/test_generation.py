@@ -65,6 +65,16 @@ def assert_same(ours, theirs):
         assert (a.stop_reason, a.steps) == (b.stop_reason, b.steps)
 
 
+def test_a_state_has_a_row_for_every_prompt():
+    decoder = decoder_of("baseline")
+    trained = TrainedModel(decoder.model, parameters("baseline"), one_device(), V, decoder.patching)
+    prompts = [speech_prompt(2)] * 3
+    with pytest.raises(ValueError, match="batch_rows is 2, expected at least 3"):
+        prefill(trained, prompts, max_patches=20, batch_rows=2)
+    with pytest.raises(ValueError, match="batch_rows is 1, expected at least 3"):
+        prefill(trained, prompts, max_patches=20, batch_rows=1)
+
+
 @both
 @settings(max_examples=5, deadline=None)
 @given(seed=st.integers(0, 2**31), modality=st.sampled_from(["speech", "text", None]))
@@ -295,13 +305,3 @@ def test_sizes_are_few_and_little_larger_than_needed(size):
     assert rounded >= size and rounded % 32 == 0
     assert rounded == 64 or rounded < 1.5 * size
     assert static_size(rounded) == rounded
-
-
-def test_a_state_has_a_row_for_every_prompt():
-    decoder = decoder_of("baseline")
-    trained = TrainedModel(decoder.model, parameters("baseline"), one_device(), V, decoder.patching)
-    prompts = [speech_prompt(2)] * 3
-    with pytest.raises(ValueError, match="batch_rows is 2, expected at least 3"):
-        prefill(trained, prompts, max_patches=20, batch_rows=2)
-    with pytest.raises(ValueError, match="batch_rows is 1, expected at least 3"):
-        prefill(trained, prompts, max_patches=20, batch_rows=1)

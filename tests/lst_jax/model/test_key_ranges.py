@@ -2,13 +2,17 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lst_jax.batch import padding_rows
-from lst_jax.model.key_ranges import lst_key_ranges, token_key_range
-from tests.lst_jax.batches import random_document, stack_rows
+from lst_jax.batch import stack_rows as stack_batches
+from lst_jax.inference.shared_prefix import RowSize, fill_shared_row
+from lst_jax.model.key_ranges import lst_key_ranges, shared_lst_key_ranges, token_key_range
+from lst_jax.patching import PatchingConfig, patch_document
+from tests.lst_jax.batches import VOCABULARY, random_document, random_tokens, stack_rows
 from tests.lst_jax.model.test_models import LST
 
 P, N = 110, 120
@@ -58,6 +62,51 @@ def test_ranges_are_the_stated_masks_and_never_decrease(seed, aligned, masked):
     for key_range in ranges[:4]:
         for bound in key_range:
             assert np.all(np.diff(np.asarray(bound)[0]) >= 0)
+
+
+both_ranges = jax.jit(
+    lambda batch, config: (
+        shared_lst_key_ranges(batch, config),
+        lst_key_ranges(batch.places, config),
+    ),
+    static_argnums=1,
+)
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 2**31))
+def test_items_that_documents_share_read_what_their_first_places_read(seed):
+    rng = np.random.default_rng(seed)
+    tokens = random_tokens(rng)
+    cut = int(rng.integers(1, len(tokens)))
+    endings = [random_tokens(rng)[1:9] for _ in range(3)]
+    whole = [np.concatenate([tokens[:cut], ending]) for ending in endings]
+    config = PatchingConfig("static", 3)
+    documents = [patch_document(tokens, config, VOCABULARY) for tokens in whole]
+    batch = stack_batches([fill_shared_row(documents, RowSize(P, N, P, N))])
+    k = LST.latent_vectors_per_patch
+    shared, plain = jax.device_get(both_ranges(batch, LST))
+
+    def vectors(patches):
+        return np.array([k * patch + j for patch in patches for j in range(k)])
+
+    token_items, patch_items = batch.token_items[0], batch.patch_items[0]
+    token_places, patch_places = batch.token_places[0], batch.patch_places[0]
+    assert np.count_nonzero(token_places < N) < sum(map(len, (x.tokens for x in documents)))
+    for name, places, items in (
+        ("token_self", token_places, token_items),
+        ("encoder_cross", vectors(patch_places), token_items),
+        ("global_self", patch_places, patch_items),
+        ("decoder_cross", token_places, vectors(patch_items)),
+    ):
+        ours, theirs = getattr(shared, name), getattr(plain, name)
+        used = places < theirs.start.shape[1]
+        for bound in ("start", "end"):
+            np.testing.assert_array_equal(
+                getattr(ours, bound)[0, used], getattr(theirs, bound)[0, places[used]], name
+            )
+        assert np.all(ours.start[0, ~used] == ours.end[0, ~used])
+        np.testing.assert_array_equal(np.ravel(ours.items), items, name)
 
 
 def test_a_patch_belongs_to_the_document_of_its_first_token():
