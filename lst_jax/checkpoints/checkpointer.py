@@ -25,6 +25,8 @@ from lst_jax.checkpoints.layout import (
     STATE_FILE,
     UNREADABLE,
     UnreadableCheckpointError,
+    exists,
+    list_steps,
     quiet_orbax,
     reading_checkpoint,
     step_directory,
@@ -241,6 +243,7 @@ class Checkpointer:
             raise OSError(f"a checkpoint in {self.directory} cannot be saved: {reason}") from error
 
     def _open(self) -> ocp.CheckpointManager:
+        self._hide_damaged_metrics()
         options = ocp.CheckpointManagerOptions(
             enable_async_checkpointing=True,
             cleanup_tmp_directories=True,
@@ -248,6 +251,22 @@ class Checkpointer:
             **self._retention.manager_options(),
         )
         return ocp.CheckpointManager(self.directory, options=options)
+
+    def _hide_damaged_metrics(self) -> None:
+        """Renames metrics that are no JSON, of which the manager would die before any restore.
+
+        The step is found to be damaged when it is restored: its digests miss the file.
+        """
+        if jax.process_index() == 0:
+            for step in list_steps(self.workdir):
+                file = self.step_directory(step) / "metrics" / "metrics"
+                if exists(file):
+                    try:
+                        json.loads(file.read_bytes())
+                    except ValueError:
+                        file.rename(file.with_name("metrics.damaged"))
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("metrics looked at")
 
     def _set_aside(self, step: int, name: str) -> None:
         """Moves a step out of the way: its name is needed when training reaches it again."""

@@ -34,6 +34,8 @@ from tests.lst_jax.checkpoints.test_checkpointer import (
     counter,
     model_params,
     save_steps,
+    shapes_of,
+    state_at,
 )
 from tests.lst_jax.training.training_runs import DESCRIPTION
 
@@ -94,6 +96,27 @@ def test_a_flipped_bit_anywhere_is_damage_and_the_step_before_is_restored(
     check_restored(workdir, 2)
     (aside,) = (workdir / "unreadable_checkpoints").iterdir()
     assert aside.name == "4.0"
+
+
+@pytest.mark.parametrize("content", [b"", b'{"m": 3.0', b"\xff\xfe", b'{"n": 4.0}', b"[1]", None])
+def test_damaged_metrics_are_damage_like_any(tmp_path, content):
+    """The manager reads them when it is opened, before any restore."""
+    retention = Retention(5, best_metric="m")
+    checkpointer, iterator = Checkpointer(tmp_path, retention), counter()
+    for step in range(1, 5):
+        next(iterator)
+        checkpointer.save(state_at(step), iterator, {"patches": 10 * step}, {"m": float(step)})
+    checkpointer.close()
+    file = tmp_path / "checkpoints" / "4" / "metrics" / "metrics"
+    if content is None:
+        file.unlink()
+    else:
+        file.write_bytes(content)
+    checkpointer = Checkpointer(tmp_path, retention)
+    state, progress = checkpointer.restore(shapes_of(state_at(0)), counter())
+    checkpointer.close()
+    assert progress == {"patches": 30}
+    jax.tree.map(np.testing.assert_array_equal, state, state_at(3))
 
 
 def test_every_file_of_a_step_is_told_but_marks(state_run):
