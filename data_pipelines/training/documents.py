@@ -12,20 +12,20 @@ from typing import Literal
 import numpy as np
 
 from data_pipelines.records.storage import Utterance
-from data_pipelines.training.interleaving import Example, speech_example
+from data_pipelines.training.interleaving import Draft, speech_draft
 from lst_jax.patching import Silence
 from lst_jax.vocabulary import Vocabulary
 
 Task = Literal["asr", "tts"]
 
 
-def task_example(
+def task_draft(
     utterance: Utterance,
     task: Task,
     vocabulary: Vocabulary,
     silence: Silence = "separate",
     align: bool = False,
-) -> Example:
+) -> Draft:
     """The document of an utterance as a task.
 
     Args:
@@ -35,14 +35,14 @@ def task_example(
       silence: what aligned patching does with silence, see `PatchingConfig`.
       align: whether to give the patches by words as well.
     """
-    speech = speech_example(utterance, vocabulary, None, silence, align)
+    speech = speech_draft(utterance, vocabulary, None, silence, align)
     text = np.array([vocabulary.text_mode_id, *utterance.pieces], np.int32)
     # bos and eos of the speech document take the text between them, behind or before the speech.
     place = len(speech.tokens) - 1 if task == "asr" else 1
     tokens = np.insert(speech.tokens, place, text)
     answer = place + 1 if task == "asr" else place + len(text) + 1
     if speech.aligned_lengths is None:
-        return Example(tokens, answer_begin=answer)
+        return Draft(tokens, answer_begin=answer)
     patch = len(speech.aligned_lengths) - 1 if task == "asr" else 1
     lengths = np.insert(speech.aligned_lengths, patch, np.ones_like(text))
-    return Example(tokens, lengths, answer)
+    return Draft(tokens, lengths, answer)

@@ -33,38 +33,40 @@ _MIN_LAST_WORDS = 3
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Example:
-    """The tokens of one document.
+class Draft:
+    """A document before its step, and so its patching, is known.
 
     Attributes:
       tokens: int32 (T,), bos … eos.
-      aligned_lengths: int32 (Q,) lengths of its patches by words (every other token a patch of its
-        own), summing to T; None for text, and where they were not asked for.
+      aligned_lengths: int32 (Q,) lengths of its patches by words (every other token is a patch),
+        summing to T; None for text, and where they were not asked for.
       answer_begin: first token that is predicted; those before it are given. 0: none is given.
+      draw: uniform in [0, 1); the document is aligned at the steps u with draw < P(u).
     """
 
     tokens: np.ndarray
     aligned_lengths: np.ndarray | None = None
     answer_begin: int = 0
+    draw: float = 0.0
 
 
-def text_example(document: TextDocument, vocabulary: Vocabulary) -> Example:
+def text_draft(document: TextDocument, vocabulary: Vocabulary) -> Draft:
     """The document bos `<t>` text eos."""
     tokens = np.empty(len(document.pieces) + 3, np.int32)
     tokens[0] = vocabulary.bos_id
     tokens[1] = vocabulary.text_mode_id
     tokens[2:-1] = document.pieces
     tokens[-1] = vocabulary.eos_id
-    return Example(tokens)
+    return Draft(tokens)
 
 
-def speech_example(
+def speech_draft(
     utterance: Utterance,
     vocabulary: Vocabulary,
     rng: np.random.Generator | None = None,
     silence: Silence = "separate",
     align: bool = False,
-) -> Example:
+) -> Draft:
     """The document of an utterance.
 
     Args:
@@ -102,8 +104,8 @@ def speech_example(
         speech = not speech
     tokens = np.concatenate([*parts, [vocabulary.eos_id]], dtype=np.int32, casting="same_kind")
     if not align:
-        return Example(tokens)
-    return Example(tokens, np.concatenate([*lengths, [1]], dtype=np.int32, casting="same_kind"))
+        return Draft(tokens)
+    return Draft(tokens, np.concatenate([*lengths, [1]], dtype=np.int32, casting="same_kind"))
 
 
 def choose_blocks(num_words: int, rng: np.random.Generator) -> tuple[list[int], bool]:

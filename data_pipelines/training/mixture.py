@@ -20,14 +20,13 @@ import grain
 import numpy as np
 
 from data_pipelines.records.storage import Record, Totals, Utterance
-from data_pipelines.training.documents import Task, task_example
+from data_pipelines.training.documents import Task, task_draft
 from data_pipelines.training.interleaving import (
-    Example,
+    Draft,
     choose_blocks,
-    speech_example,
-    text_example,
+    speech_draft,
+    text_draft,
 )
-from data_pipelines.training.packing import Draft
 from lst_jax.patching import PatchingConfig
 from lst_jax.vocabulary import Vocabulary
 
@@ -108,9 +107,14 @@ def _mean_size(source: SourceStatistics, ratio_unit: RatioUnit, interleaved_shar
         return words
     if source.kind == "text":
         return totals.text_tokens / totals.documents
-    unspoken = 1 - expected_speech_share(max(1, round(words)))
-    spoken = 1 - interleaved_share * unspoken
+    spoken = spoken_share(totals, interleaved_share)
     return (spoken * totals.units + (1 - spoken) * totals.text_tokens) / totals.documents
+
+
+def spoken_share(totals: Totals, interleaved_share: float) -> float:
+    """Returns the share of the words of utterances that is speech in documents, on average."""
+    words = max(1, round(totals.words / max(1, totals.documents)))
+    return 1 - interleaved_share * (1 - expected_speech_share(words))
 
 
 @functools.lru_cache
@@ -171,8 +175,7 @@ class MixedDrafts:
         key, record = self._ahead.pop(index)
         rng = self._random.generator(key)
         draw = rng.random()
-        example = self._example(record, rng, draw < probability)
-        return Draft(example.tokens, draw, example.aligned_lengths, example.answer_begin)
+        return dataclasses.replace(self._draft(record, rng, draw < probability), draw=draw)
 
     def _read(self, begin: int, end: int) -> None:
         keys = {index: self._keys[index] for index in range(begin, end)}
@@ -183,14 +186,14 @@ class MixedDrafts:
                 self._ahead[index] = keys[index], record
         self._next_unread = max(self._next_unread, end)
 
-    def _example(self, record: Record, rng: np.random.Generator, align: bool) -> Example:
+    def _draft(self, record: Record, rng: np.random.Generator, align: bool) -> Draft:
         if not isinstance(record, Utterance):
-            return text_example(record, self._vocabulary)
+            return text_draft(record, self._vocabulary)
         silence = self._patching.silence
         if self._task:
-            return task_example(record, self._task, self._vocabulary, silence, align)
+            return task_draft(record, self._task, self._vocabulary, silence, align)
         blocks_rng = rng if rng.random() < self._interleaved_share else None
-        return speech_example(record, self._vocabulary, blocks_rng, silence, align)
+        return speech_draft(record, self._vocabulary, blocks_rng, silence, align)
 
 
 _READ_AHEAD = 16

@@ -2,11 +2,19 @@
 
 Row b of every batch comes from stream b, which emits exactly one row per optimizer step, so that a
 row's number in its stream is the step u it will be trained on. A document's patching depends on
-u through the curriculum, and its size on its patching; Grain's `FirstFitPackIterDataset` packs
-elements whose sizes are known beforehand and does not tell which of its bins will come out at which
-step, hence the packer here. It keeps a window of open rows, puts every document in the first one
-with room for it (patched as that row's step asks for), and emits the oldest row when a document
-fits nowhere.
+u through the curriculum, and its size on its patching. The packer keeps a window of open rows and
+has two policies. `choose_row` puts a document in the first open row with room for it, patched as
+that row's step asks for. Where it fits nowhere, `choose_head` splits it to fill a row that else
+would keep a gap; if no row has one, the oldest row is emitted.
+
+Nothing of Grain's does this. `FirstFitPackIterDataset` and `BestFitPackIterDataset` place elements
+whose lengths are known before a bin is chosen, leave them whole, and emit a group of bins when one
+element fits in none of them. `ConcatThenSplitIterDataset` splits each feature where that feature's
+length is full, tokens and patches at different places, and knows nothing of the bos and mode token
+that a continuation opens with. All three restore by reading again what is in the open bins; the
+state here is the place of every piece, and documents are read when their row is emitted.
+`ElasticIterator` continues on another number of hosts from one count of elements, and so refuses
+whatever makes rows of a changing number of them.
 
 What a stream emits depends on its documents alone, not on other streams: so it does not matter
 which process or host runs it, how far ahead, or whether it was restored.
@@ -17,12 +25,12 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, Protocol
 
-import numpy as np
 from absl import logging
 
+from data_pipelines.training.interleaving import Draft
 from lst_jax.batch import Batch
 from lst_jax.patching import (
     Document,
@@ -39,24 +47,6 @@ from lst_jax.vocabulary import Vocabulary
 # A row must hold a continuation's prefix and one patch more, or long documents never end.
 RowSize = Annotated[int, Bounds(least=16, most=2**24)]
 OpenRows = Annotated[int, Bounds(least=1, most=2**16)]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Draft:
-    """A document before its step, and so its patching, is known.
-
-    Attributes:
-      tokens: int32 (T,), bos … eos.
-      draw: uniform in [0, 1); the document is aligned at the steps u with draw < P(u).
-      aligned_lengths: int32 (Q,) patch lengths by words; None for text, and where no step asks for
-        them.
-      answer_begin: first token that is predicted, see `patch_document`.
-    """
-
-    tokens: np.ndarray
-    draw: float
-    aligned_lengths: np.ndarray | None
-    answer_begin: int = 0
 
 
 class DraftStream(Protocol):
@@ -96,7 +86,7 @@ _PREFIX = 2  # bos and mode token of a continuation
 
 
 @dataclasses.dataclass(eq=False)
-class _OpenRow:
+class OpenRow:
     """A row being filled, and what is left of it.
 
     `pieces` holds the numbers of whole documents, and [number, begin, end] of pieces of others
@@ -110,6 +100,79 @@ class _OpenRow:
     pieces: list[int | list[int]] = dataclasses.field(default_factory=list)
     # None for a piece that a restored row holds, until the row is emitted.
     documents: list[Document | None] = dataclasses.field(default_factory=list)
+
+
+def choose_row(rows: Sequence[OpenRow], candidate: Callable[[OpenRow], Document]) -> OpenRow | None:
+    """Returns the first row with room for the whole of a piece, None where none has.
+
+    Args:
+      rows: in the order of steps.
+      candidate: the piece as it is patched in a row.
+    """
+    for row in rows:
+        document = candidate(row)
+        if document.num_patches <= row.free_patches and document.num_tokens <= row.free_tokens:
+            return row
+    return None
+
+
+def choose_head(
+    rows: Sequence[OpenRow],
+    candidate: Callable[[OpenRow], Document],
+    config: PackingConfig,
+    oldest_step: int,
+) -> tuple[OpenRow, int] | None:
+    """Returns where to put a head of a piece that fits nowhere whole, and how many patches it has.
+
+    Args:
+      rows: in the order of steps, those that may hold the piece.
+      candidate: the piece as it is patched in a row.
+      config: shape of a row, and the gap that may stay.
+      oldest_step: step of the row that is emitted next.
+
+    Returns:
+      A row and a number of patches; None where the oldest row must be emitted first.
+
+    Raises:
+      ValueError: a single patch exceeds a row.
+    """
+    for row in rows:
+        document = candidate(row)
+        # A piece that would fit in an empty row waits for one, except to fill the row that goes
+        # now: a split costs a continuation's prefix and its context, later rows may yet fill up.
+        if not _exceeds_row(document, config) and row.step != oldest_step:
+            return None
+        # The scarcer of the two budgets says how full a row is. A row without documents is never
+        # left as it is: a piece too large for every row would never be placed.
+        gap = min(row.free_patches / config.num_patches, row.free_tokens / config.num_tokens)
+        if gap <= config.largest_gap and row.pieces:
+            continue
+        num_patches = largest_head(document, row.free_patches, row.free_tokens)
+        # A head of a continuation's prefix alone would bring the piece no further.
+        if num_patches > _PREFIX:
+            return row, num_patches
+        if not row.pieces:
+            raise ValueError(
+                f"num_tokens is {config.num_tokens}, expected room for bos, a mode token and "
+                f"a patch of {int(document.patch_lengths[num_patches])} tokens"
+            )
+    return None
+
+
+def _exceeds_row(document: Document, config: PackingConfig) -> bool:
+    return document.num_patches > config.num_patches or document.num_tokens > config.num_tokens
+
+
+def _warn_of_split_question(draft: Draft, document: Document, config: PackingConfig) -> None:
+    if draft.answer_begin and _exceeds_row(document, config):
+        logging.log_first_n(
+            logging.WARNING,
+            "a question with its answer has %d patches and %d tokens, a row has %d and %d: "
+            "it is split, and of its answer only what stands in the first row is learned",
+            1,
+            *(document.num_patches, document.num_tokens),
+            *(config.num_patches, config.num_tokens),
+        )
 
 
 class RowPacker(Iterator[Batch]):
@@ -127,7 +190,7 @@ class RowPacker(Iterator[Batch]):
         self._config = config
         self._vocabulary = vocabulary
         self._size = len(drafts)
-        self._rows: deque[_OpenRow] = deque()
+        self._rows: deque[OpenRow] = deque()
         # The piece to place next: rest of document `_index` from token `_begin`, not before
         # `_first_step`; `_draft` and `_candidates` (by aligned or not) are made when needed.
         self._index = 0
@@ -184,7 +247,7 @@ class RowPacker(Iterator[Batch]):
     def _open(self, step: int) -> None:
         config = self._config
         probability = aligned_probability(config.patching, step)
-        self._rows.append(_OpenRow(step, probability, config.num_patches, config.num_tokens))
+        self._rows.append(OpenRow(step, probability, config.num_patches, config.num_tokens))
 
     def _emit(self) -> Batch:
         row = self._rows.popleft()
@@ -196,7 +259,7 @@ class RowPacker(Iterator[Batch]):
         config = self._config
         return fill_row(documents, config.num_patches, config.num_tokens, config.visibility)
 
-    def _load(self, piece: int | list[int], row: _OpenRow) -> Document:
+    def _load(self, piece: int | list[int], row: OpenRow) -> Document:
         index, begin, end = (piece, 0, -1) if isinstance(piece, int) else piece
         draft = self._drafts.load(index, row.probability)
         aligned = draft.draw < row.probability
@@ -218,80 +281,47 @@ class RowPacker(Iterator[Batch]):
         """Puts the next piece, or a head of it, in an open row; false if the oldest must go."""
         if self._draft is None:
             self._draft = self._drafts.load(self._index, self._rows[0].probability)
-        draft, first_step = self._draft, self._first_step
-        aligned = None
-        for row in self._rows:
-            if row.step < first_step:
-                continue
-            if (draft.draw < row.probability) is not aligned:
-                aligned = draft.draw < row.probability
-                document = self._candidate(aligned)
-                num_patches, num_tokens = document.num_patches, document.num_tokens
-            if num_patches <= row.free_patches and num_tokens <= row.free_tokens:
-                self._add(row, document, -1)
-                self._advance()
-                return True
-        return self._split()
+        # The rest of a split document comes after its head, in a row of a later step.
+        rows = [row for row in self._rows if row.step >= self._first_step]
+        row = choose_row(rows, self._candidate)
+        if row is not None:
+            self._add(row, self._candidate(row), -1)
+            self._advance()
+            return True
+        found = choose_head(rows, self._candidate, self._config, self._rows[0].step)
+        if found is None:
+            return False
+        self._add_head(*found)
+        return True
 
-    def _candidate(self, aligned: bool) -> Document:
+    def _candidate(self, row: OpenRow) -> Document:
+        """The next piece as it would be patched in a row: in one of two ways, made once."""
+        aligned = self._draft.draw < row.probability
         if aligned not in self._candidates:
             self._candidates[aligned] = self._patch(self._draft, aligned, self._begin, None)
         return self._candidates[aligned]
 
-    def _split(self) -> bool:
-        """Puts a head of the next piece, which fits nowhere whole, in a row with a gap.
-
-        A piece that would fit in an empty row is split only to fill the row to be emitted.
-
-        Raises:
-          ValueError: a single patch exceeds a row.
-        """
-        config = self._config
-        for row in self._rows:
-            if row.step < self._first_step:
-                continue
-            document = self._candidate(self._draft.draw < row.probability)
-            too_large = (
-                document.num_patches > config.num_patches or document.num_tokens > config.num_tokens
-            )
-            if not too_large and row is not self._rows[0]:
-                return False
-            if too_large and self._draft.answer_begin:
-                logging.log_first_n(
-                    logging.WARNING,
-                    "a question with its answer has %d patches and %d tokens, a row has %d and %d: "
-                    "it is split, and of its answer only what stands in the first row is learned",
-                    1,
-                    *(document.num_patches, document.num_tokens),
-                    *(config.num_patches, config.num_tokens),
-                )
-            gap = min(row.free_patches / config.num_patches, row.free_tokens / config.num_tokens)
-            if gap <= config.largest_gap and row.pieces:
-                continue
-            num_patches = largest_head(document, row.free_patches, row.free_tokens)
-            if num_patches > _PREFIX:
-                self._add_head(row, document, num_patches)
-                return True
-            if not row.pieces:
-                raise ValueError(
-                    f"num_tokens is {config.num_tokens}, expected room for bos, a mode token and "
-                    f"a patch of {int(document.patch_lengths[num_patches])} tokens"
-                )
-        return False
-
-    def _add_head(self, row: _OpenRow, document: Document, num_patches: int) -> None:
-        size = len(self._draft.tokens)
+    def _add_head(self, row: OpenRow, num_patches: int) -> None:
+        """Puts the first patches of the next piece in a row; what is left is the next piece."""
+        draft, document = self._draft, self._candidate(row)
+        _warn_of_split_question(draft, document, self._config)
+        size = len(draft.tokens)
+        # A piece that continues a document opens with a bos and a mode token that the document
+        # has elsewhere; they are no part of what is used up.
         prefix = document.num_tokens - (size - self._begin)
         end = self._begin + int(document.patch_lengths[:num_patches].sum()) - prefix
-        self._add(row, self._patch(self._draft, document.aligned, self._begin, end), end)
+        # Patched again, not cut: a head knows the token after it, its last target, and where it
+        # is a continuation's own head its first patches may differ.
+        self._add(row, self._patch(draft, document.aligned, self._begin, end), end)
         if end == size - 1:
             self._advance()  # only eos is left, which the head predicts
             return
         self._begin = end
+        # Steps order the pieces, so that no document's end is learned before its beginning.
         self._first_step = row.step + 1
         self._candidates = {}
 
-    def _add(self, row: _OpenRow, document: Document, end: int) -> None:
+    def _add(self, row: OpenRow, document: Document, end: int) -> None:
         whole = not self._begin and end < 0
         row.pieces.append(self._index if whole else [self._index, self._begin, end])
         row.documents.append(document)

@@ -22,7 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from data_pipelines.records.storage import Utterance, make_utterance
-from data_pipelines.training.interleaving import speech_example
+from data_pipelines.training.interleaving import speech_draft
 from experiments.reports.demo_speech import SpeechExample
 from lst_jax.evaluation.choices import ChoiceResult
 from lst_jax.evaluation.story_completion import StoryExample
@@ -269,7 +269,7 @@ def patch_rows(
     rows = {}
     for name, config in strategies.items():
         aligned = config.strategy == "aligned"
-        example = speech_example(utterance, vocabulary, None, config.silence, aligned)
+        example = speech_draft(utterance, vocabulary, None, config.silence, aligned)
         lengths = example.aligned_lengths if aligned else None
         document = patch_document(example.tokens, config, vocabulary, lengths)
         starts = np.cumsum(document.patch_lengths) - document.patch_lengths

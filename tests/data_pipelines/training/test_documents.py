@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from data_pipelines.records.storage import write_records
 from data_pipelines.training.dataset import DataConfig, SourceConfig, make_training_dataset
-from data_pipelines.training.documents import task_example
+from data_pipelines.training.documents import task_draft
 from lst_jax.patching import PatchingConfig, patch_document
 from tests.data_pipelines.small_corpus import make_tokenizer
 from tests.data_pipelines.training.test_interleaving import (
@@ -32,7 +32,7 @@ def learned(tokens, answer_begin, config=None, lengths=None):
 @given(ENTRIES, st.booleans())
 def test_question_and_answer_are_whole_and_only_the_answer_is_learned(task, entries, align):
     utterance = make_utterance(entries)
-    example = task_example(utterance, task, VOCABULARY, align=align)
+    example = task_draft(utterance, task, VOCABULARY, align=align)
     segments = split_segments(example.tokens)
     assert [speech for speech, _ in segments] == [task == "asr", task == "tts"]
     units, text = VOCABULARY.units_to_ids(utterance.units), utterance.pieces
@@ -46,7 +46,7 @@ def test_question_and_answer_are_whole_and_only_the_answer_is_learned(task, entr
 
 def test_a_piece_without_its_question_teaches_nothing():
     entries = [(2, 3), (0, 2), (1, 4)]
-    example = task_example(make_utterance(entries), "asr", VOCABULARY)
+    example = task_draft(make_utterance(entries), "asr", VOCABULARY)
     for begin in range(1, len(example.tokens) - 1):
         piece = patch_document(
             example.tokens,

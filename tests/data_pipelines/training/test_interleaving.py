@@ -8,7 +8,7 @@ from scipy import stats
 
 from data_pipelines.corpora.reference_jsonl import read_reference_jsonl
 from data_pipelines.records.storage import SILENCE, TextDocument, Utterance
-from data_pipelines.training.interleaving import choose_blocks, speech_example, text_example
+from data_pipelines.training.interleaving import choose_blocks, speech_draft, text_draft
 from lst_jax.patching import PatchingConfig, patch_document
 from lst_jax.vocabulary import Vocabulary
 from tests.data_pipelines.small_corpus import SAMPLE, make_tokenizer
@@ -156,9 +156,7 @@ def test_either_kind_comes_first_and_a_third_of_the_words_is_spoken():
 def test_every_word_is_in_one_block_as_text_or_as_speech(entries, seed, silence):
     utterance = make_utterance(entries)
     spoken = np.flatnonzero(utterance.piece_counts)
-    example = speech_example(
-        utterance, VOCABULARY, np.random.default_rng(seed), silence, align=True
-    )
+    example = speech_draft(utterance, VOCABULARY, np.random.default_rng(seed), silence, align=True)
     segments = split_segments(example.tokens)
     assert example.aligned_lengths.sum() == len(example.tokens)
     if not len(spoken):
@@ -194,7 +192,7 @@ def test_silence_between_blocks_is_cut_in_half_and_never_in_text():
     utterance = make_utterance([(1, 2), (0, 5)] * 9 + [(1, 2)])
     for seed in range(50):
         rng = np.random.default_rng(seed)
-        example = speech_example(utterance, VOCABULARY, rng, "separate", align=True)
+        example = speech_draft(utterance, VOCABULARY, rng, "separate", align=True)
         segments = split_segments(example.tokens)
         words = 0
         for number, (speech, contents) in enumerate(segments):
@@ -215,7 +213,7 @@ def test_silence_between_blocks_is_cut_in_half_and_never_in_text():
 def test_without_interleaving_every_unit_of_the_utterance_comes_out(entries):
     utterance = make_utterance(entries)
     for silence in ("separate", "merged"):
-        example = speech_example(utterance, VOCABULARY, None, silence, align=True)
+        example = speech_draft(utterance, VOCABULARY, None, silence, align=True)
         ((speech, contents),) = split_segments(example.tokens)
         assert speech
         np.testing.assert_array_equal(VOCABULARY.ids_to_units(contents), utterance.units)
@@ -234,7 +232,7 @@ def test_units_of_the_sample_survive_every_strategy(strategy, silence):
     may_align = strategy in ("aligned", "mixed", "curriculum")
     total = 0
     for utterance in utterances:
-        example = speech_example(utterance, vocabulary, None, silence, align=may_align)
+        example = speech_draft(utterance, vocabulary, None, silence, align=may_align)
         for lengths in {None, may_align}:
             aligned = example.aligned_lengths if lengths else None
             document = patch_document(example.tokens, config, vocabulary, aligned)
@@ -251,7 +249,7 @@ def test_every_draw_of_the_sample_is_a_document():
     for utterance in utterances:
         for seed in range(30):
             rng = np.random.default_rng(seed)
-            example = speech_example(utterance, vocabulary, rng, "merged", align=True)
+            example = speech_draft(utterance, vocabulary, rng, "merged", align=True)
             document = patch_document(
                 example.tokens, PatchingConfig("aligned"), vocabulary, example.aligned_lengths
             )
@@ -263,7 +261,7 @@ def test_mean_patches_of_the_sample_are_those_of_the_paper():
     lengths = {}
     for silence in ("separate", "merged"):
         parts = [
-            speech_example(utterance, vocabulary, None, silence, align=True).aligned_lengths[2:-1]
+            speech_draft(utterance, vocabulary, None, silence, align=True).aligned_lengths[2:-1]
             for utterance in utterances
         ]
         lengths[silence] = np.concatenate(parts)
@@ -276,7 +274,7 @@ def test_mean_patches_of_the_sample_are_those_of_the_paper():
 def test_the_same_generator_gives_the_same_example_aligned_or_not():
     utterance = make_utterance([(0, 3), (2, 5)] * 20)
     plain, aligned = (
-        speech_example(utterance, VOCABULARY, np.random.default_rng(3), align=align)
+        speech_draft(utterance, VOCABULARY, np.random.default_rng(3), align=align)
         for align in (False, True)
     )
     np.testing.assert_array_equal(plain.tokens, aligned.tokens)
@@ -284,12 +282,12 @@ def test_the_same_generator_gives_the_same_example_aligned_or_not():
 
 
 def test_an_utterance_of_silence_alone_is_speech():
-    example = speech_example(make_utterance([(0, 4)]), VOCABULARY, np.random.default_rng(0))
+    example = speech_draft(make_utterance([(0, 4)]), VOCABULARY, np.random.default_rng(0))
     assert [speech for speech, _ in split_segments(example.tokens)] == [True]
 
 
 def test_text_is_one_segment():
-    example = text_example(TextDocument("t", np.array([5, 6, 7], np.int32), 2), VOCABULARY)
+    example = text_draft(TextDocument("t", np.array([5, 6, 7], np.int32), 2), VOCABULARY)
     assert example.tokens.tolist() == [1, VOCABULARY.text_mode_id, 5, 6, 7, 2]
 
 

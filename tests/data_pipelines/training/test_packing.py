@@ -8,8 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.training.packing import Draft, PackingConfig, RowPacker
-from lst_jax.patching import PatchingConfig, aligned_probability
+from data_pipelines.training.interleaving import Draft
+from data_pipelines.training.packing import (
+    OpenRow,
+    PackingConfig,
+    RowPacker,
+    choose_head,
+    choose_row,
+)
+from lst_jax.patching import PatchingConfig, aligned_probability, patch_document
 from lst_jax.vocabulary import Vocabulary
 from tests.lst_jax.batches import assert_same
 
@@ -41,7 +48,7 @@ class ListedDrafts:
             lengths += [1, *words]
         tokens.append(VOCABULARY.eos_id)
         aligned = np.array([*lengths, 1], np.int32) if draw < probability else None
-        return Draft(np.array(tokens, np.int32), draw, aligned)
+        return Draft(np.array(tokens, np.int32), aligned, draw=draw)
 
 
 def pack(contents, **settings_):
@@ -149,6 +156,52 @@ def test_a_patch_larger_than_a_row_is_refused():
     packer = pack([(0, [60], 0.0)], patching=PatchingConfig("aligned"))
     with pytest.raises(ValueError, match="patch of 60 tokens"):
         list(packer)
+
+
+def text_piece(size):
+    """A document of text: as many patches as tokens."""
+    tokens = np.array([VOCABULARY.bos_id, *range(3, size + 1), VOCABULARY.eos_id], np.int32)
+    return lambda row: patch_document(tokens, PatchingConfig(), VOCABULARY)
+
+
+def open_row(step, patches, tokens=100, pieces=(0,)):
+    return OpenRow(step, 0.0, patches, tokens, list(pieces))
+
+
+@pytest.mark.parametrize(("free", "place"), [(9, 2), (10, 1), (11, 1)])
+def test_a_piece_goes_to_the_first_row_that_its_patches_and_tokens_fit(free, place):
+    """At the size of the piece, under and over, of either budget."""
+    for budgets in ((free, 100), (100, free)):
+        rows = [open_row(0, 3), open_row(1, *budgets), open_row(2, 50)]
+        assert choose_row(rows, text_piece(10)) is rows[place]
+    assert choose_row([open_row(0, 9), open_row(1, 100, 9)], text_piece(10)) is None
+
+
+@pytest.mark.parametrize(("free", "split"), [(4, False), (5, False), (6, True)])
+def test_a_row_is_filled_with_a_head_where_its_gap_is_larger_than_may_stay(free, split):
+    config = PackingConfig(num_patches=20, num_tokens=20, largest_gap=0.25)
+    for budgets in ((free, 20), (20, free)):
+        rows = [open_row(3, *budgets), open_row(4, 9, 9)]
+        found = choose_head(rows, text_piece(10), config, oldest_step=3)
+        assert found == ((rows[0], free) if split else None)
+        empty = [open_row(3, *budgets, pieces=()), open_row(4, 9, 9)]
+        assert choose_head(empty, text_piece(10), config, oldest_step=3) == (empty[0], free)
+
+
+@pytest.mark.parametrize(("free", "split"), [(2, False), (3, True)])
+def test_a_head_is_longer_than_the_prefix_of_a_continuation(free, split):
+    config = PackingConfig(num_patches=20, num_tokens=20, largest_gap=0)
+    rows = [open_row(0, free)]
+    found = choose_head(rows, text_piece(10), config, oldest_step=0)
+    assert found == ((rows[0], free) if split else None)
+
+
+@pytest.mark.parametrize(("size", "row"), [(20, None), (21, 1)])
+def test_only_a_piece_larger_than_a_row_is_split_in_a_row_that_stays(size, row):
+    config = PackingConfig(num_patches=20, num_tokens=20, largest_gap=0.05)
+    rows = [open_row(0, 1, 1), open_row(1, 12, 12)]
+    found = choose_head(rows, text_piece(size), config, oldest_step=0)
+    assert found == (None if row is None else (rows[row], 12))
 
 
 def test_bad_configurations_are_named():
