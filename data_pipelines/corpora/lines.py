@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any, TypeVar
 
+from data_pipelines.processes import end_with_parent
 from lst_jax.files import check_encoding, read_numbered_lines
 from lst_jax.settings import quote
 from lst_jax.strict_json import parse_object
@@ -271,6 +272,7 @@ _worker_parse: Callable[[bytes, str], Any] | None = None  # set once in every wo
 
 def _set_worker_parse(parse: Callable[[bytes, str], Any]) -> None:
     global _worker_parse
+    end_with_parent()
     _worker_parse = parse
 
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from data_pipelines.microworld.speech import Voice, synthesize
+from data_pipelines.processes import end_with_parent
 from data_pipelines.records.types import SILENCE, Utterance, make_utterance
 from data_pipelines.speech.alignment import (
     WordTiming,
@@ -89,6 +90,11 @@ def _start_worker(encoder_path: pathlib.Path | None) -> None:
     _Worker.encoder = None if encoder_path is None else MelKMeansEncoder.load(encoder_path)
 
 
+def _start_process(encoder_path: pathlib.Path | None) -> None:
+    end_with_parent()
+    _start_worker(encoder_path)
+
+
 def speak_units(task: Task) -> SpokenUnits:
     encoder = _Worker.encoder
     if encoder is None:
@@ -144,5 +150,5 @@ def run_pool(
         yield map
         return
     context = multiprocessing.get_context("spawn")
-    with context.Pool(processes, _start_worker, (encoder_path,)) as pool:
+    with context.Pool(processes, _start_process, (encoder_path,)) as pool:
         yield lambda task, items: pool.imap(task, items, _TASKS_PER_CHUNK)

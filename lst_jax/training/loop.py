@@ -278,12 +278,9 @@ class _Run:
         """Puts the next batch on the devices; None where there is none."""
         try:
             batch = next(self._iterator, None)
-        except RuntimeError as error:
-            if "process was terminated" not in str(error):  # Grain's words
-                raise
-            reason = str(error).split(". ")[0]
+        except ChildProcessError as error:
             raise ChildProcessError(
-                f"no batch after step {self._step}: {reason}; {self._describe_last()}"
+                f"no batch after step {self._step}: {error}; {self._describe_last()}"
             ) from error
         return None if batch is None else shard_batch(batch, self._mesh, self._rules)
 

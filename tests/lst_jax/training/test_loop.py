@@ -232,6 +232,22 @@ def test_without_a_checkpoint_the_error_says_so(tmp_path):
         train_in(tmp_path, poisoned_batches(1))
 
 
+class Orphaned(Interrupting):
+    """Batches whose worker process is killed before number `at`."""
+
+    def __next__(self):
+        if self._count == self._at:
+            raise ChildProcessError("the worker of rows 0 … 3 was ended by signal SIGKILL")
+        return super().__next__()
+
+
+@pytest.mark.parametrize(("step", "last_good"), [(0, None), (3, 2), (4, 4)])
+def test_a_data_worker_that_ends_is_named_with_the_last_good_checkpoint(tmp_path, step, last_good):
+    good = "there is no checkpoint" if last_good is None else f"the last .*checkpoints/{last_good}$"
+    with pytest.raises(ChildProcessError, match=f"rows 0 … 3 was ended by .* SIGKILL; {good}"):
+        train_in(tmp_path, Orphaned(batches(3), step))
+
+
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_where_the_data_end_the_last_state_is_saved_and_recorded(finished, tmp_path, count):
     """Also where nothing was due at that step, or it was saved already."""
