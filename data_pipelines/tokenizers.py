@@ -50,6 +50,8 @@ def train_tokenizer(
     """
     if model_type not in ("bpe", "unigram"):
         raise ValueError(f"model_type is {model_type!r}, expected 'bpe' or 'unigram'")
+    if pathlib.Path(f"{output_prefix}.model").name == ".model":
+        raise ValueError(f"output_prefix is {str(output_prefix)!r}, expected a file's path")
     if vocab_size < 1:
         raise ValueError(f"vocab_size is {vocab_size}, expected at least 1")
     if not 0 < character_coverage <= 1:

@@ -17,6 +17,7 @@ from absl import flags
 
 from data_pipelines.speech.vocoder import MelVocoder
 from experiments.common import cli, sampling_flags, speech_evaluation
+from experiments.common.encoders import load_encoder
 from experiments.common.recognizers import (
     Recognizer,
     command_recognizer,
@@ -80,9 +81,8 @@ def _make_recognizer(flag: str) -> Recognizer:
     if flag == "recognizer":
         return function_recognizer(value)
     if flag == "recognizer_command":
-        return command_recognizer(
-            value, MelVocoder.load(_ENCODER.value) if _ENCODER.value else None
-        )
+        encoder = load_encoder(_ENCODER.value, flags.FLAGS.checkpoint)
+        return command_recognizer(value, encoder and MelVocoder.from_encoder(encoder))
     return model_recognizer(
         load_trained_model(value, flags.FLAGS.tokenizer), flags.FLAGS.batch_rows
     )

@@ -27,6 +27,7 @@ from data_pipelines.speech.audio import read_wav, write_wav
 from data_pipelines.speech.units import MelKMeansEncoder
 from data_pipelines.speech.vocoder import MelVocoder, decode_known
 from experiments.common import cli, sampling_flags
+from experiments.common.encoders import load_encoder
 from lst_jax.evaluation import jsonl
 from lst_jax.inference.generation import (
     Generation,
@@ -114,7 +115,7 @@ def main(argv: list[str]) -> None:
     sampling, max_units = sampling_flags.sampling(), sampling_flags.max_units()
     _check_output(_OUTPUT.value)
     given = _given_prompts()
-    encoder = MelKMeansEncoder.load(_ENCODER.value) if _ENCODER.value else None
+    encoder = load_encoder(_ENCODER.value, [_CHECKPOINT.value])
     trained = load_trained_model(_CHECKPOINT.value, _TOKENIZER.value)
     prompts = [_make_prompt(prompt, trained, encoder) for prompt in given]
     decoder = make_decoder(trained.model, trained.vocabulary, trained.patching)

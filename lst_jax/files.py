@@ -44,6 +44,8 @@ def write_file(path: str | pathlib.Path, contents: str | bytes) -> pathlib.Path:
       OSError: the file cannot be written; what was there stays.
       ValueError: the text is not valid Unicode.
     """
+    if not str(path):
+        raise ValueError("the output's path is empty, expected that of a file")
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}-{next(_NUMBERS)}")

@@ -16,13 +16,15 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import logging
 import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 
-from lst_jax.settings import NaturalInt, TextSize, UnitCount, configuration, require
+from lst_jax.settings import NaturalInt, TextSize, UnitCount, configuration, quote, require
 
+_LOGGER = logging.getLogger(__name__)
 _NUM_RESERVED = 4  # ids V … V+3 of the published layout, never used in a document
 _WORD_START = "\u2581"  # SentencePiece's mark of a word beginning
 _MAX_CACHED_WORDS = 1_000_000
@@ -159,6 +161,7 @@ class TextTokenizer:
             raise ValueError(f"{self.model_path} is not a SentencePiece model: {error}") from error
         self.size = self._model.get_piece_size()
         self._word_pieces: dict[str, list[int]] = {}
+        self._warned = False
 
     def __reduce__(self) -> tuple[type[TextTokenizer], tuple[pathlib.Path]]:
         return TextTokenizer, (self.model_path,)
@@ -183,7 +186,9 @@ class TextTokenizer:
           ValueError: the text cannot be written as UTF-8 (it holds a lone surrogate).
         """
         _check_unicode("text", text)
-        return np.asarray(self._model.encode(self._prefix + text), np.int32)
+        pieces = self._model.encode(self._prefix + text)
+        self._warn_of_unknown(text, pieces)
+        return np.asarray(pieces, np.int32)
 
     def encode_words(self, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Piece ids of every word, each as it reads after a space.
@@ -250,7 +255,16 @@ class TextTokenizer:
         for word, pieces in zip(words, encoded, strict=True):
             if not pieces:
                 raise ValueError(f"words holds {word!r}, which has no pieces in {self.model_path}")
+            self._warn_of_unknown(word, pieces)
         return encoded
+
+    def _warn_of_unknown(self, text: str, pieces: list[int]) -> None:
+        """Says once that text cannot be spelled, which a model then knows nothing of."""
+        if not self._warned and self._model.unk_id() in pieces:
+            self._warned = True
+            _LOGGER.warning(
+                "%s cannot spell all of %s; such pieces become unk", self.model_path, quote(text)
+            )
 
 
 def _integers(name: str, values: np.ndarray | Sequence[int]) -> np.ndarray:

@@ -53,7 +53,8 @@ from data_pipelines.speech import audio
 from data_pipelines.speech.alignment import align_units
 from data_pipelines.speech.units import MelFeatures, MelKMeansEncoder
 from data_pipelines.tokenizers import train_tokenizer
-from lst_jax.files import new_directory, write_file, write_json
+from lst_jax.files import new_directory, read_numbered_lines, write_file, write_json
+from lst_jax.strict_json import parse_object, read_json_object
 from lst_jax.vocabulary import TextTokenizer
 
 _FINGERPRINT = "fingerprint"
@@ -329,7 +330,7 @@ def _write_examples(config: MicroworldConfig, paths: MicroworldPaths, out: pathl
 def _write_stats(config: MicroworldConfig, paths: MicroworldPaths, out: pathlib.Path) -> str:
     speech_source = open_records(paths.speech_records)
     totals: Totals = speech_source.metadata.totals
-    spoken = json.loads((paths.speech_records / "audio.json").read_text(encoding="utf-8"))
+    spoken = read_json_object(paths.speech_records / "audio.json")
     counts = np.zeros(config.unit_count, np.int64)
     for i in range(len(speech_source)):
         counts += np.bincount(speech_source[i].units, minlength=config.unit_count)
@@ -368,10 +369,9 @@ def _story_tasks(config: MicroworldConfig, count: int) -> Iterator[Task]:
 
 def _read_stories(paths: MicroworldPaths) -> Iterator[tuple[str, str]]:
     """Id and text of every text training story."""
-    with paths.text.open(encoding="utf-8") as file:
-        for line in file:
-            fields = json.loads(line)
-            yield fields["id"], fields["text"]
+    for _, line in read_numbered_lines(paths.text):
+        fields = parse_object(line)
+        yield fields["id"], fields["text"]
 
 
 def _write_lines(path: pathlib.Path, lines: Iterable[dict[str, Any]]) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import math
 import pathlib
 import wave
 
 import numpy as np
+
+from lst_jax.files import write_file
 
 _FULL_SCALE = 32768  # of int16
 _SAMPLE_RATES = (1_000, 384_000)  # that a file may have; the lowest and the highest in use
@@ -40,7 +43,7 @@ def float_samples(samples: np.ndarray) -> np.ndarray:
 
 
 def write_wav(path: str | pathlib.Path, samples: np.ndarray, sample_rate: int) -> None:
-    """Writes a mono wav file of 16 bits.
+    """Writes a mono wav file of 16 bits, which appears whole.
 
     Args:
       path: the file.
@@ -52,11 +55,13 @@ def write_wav(path: str | pathlib.Path, samples: np.ndarray, sample_rate: int) -
     """
     whole = np.rint(float_samples(samples) * _FULL_SCALE)
     data = np.clip(whole, -_FULL_SCALE, _FULL_SCALE - 1).astype("<i2").tobytes()
-    with pathlib.Path(path).open("wb") as file, wave.open(file, "wb") as wav:
+    file = io.BytesIO()
+    with wave.open(file, "wb") as wav:
         wav.setnchannels(1)
         wav.setsampwidth(2)
         wav.setframerate(sample_rate)
         wav.writeframes(data)
+    write_file(path, file.getvalue())
 
 
 def read_wav(path: str | pathlib.Path, sample_rate: int) -> np.ndarray:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import io
 import json
 import math
 import pathlib
@@ -21,7 +22,7 @@ from typing import Annotated, Protocol, runtime_checkable
 import numpy as np
 
 from data_pipelines.speech.audio import float_samples
-from lst_jax.files import read_arrays
+from lst_jax.files import read_arrays, write_file
 from lst_jax.settings import (
     Bounds,
     NaturalFloat,
@@ -323,17 +324,18 @@ class MelKMeansEncoder:
         return encoder
 
     def save(self, path: str | pathlib.Path) -> None:
-        """Writes the encoder to one .npz file."""
-        with pathlib.Path(path).open("wb") as file:
-            np.savez(
-                file,
-                format=np.array(_FORMAT),
-                features=np.array(json.dumps(dataclasses.asdict(self.features))),
-                mean=self.mean,
-                projection=self.projection,
-                centroids=self.centroids,
-                unit_log_mels=self.unit_log_mels,
-            )
+        """Writes the encoder to one .npz file, which appears whole."""
+        file = io.BytesIO()
+        np.savez(
+            file,
+            format=np.array(_FORMAT),
+            features=np.array(json.dumps(dataclasses.asdict(self.features))),
+            mean=self.mean,
+            projection=self.projection,
+            centroids=self.centroids,
+            unit_log_mels=self.unit_log_mels,
+        )
+        write_file(path, file.getvalue())
 
     @classmethod
     def load(cls, path: str | pathlib.Path) -> MelKMeansEncoder:

@@ -14,6 +14,7 @@ from lst_jax.config import ModelConfig
 from lst_jax.settings import PathText, UnitCount, Workers, configuration, require
 from lst_jax.sharding import MeshConfig, check_rows, make_mesh, row_share
 from lst_jax.training.hooks import Hook
+from lst_jax.training.log import report
 from lst_jax.training.loop import TrainResult
 from lst_jax.training.lst import train_lst
 from lst_jax.training.optimizers import OptimizerConfig
@@ -88,6 +89,13 @@ class Experiment:
         )
 
 
+def report_length(steps: int | None, num_steps: int) -> None:
+    """Says about how many steps the data give, None where they never end."""
+    if steps is not None:
+        short = f", fewer than the {num_steps} of the run" if steps < num_steps else ""
+        report(f"the data give about {steps} steps{short}")
+
+
 def run_experiment(
     experiment: Experiment,
     workdir: str | pathlib.Path,
@@ -131,6 +139,9 @@ def run_experiment(
         host_index=share.index,
         host_count=share.count,
     )
+    encoder = dataset.documents.encoder_fingerprint
+    description = dataclasses.replace(description, encoder_fingerprint=encoder)
+    report_length(dataset.documents.estimate_steps(), experiment.training.num_steps)
     iterator = iter(dataset)
     try:
         return train_lst(

@@ -37,6 +37,11 @@ def place(tmp_path_factory):
     labels = [f"sound {i % 9}" for i in range(len(frames))]
     encoder = MelKMeansEncoder.fit(features, [frames], [labels], unit_count=UNIT_COUNT, width=4)
     encoder.save(folder / "encoder.npz")
+    arrays = dict(np.load(folder / "encoder.npz"))
+    few = {name: arrays[name][:3] for name in ("centroids", "unit_log_mels")}
+    np.savez(folder / "few.npz", **arrays | few)
+    turned = {"centroids": arrays["centroids"] * np.complex64(1j)}
+    np.savez(folder / "complex.npz", **arrays | turned)
     write_wav(folder / "noise.wav", noise, features.sample_rate)
     (folder / "broken.wav").write_bytes(b"RIFF nothing")
     (folder / "recognizers.py").write_text(RECOGNIZER)
@@ -163,6 +168,21 @@ MISTAKES = {
     "encoding": ("generate", (*LST, "--prompts=latin.jsonl"), "latin.jsonl:1: not UTF-8"),
     "seconds": ("generate", (*LST, "--text=ann", "--max_seconds=inf"), "max_seconds is inf"),
     "output": ("generate", (*LST, "--text=ann", "--output=done"), "expected a new directory"),
+    "few centroids": (
+        "generate",
+        (*LST, "--text=ann", "--encoder=few.npz"),
+        "few.npz has 3 units, expected",
+    ),
+    "complex centroids": (
+        "generate",
+        (*LST, "--text=ann", "--encoder=complex.npz"),
+        "complex.npz is not a lst-jax-mel",
+    ),
+    "a vocoder of few": (
+        "evaluate_tts",
+        (*LST, "--data=data.jsonl", "--encoder=few.npz", "--recognizer_command=echo {wav}"),
+        "few.npz has 3 units, expected",
+    ),
     "no sound": ("generate", (*LST, "--wav=broken.wav", "--encoder=encoder.npz"), "broken.wav"),
     "no encoder": ("generate", (*LST, "--wav=noise.wav"), "needs --encoder"),
     "temperature": ("generate", (*LST, "--text=ann", "--temperature=-1"), "temperature"),

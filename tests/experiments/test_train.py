@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 
@@ -185,6 +186,8 @@ def test_data_that_end_early_are_said_in_one_line_and_the_last_state_is_saved(co
     output = process.communicate(timeout=240)[0]
     assert process.returncode == 2, output
     last = read_records(tmp_path)[-1]["step"]
+    told = re.search(r"the data give about (\d+) steps, fewer than the 5000 of the run", output)
+    assert abs(int(told[1]) - last) <= 2 + last / 6
     error = output.strip().splitlines()[-1]
     assert error.startswith(f"error: the data ended after {last} steps, expected 5000; ")
     assert (tmp_path / "checkpoints" / str(last)).is_dir()

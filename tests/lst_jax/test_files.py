@@ -99,6 +99,8 @@ def test_an_output_behind_a_link_is_made_there_and_the_link_stays(tmp_path):
 def test_an_empty_path_is_no_directory():
     with pytest.raises(ValueError, match="path is empty"), new_directory("", refuse_to_replace):
         pass
+    with pytest.raises(ValueError, match="path is empty"):
+        write_file("", "text")
 
 
 def test_lines_have_their_numbers_and_neither_breaks_nor_marks(tmp_path):

@@ -30,6 +30,21 @@ def tokenizer(model_path):
     return TextTokenizer(model_path)
 
 
+@pytest.mark.parametrize("words", [True, False])
+def test_text_that_cannot_be_spelled_is_said_once(tmp_path, caplog, words):
+    path = train_tokenizer(["a b c d e"] * 9, tmp_path / "t", 11, byte_fallback=False)
+    tokenizer = TextTokenizer(path)
+
+    def encode(text):
+        return tokenizer.encode_words([text])[0] if words else tokenizer.encode(text)
+
+    assert tokenizer.count_unknown(encode("a")) == 0 and not caplog.records
+    assert tokenizer.count_unknown(encode("ж")) == 1
+    encode("я")
+    (record,) = caplog.records
+    assert record.name == "lst_jax.vocabulary" and "cannot spell all of 'ж'" in record.message
+
+
 def test_layout_is_the_published_one():
     vocabulary = Vocabulary(32_000)
     assert (vocabulary.bos_id, vocabulary.eos_id) == (1, 2)

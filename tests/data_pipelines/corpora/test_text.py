@@ -162,6 +162,9 @@ def test_tokenizers_that_cannot_be_are_errors(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             train_tokenizer(*arguments)
+    for prefix in ("", f"{tmp_path}/"):
+        with pytest.raises(ValueError, match=r"output_prefix is .*, expected a file's path"):
+            train_tokenizer(texts, prefix, 350)
     with pytest.raises(ValueError, match="model_type is 'word'"):
         train_tokenizer(texts, tmp_path / "a", 350, model_type="word")
     with pytest.raises(ValueError, match="character_coverage"):
