@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Runs lanes of CI and keeps what their last full passes gave.
 
-    python3 .ci/lanes.py list               # each lane, and whether its result is still good
+    python3 .ci/lanes.py list               # each lane: is its result still good, and of what
     python3 .ci/lanes.py run NAME [NAME …]  # runs lanes and records those that pass
     python3 .ci/lanes.py stale --minutes=75 # runs those that a change has made stale
 
@@ -146,6 +146,8 @@ def main() -> int:
     if arguments.verb == "list":
         for name in lanes():
             print(f"{name}: {why_stale(name) or 'good'}")
+            if entry := results().get(name):
+                print(f"  {entry['date']}, {entry['commit'][:12]}: {' '.join(entry['versions'])}")
         return 0
     if arguments.verb == "run":
         return 0 if all([run(name) for name in arguments.names]) else 1

@@ -3,7 +3,7 @@
 # The newest Python of a minor version that pyenv has, or one that is on the path.
 python_of() {
   local found
-  found=$(ls -d "${PYENV_ROOT:-$HOME/.pyenv}"/versions/"$1".*/bin/python 2>/dev/null | tail -1)
+  found=$(ls -d "${PYENV_ROOT:-$HOME/.pyenv}"/versions/"$1".*/bin/python 2>/dev/null | sort -V | tail -1)
   found=${found:-$(command -v "python$1" || true)}
   if [ -z "$found" ]; then
     echo "no Python $1: expected one under pyenv or on the path" >&2
