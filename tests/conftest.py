@@ -13,6 +13,7 @@ import importlib.util
 import os
 import pathlib
 import re
+from collections.abc import Iterator
 
 import pytest
 
@@ -41,6 +42,15 @@ _WHOLE_FILE = re.compile(rf"^pytestmark = .*\bmark\.({'|'.join(_LEFT_OUT)})\b", 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS])
+
+from tests.programs import shared_programs  # noqa: E402  after the settings above
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs() -> Iterator[None]:
+    """Compiles the programs of a file once."""
+    with shared_programs():
+        yield
 
 
 def pytest_ignore_collect(collection_path: pathlib.Path) -> bool | None:

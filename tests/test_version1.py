@@ -8,7 +8,6 @@ import hashlib
 import json
 import pathlib
 import shutil
-import subprocess
 
 import jax
 import numpy as np
@@ -25,7 +24,7 @@ from lst_jax.patching import PatchingConfig
 from lst_jax.porting.port import open_checkpoint
 from lst_jax.sharding import make_mesh
 from lst_jax.vocabulary import TextTokenizer, Vocabulary
-from tests.experiments.train_commands import ROOT, command, environment
+from tests.binaries import run_binary
 
 VERSION1 = pathlib.Path(__file__).parent / "testdata" / "version1"
 VOCABULARY = Vocabulary(text_size=64, unit_count=20)
@@ -170,16 +169,11 @@ def test_a_run_goes_on_where_it_was(tmp_path):
         "SPEECH_RECORDS": VERSION1 / "speech_records",
         "TEXT_RECORDS": VERSION1 / "text_records",
     }
-    done = subprocess.run(
-        command(
-            *(f"--gin_file=experiments/configs/{name}.gin" for name in files),
-            *(f"--gin.{name}={value}" for name, value in settings.items()),
-            f"--workdir={workdir}",
-        ),
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
+    done = run_binary(
+        "experiments.train",
+        *(f"--gin_file=experiments/configs/{name}.gin" for name in files),
+        *(f"--gin.{name}={value}" for name, value in settings.items()),
+        f"--workdir={workdir}",
     )
     assert done.returncode == 0, done.stderr
     assert "resumed at step 2" in done.stdout

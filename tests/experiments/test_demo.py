@@ -1,11 +1,8 @@
 """The demo from end to end, with a corpus of a few stories and models trained for a few steps."""
 
 import json
-import os
 import pathlib
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -14,6 +11,7 @@ from data_pipelines.records.storage import make_utterance
 from data_pipelines.speech.audio import read_wav
 from experiments.reports.demo_report import SpokenExample, patch_rows, read_spoken_examples
 from lst_jax.vocabulary import TextTokenizer
+from tests.binaries import run_binary
 
 pytestmark = pytest.mark.multiprocess
 
@@ -29,11 +27,7 @@ ARGUMENTS = (
 
 def run_demo(workdir):
     """One call of the binary on one CPU device."""
-    environment = dict(os.environ, JAX_PLATFORMS="cpu", XLA_FLAGS="")
-    command = [sys.executable, "-m", "experiments.demo", f"--workdir={workdir}", *ARGUMENTS]
-    return subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
+    return run_binary("experiments.demo", f"--workdir={workdir}", *ARGUMENTS, timeout=600)
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +39,7 @@ def demo(tmp_path_factory):
     return workdir, done.stdout
 
 
+@pytest.mark.slow
 def test_the_table_has_every_set_and_direction_and_both_costs(demo):
     workdir, output = demo
     for name, endings in SETS.items():
@@ -61,6 +56,7 @@ def test_the_table_has_every_set_and_direction_and_both_costs(demo):
     assert lst["training"]["total_tokens"] > baseline["training"]["total_tokens"]
 
 
+@pytest.mark.slow
 def test_the_report_stands_alone(demo):
     page = (demo[0] / "report.html").read_text()
     assert page.count("<svg") == 3
@@ -70,6 +66,7 @@ def test_the_report_stands_alone(demo):
     assert "Traceback" not in page and "nan" not in re.sub(r"<svg.*?</svg>", "", page, flags=re.S)
 
 
+@pytest.mark.slow
 def test_a_second_run_does_nothing_again(demo):
     workdir, first = demo
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*.json*")}
@@ -80,6 +77,7 @@ def test_a_second_run_does_nothing_again(demo):
     assert changed <= {"results.json", "model.json"}
 
 
+@pytest.mark.slow
 def test_the_model_continues_transcribes_and_speaks(demo):
     directory = demo[0] / "speech"
     examples = json.loads((directory / "examples.json").read_text())["examples"]
@@ -91,6 +89,7 @@ def test_the_model_continues_transcribes_and_speaks(demo):
     assert len(read_wav(directory / "continuation.wav", 22050)) >= 2 * 22050
 
 
+@pytest.mark.slow
 def test_patches_of_every_strategy_hold_every_unit(demo):
     directory = demo[0] / "corpus" / "examples"
     example: SpokenExample = read_spoken_examples(directory)[0]
@@ -104,9 +103,7 @@ def test_patches_of_every_strategy_hold_every_unit(demo):
 
 
 def test_a_mistake_ends_with_one_line(tmp_path):
-    command = [sys.executable, "-m", "experiments.demo", f"--workdir={tmp_path}"]
-    command.append("--speech_stories=0")
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_binary("experiments.demo", f"--workdir={tmp_path}", "--speech_stories=0")
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("error: ")
     assert "Traceback" not in done.stderr

@@ -1,10 +1,7 @@
 """Properties of the evaluation binary and of loading what a run wrote."""
 
 import json
-import os
 import pathlib
-import subprocess
-import sys
 
 import grain
 import jax
@@ -29,6 +26,7 @@ from lst_jax.model.models import build_model
 from lst_jax.patching import PatchingConfig
 from lst_jax.sharding import MeshConfig, make_mesh
 from lst_jax.vocabulary import TextTokenizer
+from tests.binaries import run_binary
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 UNIT_COUNT = 9
@@ -116,16 +114,8 @@ def place(tmp_path_factory):
     return folder, states
 
 
-def run_binary(folder, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "experiments.evaluate", *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""},  # one device, not eight
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+def evaluate(folder, *arguments):
+    return run_binary("experiments.evaluate", *arguments, cwd=folder)
 
 
 @pytest.mark.multiprocess
@@ -133,7 +123,7 @@ def run_binary(folder, *arguments):
 def test_binary_prints_and_writes_what_the_library_computes(place, kind):
     folder, _ = place
     arguments = (f"--checkpoint={kind}", "--data=examples.jsonl", "--output=out/accuracy.json")
-    done = run_binary(folder, *arguments, "--example_scores", "--patches_per_row=128")
+    done = evaluate(folder, *arguments, "--example_scores", "--patches_per_row=128")
     assert done.returncode == 0, done.stderr
     written = json.loads((folder / "out" / "accuracy.json").read_text())
     trained = load_trained_model(folder / kind)
@@ -220,7 +210,7 @@ def test_a_description_without_the_patching_is_named(place, tmp_path):
     ],
 )
 def test_mistakes_end_with_one_clear_line(place, arguments, named):
-    done = run_binary(place[0], *arguments)
+    done = evaluate(place[0], *arguments)
     assert done.returncode == 2
     assert not done.stdout
     assert named in done.stderr

@@ -1,10 +1,7 @@
 """The binary for minimal pairs, end to end on an untrained model."""
 
 import json
-import os
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -12,7 +9,8 @@ import pytest
 from lst_jax.evaluation.minimal_pairs import evaluate_minimal_pairs, read_speech_pairs
 from lst_jax.inference.scoring import ScoringShape
 from lst_jax.inference.trained_model import load_trained_model
-from tests.experiments.test_evaluate import ROOT, STEPS, UNIT_COUNT, write_run, write_tokenizer
+from tests.binaries import run_binary
+from tests.experiments.test_evaluate import STEPS, UNIT_COUNT, write_run, write_tokenizer
 
 
 def write_pairs(path):
@@ -40,21 +38,13 @@ def folder(tmp_path_factory) -> pathlib.Path:
     return folder
 
 
-def run_binary(folder, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "experiments.evaluate_pairs", *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""},  # one device, not eight
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+def evaluate(folder, *arguments):
+    return run_binary("experiments.evaluate_pairs", *arguments, cwd=folder)
 
 
 @pytest.mark.multiprocess
 def test_binary_prints_and_writes_what_the_library_computes(folder):
-    done = run_binary(
+    done = evaluate(
         folder,
         *("--checkpoint=lst", "--data=pairs.jsonl", "--output=out/pairs.json"),
         *("--example_scores", "--patches_per_row=128"),
@@ -88,7 +78,7 @@ def test_binary_prints_and_writes_what_the_library_computes(folder):
     ],
 )
 def test_mistakes_end_with_one_clear_line(folder, arguments, named):
-    done = run_binary(folder, *arguments)
+    done = evaluate(folder, *arguments)
     assert done.returncode == 2
     assert not done.stdout
     assert named in done.stderr

@@ -3,14 +3,13 @@
 import dataclasses
 import json
 import pathlib
-import subprocess
-import sys
 
 import pytest
 import safetensors.numpy
 
 from lst_jax.inference.trained_model import load_trained_model
 from lst_jax.porting.port import open_checkpoint, write_checkpoint
+from tests.binaries import run_binary
 from tests.experiments.test_evaluate import write_tokenizer
 from tests.lst_jax.porting.checkpoints_of_all_kinds import (
     LST,
@@ -26,8 +25,7 @@ GOLDEN = ROOT / "tests" / "testdata" / "golden_static"
 
 
 def run(binary, *arguments):
-    command = [sys.executable, "-m", f"experiments.{binary}", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return run_binary(f"experiments.{binary}", *arguments)
 
 
 def test_verify_reference_prints_one_json_line_and_succeeds():

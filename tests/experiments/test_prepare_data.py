@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 import shutil
-import subprocess
-import sys
 
 import pytest
 
 from data_pipelines.records import storage as records
 from data_pipelines.tokenizers import train_tokenizer
 from lst_jax.vocabulary import TextTokenizer
+from tests.binaries import run_binary
 from tests.data_pipelines.small_corpus import SAMPLE, chain, make_tokenizer, reference_line
 
 pytestmark = pytest.mark.multiprocess
@@ -21,15 +19,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def run(binary, *arguments, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", f"experiments.{binary}", *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return run_binary(f"experiments.{binary}", *arguments, environment=environment)
 
 
 def prepare(output, *arguments, input=SAMPLE, format="reference_jsonl", **environment):

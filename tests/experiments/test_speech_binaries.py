@@ -1,16 +1,14 @@
 """The binaries that make speech and text: recognition, synthesis, continuation."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 from data_pipelines.speech.audio import read_wav, write_wav
 from data_pipelines.speech.units import MelFeatures, MelKMeansEncoder
-from tests.experiments.test_evaluate import ROOT, UNIT_COUNT, write_run, write_tokenizer
+from tests.binaries import run_binary
+from tests.experiments.test_evaluate import UNIT_COUNT, write_run, write_tokenizer
 
 pytestmark = pytest.mark.multiprocess
 
@@ -59,15 +57,7 @@ def place(tmp_path_factory):
 
 
 def run(folder, binary, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", f"experiments.{binary}", *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{folder}", "XLA_FLAGS": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    return run_binary(f"experiments.{binary}", *arguments, cwd=folder)
 
 
 def results(folder, done, name):

@@ -5,7 +5,6 @@ import os
 import pathlib
 import re
 import signal
-import subprocess
 
 import jax
 import numpy as np
@@ -17,12 +16,11 @@ from lst_jax.sharding import make_mesh
 from lst_jax.training.metrics import read_evaluations, read_records
 from lst_jax.training.signals import STOP_SIGNALS
 from lst_jax.training.starts import read_starts
+from tests.binaries import run_binary
 from tests.experiments.train_commands import (
     FILES,
     NUM_STEPS,
     ROOT,
-    command,
-    environment,
     signal_at,
     start,
     training_flags,
@@ -41,7 +39,7 @@ def corpus(tmp_path_factory):
 def train(corpus, workdir, **changes):
     """A run to its end."""
     process = start(*training_flags(corpus, workdir, **changes))
-    output = process.communicate(timeout=120)[0]
+    output = process.communicate(timeout=300)[0]
     assert process.returncode == 0, output
     assert f"finished after step {NUM_STEPS}" in output
     return output
@@ -65,6 +63,7 @@ def uninterrupted(corpus, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_parameters(corpus, uninterrupted, tmp_path):
     process = start(*training_flags(corpus, tmp_path, NUM_WORKERS=2))
     output = signal_at(process, 10, signal.SIGKILL)
@@ -74,6 +73,7 @@ def test_a_killed_run_ends_with_the_same_parameters(corpus, uninterrupted, tmp_p
     check_same_run(tmp_path, uninterrupted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", STOP_SIGNALS, ids=lambda which: which.name)
 def test_a_stopped_run_saves_and_ends_with_the_same_parameters(
     corpus, uninterrupted, tmp_path, which
@@ -88,6 +88,7 @@ def test_a_stopped_run_saves_and_ends_with_the_same_parameters(
     check_same_run(tmp_path, uninterrupted)
 
 
+@pytest.mark.slow
 def test_evaluation_and_the_profiler_change_nothing_of_a_run(corpus, uninterrupted, tmp_path):
     """Separate held-out records: training sees the same records as the run without them."""
     stories = tmp_path / "stories.jsonl"
@@ -132,6 +133,7 @@ def test_evaluation_and_the_profiler_change_nothing_of_a_run(corpus, uninterrupt
         assert part in names
 
 
+@pytest.mark.slow
 def test_a_second_run_in_a_workdir_is_refused_with_its_own_exit_code(
     corpus, uninterrupted, tmp_path
 ):
@@ -151,6 +153,7 @@ def test_a_second_run_in_a_workdir_is_refused_with_its_own_exit_code(
     check_same_run(tmp_path, uninterrupted)
 
 
+@pytest.mark.slow
 def test_a_killed_data_worker_ends_a_run_in_one_line(corpus, tmp_path):
     process = start(*training_flags(corpus, tmp_path, NUM_WORKERS=1, NUM_STEPS=5000))
     lines = iter(process.stdout)
@@ -168,6 +171,7 @@ def test_a_killed_data_worker_ends_a_run_in_one_line(corpus, tmp_path):
     assert "Traceback" not in output
 
 
+@pytest.mark.slow
 def test_a_change_on_the_way_is_said_and_kept(corpus, tmp_path):
     first = start(*training_flags(corpus, tmp_path))
     signal_at(first, 5, signal.SIGTERM)
@@ -180,6 +184,7 @@ def test_a_change_on_the_way_is_said_and_kept(corpus, tmp_path):
     assert "LOG_EVERY = 2" in starts[1]["config"]
 
 
+@pytest.mark.slow
 def test_data_that_end_early_are_said_in_one_line_and_the_last_state_is_saved(corpus, tmp_path):
     arguments = training_flags(corpus, tmp_path, NUM_STEPS=5000, CHECKPOINT_EVERY=5000)
     process = start(*arguments, "--gin.DataConfig.num_epochs=1")
@@ -193,6 +198,7 @@ def test_data_that_end_early_are_said_in_one_line_and_the_last_state_is_saved(co
     assert (tmp_path / "checkpoints" / str(last)).is_dir()
 
 
+@pytest.mark.slow
 def test_a_console_that_vanishes_does_not_end_a_run(corpus, uninterrupted, tmp_path):
     process = start(*training_flags(corpus, tmp_path))
     process.stdout.readline()
@@ -290,9 +296,7 @@ def mistakes(corpus, uninterrupted):
 def test_mistakes_end_with_one_clear_line(corpus, uninterrupted, mistake):
     arguments, message = mistakes(corpus, uninterrupted)[mistake]
     described = [(uninterrupted / name).read_text() for name in ("model.json", "config.gin")]
-    result = subprocess.run(
-        command(*arguments), cwd=ROOT, env=environment(), capture_output=True, text=True
-    )
+    result = run_binary("experiments.train", *arguments)
     assert result.returncode == 2
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1

@@ -1,15 +1,13 @@
 """The training binary, run as a user runs it, with a tiny model on a sample of real speech."""
 
-import os
 import pathlib
-import subprocess
-import sys
 
 from data_pipelines.corpora.reference_jsonl import read_reference_jsonl
 from data_pipelines.records.storage import write_records
 from data_pipelines.tokenizers import train_tokenizer
 from lst_jax.training.metrics import read_records
 from lst_jax.vocabulary import TextTokenizer
+from tests.binaries import Binary
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SAMPLE = ROOT / "tests" / "testdata" / "mls_sample.jsonl"
@@ -57,28 +55,8 @@ def write_corpus(root):
     ]
 
 
-def command(*arguments):
-    return [sys.executable, "-m", "experiments.train", *arguments]
-
-
-def environment(devices=1):
-    """So many CPU devices a process."""
-    xla_flags = (
-        f"--xla_force_host_platform_device_count={devices}"
-        " --xla_cpu_collective_call_terminate_timeout_seconds=600"  # as in conftest.py
-    )
-    return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags, "PYTHONUNBUFFERED": "1"}
-
-
 def start(*arguments, devices=1):
-    return subprocess.Popen(
-        command(*arguments),
-        cwd=ROOT,
-        env=environment(devices),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return Binary("experiments.train", *arguments, devices=devices)
 
 
 def training_flags(corpus, workdir, **changes):

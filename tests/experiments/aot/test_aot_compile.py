@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import subprocess
-import sys
 
 import jax
 import pytest
@@ -15,6 +13,7 @@ from experiments.aot.topologies import tpu_devices
 from experiments.aot_compile import format_table, parse_mesh, read_config
 from lst_jax.hardware import tpu_chip
 from lst_jax.sharding import MeshConfig, make_mesh
+from tests.binaries import run_binary
 
 TINY = "experiments/configs/models/tiny.gin"
 RUN = "experiments/configs/runs/tiny.gin"
@@ -158,10 +157,8 @@ def test_a_configuration_without_a_model_is_an_error():
 
 @pytest.mark.multiprocess
 def test_the_binary_reports_mistakes_in_one_line():
-    command = [sys.executable, "-m", "experiments.aot_compile", "--topology=v5e:2x2"]
-    done = subprocess.run(
-        [*command, "--gin_file=nowhere.gin"], capture_output=True, text=True, timeout=120
-    )
+    arguments = ("--topology=v5e:2x2", "--gin_file=nowhere.gin")
+    done = run_binary("experiments.aot_compile", *arguments)
     assert done.returncode == 2
     assert done.stderr.splitlines() == ["error: Gin file nowhere.gin: no such file"]
 

@@ -70,6 +70,7 @@ def test_every_stage_leaves_results(tmp_path):
     assert losses[-1] < losses[0] - 0.2 and convergence["largest_difference"] < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_a_killed_run_leaves_results_that_count(tmp_path):
     path = tmp_path / "accelerator.jsonl"
@@ -89,6 +90,7 @@ def test_a_killed_run_leaves_results_that_count(tmp_path):
     assert again[:count] == records and again[count]["stage"] == "run"
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_the_budget_is_kept(tmp_path):
     begin = time.monotonic()

@@ -1,23 +1,20 @@
 """The attention benchmark: it measures every case and reports what it should."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
+
+from tests.binaries import run_binary
 
 pytestmark = pytest.mark.multiprocess
 
 
 def test_every_attention_is_measured_with_every_backend(tmp_path):
     output = tmp_path / "attention.json"
-    command = [sys.executable, "-m", "experiments.benchmarks.attention", f"--output={output}"]
     flags = ["--lengths=96", "--window=16", "--documents=packed", "--heads=1", "--repeats=1"]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    table = subprocess.run(
-        [*command, *flags], check=True, capture_output=True, text=True, env=environment
-    ).stdout
+    result = run_binary("experiments.benchmarks.attention", f"--output={output}", *flags)
+    assert result.returncode == 0, result.stderr
+    table = result.stdout
     report = json.loads(output.read_text())
     attentions = ("token self", "encoder cross", "global", "decoder cross")
     assert [(r["attention"], r["backend"]) for r in report["results"]] == [
@@ -32,12 +29,6 @@ def test_every_attention_is_measured_with_every_backend(tmp_path):
 
 
 def test_a_mistake_is_one_line():
-    command = [sys.executable, "-m", "experiments.benchmarks.attention"]
-    result = subprocess.run(
-        [*command, "--documents=many"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-    )
+    result = run_binary("experiments.benchmarks.attention", "--documents=many")
     assert result.returncode == 2
     assert "documents is 'many', expected packed or one" in result.stderr

@@ -4,9 +4,6 @@ import dataclasses
 import functools
 import json
 import math
-import os
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -22,6 +19,7 @@ from lst_jax.model.models import abstract_params
 from lst_jax.sharding import MeshConfig, make_mesh, mesh_context, shard_batch
 from lst_jax.training.optimizers import make_optimizer
 from lst_jax.training.step import make_train_step
+from tests.binaries import run_binary
 
 TINY = "experiments/configs/models/tiny.gin"
 RUN = "experiments/configs/runs/tiny.gin"
@@ -380,14 +378,8 @@ def test_rows_and_policies_are_measured_once_each():
         train_step.check_policies(["none", "half"])
 
 
-def run_binary(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "experiments.benchmarks.train_step", *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
-        timeout=200,
-    )
+def measure(*arguments):
+    return run_binary("experiments.benchmarks.train_step", *arguments)
 
 
 @pytest.mark.multiprocess
@@ -396,7 +388,7 @@ def test_the_binary_measures_and_writes_what_it_was_asked_for(tmp_path):
     settings = [f"--gin.{binding}" for binding in SMALL]
     files = [f"--gin_file={file}" for file in FILES["baseline"]]
     flags = ["--text_size=300", "--steps=1", "--noparts", "--rows=1", f"--output={output}"]
-    done = run_binary(*files, *settings, *flags)
+    done = measure(*files, *settings, *flags)
     assert done.returncode == 0, done.stderr
     report = json.loads(output.read_text())
     (result,) = report["results"]
@@ -412,7 +404,7 @@ def test_the_binary_measures_and_writes_what_it_was_asked_for(tmp_path):
 
 @pytest.mark.multiprocess
 def test_a_mistake_is_one_line():
-    done = run_binary(f"--gin_file={TINY}", "--rows=1,none")
+    done = measure(f"--gin_file={TINY}", "--rows=1,none")
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
         "error: rows is '1,none', expected positive integers such as 1,2,4"

@@ -5,7 +5,6 @@ import pathlib
 import shutil
 import signal
 import socket
-import subprocess
 
 import gin
 import pytest
@@ -14,11 +13,9 @@ from data_pipelines.training.dataset import make_training_dataset, merge_states
 from experiments.common import gin_config
 from lst_jax.batch import join_batches
 from lst_jax.checkpoints.digests import find_damage, read_digests
+from tests.binaries import run_binary
 from tests.experiments.train_commands import (
     NUM_STEPS,
-    ROOT,
-    command,
-    environment,
     start,
     training_flags,
     untimed_records,
@@ -97,10 +94,12 @@ def check_same_losses(workdir, expected, steps=range(1, NUM_STEPS + 1)):
             assert value == expectation, (record["step"], name)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(one_process, two_processes):
     check_same_losses(two_processes, one_process)
 
 
+@pytest.mark.slow
 def test_each_process_tells_digests_of_what_it_wrote(two_processes):
     step = two_processes / "checkpoints" / str(NUM_STEPS)
     for item in ("params", "optimizer"):
@@ -113,6 +112,7 @@ def test_each_process_tells_digests_of_what_it_wrote(two_processes):
     assert {f"params/digests.process_{index}.json" for index in (0, 1)} <= told.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", [(1, 8, 1), (2, 2, 2)], ids=str)
 def test_one_process_continues_the_run_of_two(corpus, one_process, two_processes, tmp_path, mesh):
     workdir = stopped_at(SAVED_STEP, two_processes, tmp_path / "run")
@@ -122,6 +122,7 @@ def test_one_process_continues_the_run_of_two(corpus, one_process, two_processes
     check_same_losses(workdir, one_process)
 
 
+@pytest.mark.slow
 def test_two_processes_continue_the_run_of_one_until_either_is_told_to_stop(
     corpus, one_process, tmp_path
 ):
@@ -151,6 +152,7 @@ def test_two_processes_continue_the_run_of_one_until_either_is_told_to_stop(
     check_same_losses(workdir, one_process, range(1, stopped + 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hosts", [1, 2, 4])
 def test_no_example_is_repeated_or_skipped_by_a_change_of_hosts(corpus, two_processes, hosts):
     directory = two_processes / "checkpoints" / str(SAVED_STEP) / "data"
@@ -196,14 +198,8 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_cluster_that_is_none_is_one_clear_line(corpus, tmp_path, mistake):
     arguments, variables, message = MISTAKES[mistake]
-    result = subprocess.run(
-        command(*training_flags(corpus, tmp_path / "unused"), *arguments),
-        cwd=ROOT,
-        env=environment() | variables,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    flags = training_flags(corpus, tmp_path / "unused")
+    result = run_binary("experiments.train", *flags, *arguments, environment=variables)
     assert result.returncode == 2
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1

@@ -168,6 +168,7 @@ def test_keeping_no_checkpoint_is_an_error():
         Retention(latest=0)
 
 
+@pytest.mark.slow
 def test_of_200_saves_the_latest_the_regular_and_the_best_are_left(tmp_path):
     """Every second step was evaluated; a step without the metric is none of the best."""
     values = np.random.default_rng(0).permutation(200).astype(float)

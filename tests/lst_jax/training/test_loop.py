@@ -15,6 +15,7 @@ from lst_jax.checkpoints.params import restore_initial_params
 from lst_jax.checkpoints.train_state import init_state, state_from_params
 from lst_jax.model.models import build_model, logits, output_kernel
 from lst_jax.sharding import DEFAULT_RULES, MeshConfig, make_mesh, mesh_context, shard_batch
+from lst_jax.training import lst
 from lst_jax.training.held_out import HeldOutLoss
 from lst_jax.training.loop import DataEndedError, NonFiniteLossError
 from lst_jax.training.lst import train_lst
@@ -95,6 +96,14 @@ def test_sums_are_what_the_batch_holds(seed):
     assert sums["speech_units"] == np.count_nonzero(batch.tokens >= FIRST_UNIT)
     assert sums["speech_examples"] == batch.speech_examples.sum() > 0
     assert sums["aligned_examples"] == batch.aligned_examples.sum()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_step_function():
+    """Runs of the same settings trace their step once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lst, "make_train_step", functools.cache(lst.make_train_step))
+        yield
 
 
 @pytest.fixture(autouse=True)
