@@ -58,9 +58,11 @@ def test_kernels_compile_for_every_chip(topology, shape, dtype, mesh_shape):
     text = compiled.as_text()
     for kernel in ("forward_kernel", "dq_kernel", "dkv_kernel"):
         assert f"%{kernel}" in text
-    # What is there besides arguments and results takes as much as q, k and v three times. Compilers
-    # add some percent; a copy of q, k or v in another layout would be more than half
-    # of the smallest of them, and scores far more.
+    # The bound protects from arrays that attention must never make: scores (queries × keys, here at
+    # least 5 times all that is allowed) and further copies of whole inputs. Besides arguments and
+    # results a compiler may hold q, k and v three times (the newest does in float32, in the layouts
+    # of the kernels; older ones half of it) and some percent of its choice: less than half of the
+    # smallest input, which a further copy would exceed.
     devices = mesh_shape[0] * mesh_shape[1] * mesh_shape[2]
     rows, queries, keys, heads, width = shape
     of_position = rows * heads * max(width, 128) * jnp.dtype(dtype).itemsize / devices
