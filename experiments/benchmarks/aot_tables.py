@@ -23,8 +23,9 @@ import jax
 from absl import flags
 
 from experiments.aot.compile import StepConfig, compile_step, library_versions
-from experiments.aot_compile import parse_mesh, read_config
 from experiments.common import cli
+from experiments.common.gin_steps import read_config
+from experiments.common.mesh_text import parse_mesh
 from experiments.common.outputs import write_json
 
 _MODELS = "experiments/configs/models"

@@ -26,7 +26,6 @@ from typing import Any
 
 from absl import flags
 
-from experiments.aot_compile import read_config
 from experiments.benchmarks.decode_timing import (
     make_subject,
     measure_decoding,
@@ -34,6 +33,7 @@ from experiments.benchmarks.decode_timing import (
 )
 from experiments.benchmarks.machine import device_name
 from experiments.common import cli, gin_config
+from experiments.common.gin_steps import read_config
 from experiments.common.outputs import write_json
 from lst_jax.config import LSTConfig, baseline_of
 from lst_jax.evaluation.tables import format_rows

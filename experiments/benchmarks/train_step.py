@@ -38,10 +38,11 @@ from typing import Any
 import jax
 from absl import flags
 
-from experiments.aot_compile import parse_mesh, read_config
 from experiments.benchmarks.machine import device_name
 from experiments.benchmarks.step_timing import NUM_BATCHES, measure_all
 from experiments.common import cli, gin_config
+from experiments.common.gin_steps import read_config
+from experiments.common.mesh_text import parse_mesh
 from experiments.common.outputs import write_json
 from experiments.common.step_config import StepConfig
 from lst_jax.hardware import PeakRate, peak_rate

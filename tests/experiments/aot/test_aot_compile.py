@@ -9,8 +9,10 @@ import pytest
 
 from experiments.aot import compile as aot
 from experiments.aot.compile import compile_step
+from experiments.aot.tables import format_table
 from experiments.aot.topologies import tpu_devices
-from experiments.aot_compile import format_table, parse_mesh, read_config
+from experiments.common.gin_steps import read_config
+from experiments.common.mesh_text import parse_mesh
 from lst_jax.hardware import tpu_chip
 from lst_jax.sharding import MeshConfig, make_mesh
 from tests.binaries import run_binary

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.aot_compile import read_config
 from experiments.benchmarks import step_timing, train_step
 from experiments.benchmarks.step_parts import backpropagate, make_update, model_parts
+from experiments.common.gin_steps import read_config
 from lst_jax.checkpoints.train_state import TrainState, state_shardings
 from lst_jax.hardware import PeakRate
 from lst_jax.model.flops import training_flops

@@ -6,8 +6,8 @@ import pathlib
 import gin
 import pytest
 
-from experiments.aot_compile import read_config
 from experiments.common import gin_config
+from experiments.common.gin_steps import read_config
 from experiments.common.step_config import PRESETS, preset
 from lst_jax.checkpoints.description import DataDescription, ModelDescription
 from lst_jax.config import LSTConfig, TokenTransformerConfig, baseline_of

@@ -1,0 +1,57 @@
+"""The training step that Gin files describe, for what reads no data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import gin
+
+from data_pipelines.training.dataset import DataConfig, SourceConfig
+from experiments.common import gin_config
+from experiments.common.step_config import StepConfig
+from lst_jax.sharding import MeshConfig
+from lst_jax.vocabulary import Vocabulary
+
+PRETRAIN = "experiments/configs/runs/pretrain.gin"
+
+
+def read_config(
+    files: Sequence[str],
+    bindings: Sequence[str],
+    text_size: int = 32000,
+    attention: str = "auto",
+) -> StepConfig:
+    """The step that Gin files describe, after those of the paper's run.
+
+    Args:
+      files: a model file, and what should differ from `runs/pretrain.gin`.
+      bindings: `NAME=VALUE` each.
+      text_size: pieces of the text tokenizer; Llama 2 has 32,000.
+      attention: backend, in place of the one that the files name.
+
+    Raises:
+      OSError, ValueError: see `gin_config.parse`; or no file gives a model.
+    """
+    gin_config.parse([PRETRAIN, *files], [*bindings])
+    try:
+        gin.query_parameter("train.model")
+    except ValueError:
+        raise ValueError("train.model is not set, expected a model file (--gin_file)") from None
+    data = gin.get_configurable(DataConfig)(sources=(SourceConfig("none", "text"),))
+    experiment = gin.get_configurable("train")(tokenizer="none", data=data)
+    vocabulary = Vocabulary(text_size, unit_count=experiment.unit_count)
+    return StepConfig(
+        model=experiment.model(vocab_size=vocabulary.size, attention=attention),
+        vocabulary=vocabulary,
+        optimizer=experiment.optimizer,
+        training=experiment.training,
+        patching=data.patching,
+        num_patches=data.patches_per_row,
+        num_tokens=data.tokens_per_row,
+        num_rows=data.batch_size,
+    )
+
+
+def mesh_in_force() -> MeshConfig:
+    """Returns the mesh of the configuration that was read last."""
+    return gin.get_configurable(MeshConfig)()
