@@ -5,9 +5,7 @@ Everything is embedded (figures as SVG, sound as data URIs), so that the page ca
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import html
 import io
 import json
 import pathlib
@@ -17,6 +15,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from markupsafe import Markup
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -24,6 +23,7 @@ from matplotlib.figure import Figure
 from data_pipelines.records.storage import Utterance, make_utterance
 from data_pipelines.training.interleaving import speech_draft
 from experiments.reports.demo_speech import SpeechExample
+from experiments.reports.templating import render
 from lst_jax.evaluation.choices import ChoiceResult
 from lst_jax.evaluation.story_completion import StoryExample
 from lst_jax.evaluation.tables import format_rate
@@ -39,25 +39,6 @@ _SPOKEN = "#56B4E9"
 _SILENT = "#DDDDDD"
 # Seconds of the utterance that the figure shows: few enough for words to be read.
 _SHOWN_S = 3.0
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 2rem auto; padding: 0 1rem;
-  color: #222; }}
-h1, h2 {{ line-height: 1.2; }} h2 {{ margin-top: 2.5rem; }}
-table {{ border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: .3rem .8rem; border-bottom: 1px solid #ddd; text-align: right; }}
-th:first-child, td:first-child, .left {{ text-align: left; }}
-.above {{ font-weight: 600; }} .note {{ color: #555; font-size: .9rem; }}
-figure {{ margin: 1rem 0; overflow-x: auto; }} svg {{ max-width: 100%; height: auto; }}
-.sound {{ display: grid; grid-template-columns: 20rem 1fr; gap: .5rem 1rem; align-items: center; }}
-.right {{ color: #00694d; font-weight: 600; }}
-</style></head><body>
-{body}
-</body></html>
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,41 +119,24 @@ def write_report(
       tokenizer: the text tokenizer.
       patch_size: of the static patches drawn.
     """
-    first = models[0].results
-    spans = {result.set_name: result.n for result in first}
-    body = [
-        "<h1>Latent Speech-Text Transformer on spoken short stories</h1>",
-        "<p>"
-        + " and ".join(html.escape(model.name) for model in models)
-        + ", trained for the same number of steps with the same patches a step (for the unpatched"
-        " baseline a token is a patch), then asked which ending a story has.</p>",
-        "<h2>Story completion</h2>",
-        _accuracy_table(models),
-        f"<p class='note'>Accuracy in percent with its 95 % Wilson interval, "
-        f"n = {', '.join(f'{n} ({html.escape(name)})' for name, n in spans.items())}. Bold: the"
-        " interval lies above chance. Prompt → ending, S speech, T text; the ending with the"
-        " highest likelihood wins. Speech patches are static at test time.</p>",
-        *(_story_html(story) for story in stories),
-        "<h2>Speech in and out</h2>",
-        *(_speech_html(example, speech_directory) for example in speech),
-        _figure_html(spectrogram_figure(speech, speech_directory)),
-        "<p class='note'>All sound is made of units, by the built-in vocoder, so what is said to a"
-        " model sounds as it hears it. The recognizer is the same small model after a minute of"
-        " fine-tuning; it guesses where it does not understand.</p>",
-        "<h2>What was spent</h2>",
-        _cost_table(models),
-        "<h2>Training</h2>",
-        _figure_html(loss_figure(models)),
-        "<h2>An utterance and its patches</h2>",
-        _figure_html(utterance_figure(spoken[0], tokenizer, patch_size)) if spoken else "",
-        "<p class='note'>Mixed and curriculum training give each example either the static or the"
-        " aligned patches; the curriculum goes from aligned to static as training proceeds.</p>",
-        "<h2>Listen</h2>",
-        f"<div class='sound'>{''.join(_sound_html(example) for example in spoken)}</div>",
-        "<h2>Corpus</h2>",
-        _corpus_table(corpus),
-    ]
-    page = _PAGE.format(title="lst-jax: story completion", body="\n".join(body))
+    clips = [clip.wav for example in speech for clip in example.clips]
+    page = render(
+        "demo_report.html",
+        models=models,
+        accuracies=list(zip(*(model.results for model in models), strict=True)),
+        accuracy=lambda result: format_rate(result.accuracy, result.interval),
+        sizes={result.set_name: result.n for result in models[0].results},
+        stories=stories,
+        speech=speech,
+        clip_sounds={name: (speech_directory / name).read_bytes() for name in clips},
+        spectrograms=_svg(spectrogram_figure(speech, speech_directory)),
+        cost_header=COST_HEADER,
+        costs=[cost_row(model) for model in models],
+        losses=_svg(loss_figure(models)),
+        utterance=_svg(utterance_figure(spoken[0], tokenizer, patch_size)) if spoken else None,
+        spoken=spoken,
+        corpus=[[name.replace("_", " "), _format_value(value)] for name, value in corpus.items()],
+    )
     path.write_text(page, encoding="utf-8")
 
 
@@ -315,26 +279,6 @@ def _read_wav(data: bytes) -> tuple[np.ndarray, int]:
         return samples, file.getframerate()
 
 
-def _accuracy_table(models: Sequence[ModelReport]) -> str:
-    header = ["set", "direction", "chance", *(html.escape(model.name) for model in models)]
-    rows = []
-    for entries in zip(*(model.results for model in models), strict=True):
-        first = entries[0]
-        direction = first.group.replace("-", "→")
-        cells = [html.escape(first.set_name), direction, f"{100 * first.chance:.0f}"]
-        rows.append([*cells, *map(_accuracy_cell, entries)])
-    return _table(header, rows)
-
-
-def _accuracy_cell(result: ChoiceResult) -> str:
-    text = format_rate(result.accuracy, result.interval)
-    return f"<span class='above'>{text}</span>" if result.interval[0] > result.chance else text
-
-
-def _cost_table(models: Sequence[ModelReport]) -> str:
-    return _table(COST_HEADER, [[html.escape(cell) for cell in cost_row(m)] for m in models])
-
-
 COST_HEADER = (
     "model",
     "parameters",
@@ -369,59 +313,18 @@ def mean_patch_length(records: Sequence[Record]) -> float:
     return float(np.mean([r["mean_patch_length"] for r in records if r["mean_patch_length"]]))
 
 
-def _corpus_table(corpus: Mapping[str, Any]) -> str:
-    def show(value: Any) -> str:
-        if isinstance(value, float):
-            return f"{value:,.2f}"
-        if isinstance(value, Mapping):
-            return ", ".join(f"{key} {show(item)}" for key, item in value.items())
-        return f"{value:,}" if isinstance(value, int) else str(value)
-
-    rows = [[html.escape(k.replace("_", " ")), html.escape(show(v))] for k, v in corpus.items()]
-    return _table(("", ""), rows)
+def _format_value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.2f}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_format_value(item)}" for key, item in value.items())
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _story_html(story: StoryExample) -> str:
-    endings = "".join(
-        f"<li{' class=right' if i == story.label else ''}>{html.escape(ending.text or '')}</li>"
-        for i, ending in enumerate(story.endings)
-    )
-    prompt = html.escape(story.prompt.text or "")
-    return f"<p><b>{html.escape(story.set_name)}</b> {prompt}</p><ol type='a'>{endings}</ol>"
-
-
-def _sound_html(example: SpokenExample) -> str:
-    return f"{_audio(example.wav)}<span>{html.escape(example.text)}</span>"
-
-
-def _speech_html(example: SpeechExample, directory: pathlib.Path) -> str:
-    lines = "".join(
-        f"<li><b>{html.escape(label)}:</b> {html.escape(text)}</li>"
-        for label, text in example.lines
-    )
-    clips = "".join(
-        f"{_audio((directory / clip.wav).read_bytes())}<span>{html.escape(clip.label)}</span>"
-        for clip in example.clips
-    )
-    title = html.escape(example.title)
-    return f"<h3>{title}</h3><ul>{lines}</ul><div class='sound'>{clips}</div>"
-
-
-def _audio(wav: bytes) -> str:
-    data = base64.b64encode(wav).decode()
-    return f"<audio controls src='data:audio/wav;base64,{data}'></audio>"
-
-
-def _figure_html(figure: Figure) -> str:
+def _svg(figure: Figure) -> Markup:
+    """Returns a figure as HTML."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg")
     plt.close(figure)
     svg = buffer.getvalue()
-    return f"<figure>{svg[svg.index('<svg') :]}</figure>"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{cell}</th>" for cell in header)
-    lines = ["".join(f"<td>{cell}</td>" for cell in row) for row in rows]
-    body = "".join(f"<tr>{line}</tr>" for line in lines)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return Markup(svg[svg.index("<svg") :])

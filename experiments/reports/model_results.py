@@ -9,7 +9,6 @@ from experiments.reports.tables import (
     interval_text,
     page,
     percent_with_interval,
-    source,
     table,
 )
 from lst_jax.config import ModelConfig, baseline_of
@@ -30,17 +29,7 @@ def models_page(configs: Mapping[str, ModelConfig]) -> str:
         "baseline": lambda x: f"{count_parameters(baseline_of(x[1])):,}",
     }
     ids = f"{next(iter(configs.values())).vocab_size:,}"
-    text = [
-        "Parameters of the files in `experiments/configs/models`, counted from the configurations,"
-        f" with the {ids} ids of Llama 2's tokenizer and 502 units. The baseline is what"
-        " `runs/baseline.gin` makes of the same file.",
-        "",
-        "The paper prints layers and heads of its 1B model only. The widths of the others are ours,"
-        " chosen to meet the sizes of its scaling study. Every patch has k = 2 latent vectors, so"
-        " the global width is twice the local one.",
-        "",
-    ]
-    return page("Model sizes", text, table(columns, configs.items()))
+    return page("models", ids=ids, sizes=table(columns, configs.items()))
 
 
 def demo_page(demo: Record, further: Record, earlier: Record) -> str:
@@ -51,58 +40,21 @@ def demo_page(demo: Record, further: Record, earlier: Record) -> str:
       further: accuracies of an earlier run's checkpoints on further items.
       earlier: of another run, as `demo`.
     """
-    names = [model["model"] for model in demo["models"]]
     return page(
-        "Demo results",
-        [
-            f"`{demo['command']}`",
-            "",
-            f"{demo['machine']}; {demo['date']}, Python {demo['python']}, jax {demo['jax']}; "
-            f"{source('demo.json')}. Installation took {demo['install_seconds']} s, the rest "
-            f"{_minutes(demo['run_seconds'])}.",
-            "",
-            "Accuracy in percent with its 95 % Wilson interval; prompt → ending, S speech, T text. "
-            "Bold: the interval lies above chance.",
-            "",
-        ],
-        _accuracies(demo["models"]),
-        _apart(demo["models"]),
-        _costs(demo["models"]),
-        [
-            "The budget is compute-controlled: equal steps and equal patches a step. For the "
-            "baseline a token is a patch, so the LST sees more tokens with the same patches.",
-            "",
-            "The demo mixes more speech than the paper's 1:2 and leaves half of the utterances "
-            "whole. In speech, minutes of training teach the topic of a story, not who did what "
-            "to whom. Bags of words and endings alone stay at chance on these sets; a rule that "
-            "takes the ending mentioned last does not (`data_pipelines/microworld/stories.py` "
-            "says how far it gets).",
-            "",
-            "## Items that no choice has seen",
-            "",
-            "The demo's settings (speakers, mixture, batch, steps) were chosen while looking at "
-            "the items above. So the checkpoints of an earlier run were scored on further items "
-            f"({source('demo_further_items.json')}, "
-            f"`{further['scored_with']}`, {further['date']}).",
-            "",
-        ],
-        _further(further["results"]),
-        [
-            "Here, at two million parameters and one training run each, the baseline is ahead of "
-            "the LST in speech on topics. The paper's gains are at hundreds of times this size, "
-            "and this demo does not show them.",
-            "",
-            "## Another run",
-            "",
-            f"How much of this is noise: {earlier['what']} ({source('demo_earlier_run.json')}, "
-            f"{_minutes(earlier['run_seconds'])}).",
-            "",
-        ],
-        _noise(earlier["models"], demo["models"], names),
+        "demo",
+        demo=demo,
+        further=further,
+        earlier=earlier,
+        minutes=_minutes,
+        accuracies=_accuracies(demo["models"]),
+        apart=_apart(demo["models"]),
+        costs=_costs(demo["models"]),
+        further_accuracies=_further(further["results"]),
+        noise=_noise(earlier["models"], demo["models"]),
     )
 
 
-def _accuracies(models: Sequence[Record]) -> list[str]:
+def _accuracies(models: Sequence[Record]) -> str:
     columns = {
         "set": lambda x: x[0]["set_name"],
         "direction": lambda x: x[0]["direction"].replace("-", "→"),
@@ -122,17 +74,14 @@ def _accuracy(result: Record) -> str:
 def _apart(models: Sequence[Record]) -> list[str]:
     """Which results of two models have intervals without a common point."""
     first, second = models
-    apart = [
+    return [
         f"{a['set_name']} {a['direction'].replace('-', '→')}"
         for a, b in zip(first["results"], second["results"], strict=True)
         if a["interval"][1] < b["interval"][0] or b["interval"][1] < a["interval"][0]
     ]
-    if not apart:
-        return ["In no line do the intervals of the two models lie apart.", ""]
-    return [f"The intervals of the two models lie apart in {', '.join(apart)}.", ""]
 
 
-def _costs(models: Sequence[Record]) -> list[str]:
+def _costs(models: Sequence[Record]) -> str:
     columns = {
         "model": lambda x: x["model"],
         "parameters": lambda x: f"{x['parameters']:,}",
@@ -147,7 +96,7 @@ def _costs(models: Sequence[Record]) -> list[str]:
     return table(columns, models)
 
 
-def _further(results: Sequence[Record]) -> list[str]:
+def _further(results: Sequence[Record]) -> str:
     sets = list(dict.fromkeys(x["set"] for x in results))
     models = list(dict.fromkeys((x["model"], x["direction"]) for x in results))
     found = {(x["model"], x["direction"], x["set"]): x for x in results}
@@ -159,10 +108,10 @@ def _further(results: Sequence[Record]) -> list[str]:
     return table(columns, models)
 
 
-def _noise(earlier: Sequence[Record], later: Sequence[Record], names: Sequence[str]) -> list[str]:
+def _noise(earlier: Sequence[Record], later: Sequence[Record]) -> str:
     rows = [
-        (name, a, b)
-        for name, old, new in zip(names, earlier, later, strict=True)
+        (new["model"], a, b)
+        for old, new in zip(earlier, later, strict=True)
         for a, b in zip(old["results"], new["results"], strict=True)
         if a["direction"] in ("S-S", "T-T")
     ]
@@ -201,32 +150,7 @@ def speech_page(asr: Record, tts: Record) -> str:
     }
     sampling = ", ".join(f"{k} {v}" for k, v in tts["sampling"].items() if v is not None)
     count = len(asr["results"][0]["errors"]["utterances"])
-    return page(
-        "Recognition and synthesis",
-        [
-            "Both of the demo's models, fine-tuned with `runs/asr.gin` or `runs/tts.gin` and then "
-            "`runs/demo_finetune.gin`, the baseline in rows long enough for two stories. The data "
-            f"are the first {count} held-out stories of the demo. Recognition is greedy "
-            f"({source('demo_asr.json')}). Synthesis samples ({sampling}) and is heard by the "
-            f"recognizer of the first line ({source('demo_tts.json')}).",
-            "",
-            "Percent of words and characters, in lower case without punctuation, with 95 % "
-            "bootstrap intervals over utterances. Patches are those of the speech: of the context "
-            "in recognition, of what is generated in synthesis.",
-            "",
-        ],
-        table(columns, rows),
-        [
-            "One run each, at two million parameters. Patches are the paper's measure of cost. "
-            "The LST saw more tokens with fewer patches, and recognizes better. Its own speech is "
-            "understood less well than the baseline's, which computes every unit in its large "
-            "transformer.",
-            "",
-            "Fine-tuned on whole stories alone, the models expect whole stories: of a prompt "
-            "without its ending a recognizer makes up the ending.",
-            "",
-        ],
-    )
+    return page("speech", count=count, sampling=sampling, errors=table(columns, rows))
 
 
 def _kind(result: Record) -> str:
@@ -255,19 +179,7 @@ def conventions_page(report: Record) -> str:
     }
     variants = [x for x in report["results"] if x["variant"] in _CONVENTIONS]
     seeds = len(next(iter(report["runs"].values())))
-    return page(
-        "The published model's conventions",
-        [
-            f"The tiny model on the built-in corpus, {report['steps']} steps, {seeds} seeds, the "
-            "same batches for all: nats a target, mean of the last third, ± standard error over "
-            f"the seeds. `{report['command']}`; {source('conventions.json')}.",
-            "",
-        ],
-        table(columns, variants),
-        [
-            "What follows from this is on the page [differences](../differences.md).",
-        ],
-    )
+    return page("conventions", report=report, seeds=seeds, gaps=table(columns, variants))
 
 
 def _gap(values: Sequence[float]) -> str:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from experiments.aot_compile import read_config
 from experiments.benchmarks.job_runner import last_run, read_records
 from experiments.common import cli
+from experiments.common.gin_steps import read_config
 from experiments.reports import model_results, speed_results
-from experiments.reports.tables import NOTE, Record, gib, made_by, page, table
+from experiments.reports.tables import Record, gib, page, table
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 RESULTS = _ROOT / "experiments" / "benchmarks" / "results"
@@ -51,7 +52,7 @@ def pages(results: pathlib.Path = RESULTS) -> dict[str, str]:
         name: read_config([f"experiments/configs/models/{name}.gin"], []).model for name in _MODELS
     }
     return {
-        "index.md": _index_page(),
+        "index.md": page("index", contents=_CONTENTS),
         "models.md": model_results.models_page(models),
         "demo.md": model_results.demo_page(
             read("demo"), read("demo_further_items"), read("demo_earlier_run")
@@ -80,16 +81,6 @@ def gpu_results(results: pathlib.Path) -> str:
     return gpu_page(kernels, plan, {path.name: last_run(read_records(path)) for path in runs})
 
 
-def _index_page() -> str:
-    lines = [
-        "These pages are written by `python -m experiments.reports.results` from the files in",
-        "`experiments/benchmarks/results`. Each table names the command that made its file.",
-        "",
-        *(f"* [{name.removesuffix('.md')}]({name}): {what}" for name, what in _CONTENTS.items()),
-    ]
-    return page("Results", lines)
-
-
 def gpu_page(
     kernels: Record | None, plan: Record | None, runs: Mapping[str, Sequence[Record]]
 ) -> str:
@@ -100,19 +91,17 @@ def gpu_page(
       plan: of `experiments.benchmarks.gpu_plan`; None where there is none.
       runs: records of `experiments.benchmarks.accelerator`, by the name of the file.
     """
-    lines = [NOTE, "", "# GPU results", ""]
-    for name, records in runs.items():
-        lines += _run_section(name, records)
-    if not runs:
-        lines += ["Nothing has been timed on a GPU yet. What follows was compiled for GPUs.", ""]
-    if kernels:
-        lines += _kernels(kernels)
-    if plan:
-        lines += _plan(plan)
-    return "\n".join(lines).rstrip() + "\n"
+    return page(
+        "gpus",
+        runs=[_run_values(name, records) for name, records in runs.items()],
+        kernels=kernels,
+        kernel_table=_kernels(kernels) if kernels else "",
+        plan=plan,
+        plan_table=_plan(plan) if plan else "",
+    )
 
 
-def _kernels(kernels: Record) -> list[str]:
+def _kernels(kernels: Record) -> str:
     columns = {
         "kernel": lambda x: x["kernel"],
         "head width": lambda x: x["width"],
@@ -120,11 +109,10 @@ def _kernels(kernels: Record) -> list[str]:
         "spilled bytes": lambda x: x["spilled_bytes"],
         "shared memory, bytes": lambda x: f"{x['shared_memory_bytes']:,}",
     }
-    title = "## Kernels, compiled for sm_90a"
-    return [title, *made_by(kernels), *table(columns, kernels["results"])]
+    return table(columns, kernels["results"])
 
 
-def _plan(plan: Record) -> list[str]:
+def _plan(plan: Record) -> str:
     columns = {
         "model": lambda x: x["model"],
         "remat": lambda x: x["remat"],
@@ -133,33 +121,17 @@ def _plan(plan: Record) -> list[str]:
     }
     for gpu, limit in plan["limit_bytes"].items():
         columns[f"rows on one {gpu.upper()} ({gib(limit)})"] = lambda x, gpu=gpu: x["rows"][gpu]
-    return [
-        "## Rows of a batch that fit, compiled",
-        *made_by(plan),
-        "A row has 4,096 patches and 5,632 tokens. Of a card's memory 95 % are used.",
-        "",
-        *table(columns, plan["results"]),
-    ]
+    return table(columns, plan["results"])
 
 
-def _run_section(name: str, records: Sequence[Record]) -> list[str]:
-    """A run of the accelerator benchmark: its tables, in the order of the stages."""
+def _run_values(name: str, records: Sequence[Record]) -> dict[str, Any]:
+    """Returns the header and the texts of a run of the accelerator benchmark, a stage each."""
     header, *records = records
-    versions = ", ".join(f"{package} {v}" for package, v in header["versions"].items())
-    lines = [
-        f"## {header['device']}, {header['started'][:10]}",
-        "",
-        f"Driver {header['driver']}, Python {header['python']}, {versions}. Records: "
-        f"`experiments/benchmarks/results/accelerator/{name}`, by `{header['command']}`.",
-        "",
-    ]
     found: dict[str, list[Record]] = {}
     for record in records:
         if record["status"] == "ok":
             found.setdefault(record["stage"], []).append(record)
-    for stage, make in _STAGES.items():
-        if stage in found:
-            lines += make(found[stage])
+    parts = [make(found[stage]) for stage, make in _STAGES.items() if stage in found]
     bad = [x for x in records if x["status"] in ("failed", "cut off", "skipped")]
     if bad:
         columns = {
@@ -167,22 +139,21 @@ def _run_section(name: str, records: Sequence[Record]) -> list[str]:
             "how": lambda x: x["status"],
             "why": lambda x: x.get("error") or x.get("reason"),
         }
-        lines += table(columns, bad)
-    return lines
+        parts.append(table(columns, bad))
+    return {"name": name, "header": header, "parts": parts}
 
 
-def _device(records: Sequence[Record]) -> list[str]:
+def _device(records: Sequence[Record]) -> str:
     record = records[0]
-    return [
+    return (
         f"A product of two {record['product_size']:,}² matrices in bfloat16 runs at "
         f"{record['product_flops_per_second'] / 1e12:.0f} TFLOP/s, a copy moves "
         f"{record['copied_bytes_per_second'] / 1e12:.2f} TB/s. MFU is over "
-        f"{record['peak_flops_per_second'] / 1e12:.0f} TFLOP/s ({record['peak_source']}).",
-        "",
-    ]
+        f"{record['peak_flops_per_second'] / 1e12:.0f} TFLOP/s ({record['peak_source']}).\n"
+    )
 
 
-def _numerics(records: Sequence[Record]) -> list[str]:
+def _numerics(records: Sequence[Record]) -> str:
     columns = {
         "backend": lambda x: x["backend"],
         "dtype": lambda x: x["dtype"],
@@ -195,13 +166,11 @@ def _numerics(records: Sequence[Record]) -> list[str]:
         "auto for": lambda x: f"{x['dtype']}, heads of {x['width']}",
         "takes": lambda x: x["auto"],
     }
-    return [
-        *table(columns, [x for x in records if "backend" in x]),
-        *table(chosen, [x for x in records if "auto" in x]),
-    ]
+    backends = table(columns, [x for x in records if "backend" in x])
+    return backends + table(chosen, [x for x in records if "auto" in x])
 
 
-def _step(records: Sequence[Record]) -> list[str]:
+def _step(records: Sequence[Record]) -> str:
     columns = {
         "model": lambda x: x["model"],
         "remat": lambda x: x["remat"],
@@ -215,7 +184,7 @@ def _step(records: Sequence[Record]) -> list[str]:
     return table(columns, [x for x in records if "patches_per_second" in x])
 
 
-def _parts(records: Sequence[Record]) -> list[str]:
+def _parts(records: Sequence[Record]) -> str:
     columns = {
         "part": lambda x: x["part"],
         "time": lambda x: f"{x['median_ms']:.1f} ms",
@@ -224,10 +193,10 @@ def _parts(records: Sequence[Record]) -> list[str]:
     }
     record = records[0]
     title = f"Parts of the step, {record['model']}, {record['rows']} rows, {record['remat']}:"
-    return [title, "", *table(columns, record["parts"])]
+    return f"{title}\n\n{table(columns, record['parts'])}"
 
 
-def _attention(records: Sequence[Record]) -> list[str]:
+def _attention(records: Sequence[Record]) -> str:
     columns = {
         "attention": lambda x: x["attention"],
         "backend": lambda x: x["backend"],
@@ -240,7 +209,7 @@ def _attention(records: Sequence[Record]) -> list[str]:
     return table(columns, records)
 
 
-def _decoding(records: Sequence[Record]) -> list[str]:
+def _decoding(records: Sequence[Record]) -> str:
     columns = {
         "model": lambda x: f"{x['preset']}, {x['model']}",
         "rows": lambda x: x["rows"],
@@ -251,24 +220,23 @@ def _decoding(records: Sequence[Record]) -> list[str]:
     return table(columns, records)
 
 
-def _trace(records: Sequence[Record]) -> list[str]:
+def _trace(records: Sequence[Record]) -> str:
     columns = {"kernel": lambda x: f"`{x[0][:80]}`", "a step": lambda x: f"{x[1]:.2f} ms"}
     heaviest = list(records[0]["kernels_ms_per_step"].items())[:15]
     return table(columns, heaviest)
 
 
-def _convergence(records: Sequence[Record]) -> list[str]:
+def _convergence(records: Sequence[Record]) -> str:
     record = records[0]
     low, high = (record["last_tenth"][dtype] for dtype in ("bfloat16", "float32"))
-    return [
+    return (
         f"{record['preset']}, {record['steps']} steps on the same batches: loss of the last tenth "
         f"{low:.4f} in bfloat16, {high:.4f} in float32; largest difference of a step "
-        f"{record['largest_difference']:.3f} nats.",
-        "",
-    ]
+        f"{record['largest_difference']:.3f} nats.\n"
+    )
 
 
-_STAGES: dict[str, Callable[[Sequence[Record]], list[str]]] = {
+_STAGES: dict[str, Callable[[Sequence[Record]], str]] = {
     "device": _device,
     "numerics": _numerics,
     "step": _step,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from experiments.reports.templating import render
 from lst_jax.evaluation.tables import format_rate
 
-NOTE = "<!-- Written by python -m experiments.reports.results; do not edit. -->"
 DIRECTORY = "experiments/benchmarks/results"
 
 _GIB = 2.0**30
@@ -16,7 +17,7 @@ Record = Mapping[str, Any]
 Columns = Mapping[str, Callable[[Any], Any]]
 
 
-def table(columns: Columns, rows: Iterable[Any]) -> list[str]:
+def table(columns: Columns, rows: Iterable[Any]) -> str:
     """Returns a Markdown table and an empty line; nothing where there are no rows.
 
     Args:
@@ -25,15 +26,9 @@ def table(columns: Columns, rows: Iterable[Any]) -> list[str]:
     """
     body = [[str(show(row)).replace("|", "\\|") for show in columns.values()] for row in rows]
     if not body:
-        return []
+        return ""
     cells = [list(columns), ["---"] * len(columns), *body]
-    return [*(f"| {' | '.join(line)} |" for line in cells), ""]
-
-
-def made_by(report: Record) -> list[str]:
-    """Returns the command and the versions that a result file names."""
-    versions = ", ".join(f"{package} {v}" for package, v in report["versions"].items())
-    return ["", f"`{report['command']}`, {versions}.", ""]
+    return "".join(f"| {' | '.join(line)} |\n" for line in cells) + "\n"
 
 
 def source(*names: str) -> str:
@@ -41,12 +36,10 @@ def source(*names: str) -> str:
     return ", ".join(f"`{DIRECTORY}/{name}`" for name in names)
 
 
-def page(title: str, *sections: Sequence[str]) -> str:
-    """Returns a page of a title and sections of lines."""
-    lines = [NOTE, "", f"# {title}", ""]
-    for section in sections:
-        lines += section
-    return "\n".join(lines).rstrip() + "\n"
+def page(name: str, **values: Any) -> str:
+    """Returns the page of a template in `templates/results`, with single empty lines."""
+    text = render(f"results/{name}.md", source=source, **values)
+    return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
 
 
 def gib(size: float) -> str:
