@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from experiments.aot.attention_estimates import AttentionEstimates, typical_batch
 from experiments.aot.hlo_costs import HloCosts, hlo_costs
+from experiments.aot.jaxpr_flops import jaxpr_flops
 from experiments.aot.topologies import tpu_devices
 from experiments.common.step_config import StepConfig
 from lst_jax.checkpoints.train_state import state_shardings
@@ -118,7 +119,9 @@ def _compile(
     }
     with _captured_stderr() as log:
         start = time.perf_counter()
-        lowered = _lower(config, mesh, rows)
+        traced = _trace(config, mesh, rows)
+        with mesh_context(mesh):
+            lowered = traced.lower()
         report["lowering_seconds"] = round(time.perf_counter() - start, 1)
         start = time.perf_counter()
         try:
@@ -129,6 +132,7 @@ def _compile(
     report["partitioner_warnings"] = [x for x in log if _WARNING in x]
     report |= _memory(compiled.memory_analysis(), chip)
     report |= _work(config, compiled.as_text(), mesh, rows, chip)
+    report["work"]["traced_flops"] = jaxpr_flops(traced.jaxpr).flops / mesh.size
     return report
 
 
@@ -137,7 +141,7 @@ def library_versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
 
 
-def _lower(config: StepConfig, mesh: jax.sharding.Mesh, rows: int) -> jax.stages.Lowered:
+def _trace(config: StepConfig, mesh: jax.sharding.Mesh, rows: int) -> jax.stages.Traced:
     optimizer = make_optimizer(config.optimizer, config.training.num_steps)
     step = make_train_step(
         config.model,
@@ -150,7 +154,7 @@ def _lower(config: StepConfig, mesh: jax.sharding.Mesh, rows: int) -> jax.stages
 
     batch = abstract_batch(config.num_patches, config.num_tokens, rows, batch_sharding(mesh))
     with mesh_context(mesh):
-        return step.lower(state, batch)
+        return step.trace(state, batch)
 
 
 def _memory(stats: Any, chip: Chip) -> dict[str, Any]:

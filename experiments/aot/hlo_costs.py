@@ -1,23 +1,24 @@
-"""What a compiled program does, from the text of its optimized HLO: work, memory traffic, messages.
+"""What a compiled program does, from the text of its optimized HLO: work, traffic, messages.
 
 XLA's own `cost_analysis()` counts the body of a loop once and a kernel as nothing. Here a body
 counts as often as it runs: by `known_trip_count` where the compiler left it, else by the constant
 that the loop's condition compares with, else by the caller's estimate from the loop's name. All
 numbers are of one device, the program of which the text is.
 
-| quantity         | what is counted                                                              |
-|------------------|------------------------------------------------------------------------------|
+| quantity         | what is counted                                                               |
+|------------------|-------------------------------------------------------------------------------|
 | matrix FLOPs     | `dot` and `convolution`, two for a multiply-add, taps in the padding left out |
-| memory bytes     | reads and writes of every instruction outside of fusions, unless the array   |
-|                  | lies in on-chip memory; slices and in-place updates count what they touch    |
-| collective bytes | what the device sends in a ring: all-gather, reduce-scatter and all-to-all   |
-|                  | (g - 1) / g of the whole array, all-reduce twice that, permutes their array  |
+| memory bytes     | an estimate: reads and writes of every instruction outside of fusions, unless |
+|                  | the array lies on the chip; slices and in-place updates count what they touch |
+| collective bytes | an estimate: what the device sends in rings (`hlo_messages`)                  |
+
+Matrix FLOPs are those of the traced program (`jaxpr_flops`) where nothing is padded or computed by
+several devices; tests hold it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -25,9 +26,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Bytes of an element; types of less than a byte are stored in whole ones.
-_ELEMENT_BYTES = {"pred": 1, "token": 0, "opaque": 0}
-_COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+from experiments.aot.hlo_messages import Collective, message_of
+from experiments.aot.hlo_text import (
+    Computation,
+    Instruction,
+    Shape,
+    constant,
+    names_in,
+    operand_shapes,
+    original,
+    parse_module,
+)
+
 # Instructions that only name, group or wait for arrays, or whose cost is that of what they call.
 _FREE = frozenset(
     [
@@ -36,23 +46,7 @@ _FREE = frozenset(
         *("optimization-barrier", "add-dependency"),
     ]
 )
-_COPIES = frozenset(("copy", "copy-done", "copy-start", "bitcast", "convert", "reshape"))
 _SLICES = frozenset(("slice", "dynamic-slice", "gather"))
-_ON_CHIP = re.compile(r"S\([1-9]\d*\)")
-_SHAPE = re.compile(r"([a-z]\w*)\[([\d,<=]*)\](\{[^}]*\})?")
-_NAME = re.compile(r"%([\w.\-]+)")
-_OP_NAME = re.compile(r'op_name="([^"]*)"')
-_INSTRUCTION = re.compile(r"^\s+(ROOT )?%([\w.\-]+) = (.*)$")
-# How TPU programs exchange arrays with other slices: "{1,2}x{0:3}" are slices and their devices.
-_SLICE_TRANSFER = re.compile(
-    r'_xla_megascale_target="\{(?P<slices>[^}]*)\}.*_xla_megascale_transfer_type="(?P<kind>\w+)"'
-)
-# mesh['a'=4,'b'=2] {'a'}, perhaps with an order of devices: , device_ids=([2,4]T(1,0))
-_MESH_GROUPS = re.compile(
-    r"@?\w*mesh\[([^\]]*)\]"
-    r"(?:, ?device_ids=\((?:([\d,]+)|\[([\d,]+)\](?:T\(([\d,]+)\))?)\))? ?\{([^}]*)\}"
-)
-_COMPUTATION = re.compile(r"^(ENTRY )?%([\w.\-]+) \(.*\{$")
 
 # The work of one call of a kernel or one turn of a loop that the text does not tell, from its name.
 TripCounts = Callable[[str], float | None]
@@ -66,26 +60,13 @@ class KernelCost(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Collective:
-    """Messages of one kind among one set of device groups.
-
-    Attributes:
-      kind: all-gather, all-reduce, reduce-scatter, all-to-all or collective-permute.
-      crosses_slices: whether it goes over the network between slices.
-    """
-
-    kind: str
-    crosses_slices: bool
-
-
-@dataclasses.dataclass(frozen=True)
 class HloCosts:
     """What one device does in one run of a program.
 
     Attributes:
       matrix_flops: of dots and convolutions, kernels included.
-      memory_bytes: read from and written to main memory.
-      collective_bytes: sent by the device, by kind.
+      memory_bytes: estimate of what is read from and written to main memory.
+      collective_bytes: estimate of what the device sends, by kind.
       kernel_flops: the part of `matrix_flops` that is in custom kernels.
       estimated_flops: the part in loops and kernels whose size was estimated by the caller.
       unknown: names of loops (counted as one turn) and kernels (as nothing) without a count.
@@ -144,114 +125,6 @@ def hlo_costs(
     return _Analysis(text, trip_counts, kernel_costs).run()
 
 
-class _Shape(NamedTuple):
-    dtype: str
-    dims: tuple[int, ...]
-    on_chip: bool
-
-    @property
-    def num_bytes(self) -> int:
-        return math.prod(self.dims) * _element_bytes(self.dtype)
-
-    @property
-    def memory_bytes(self) -> int:
-        """Bytes in main memory."""
-        return 0 if self.on_chip else self.num_bytes
-
-
-@dataclasses.dataclass(frozen=True)
-class _Instruction:
-    name: str
-    opcode: str
-    shapes: tuple[_Shape, ...]
-    arguments: str
-    attributes: str
-
-    @functools.cached_property
-    def operands(self) -> list[str]:
-        return _NAME.findall(self.arguments)
-
-    @property
-    def op_name(self) -> str:
-        match = _OP_NAME.search(self.attributes)
-        return match[1] if match else self.name
-
-    def callee(self, role: str) -> str:
-        """The computation that the attribute `role` names, or an empty string."""
-        match = re.search(rf"\b{role}=%([\w.\-]+)", self.attributes)
-        return match[1] if match else ""
-
-    def list_attribute(self, name: str) -> list[int]:
-        match = re.search(rf"\b{name}=\{{([\d,]*)\}}", self.attributes)
-        return [int(x) for x in match[1].split(",") if x] if match else []
-
-
-@dataclasses.dataclass
-class _Computation:
-    instructions: dict[str, _Instruction] = dataclasses.field(default_factory=dict)
-    root: str = ""
-
-    def users(self, name: str) -> list[_Instruction]:
-        return [other for other in self.instructions.values() if name in other.operands]
-
-    def parameter(self, index: int) -> str | None:
-        for name, instruction in self.instructions.items():
-            if instruction.opcode == "parameter" and instruction.arguments == str(index):
-                return name
-        return None
-
-
-def _element_bytes(dtype: str) -> int:
-    if dtype in _ELEMENT_BYTES:
-        return _ELEMENT_BYTES[dtype]
-    digits = re.search(r"\d+", dtype)  # the width in bits comes first: bf16, f8e4m3fn, c64
-    return max(1, int(digits[0]) // 8) if digits else 0
-
-
-def _closing(text: str, start: int) -> int:
-    """Index of the parenthesis that closes the one at `start`."""
-    depth = 0
-    for index in range(start, len(text)):
-        depth += (text[index] == "(") - (text[index] == ")")
-        if depth == 0:
-            return index
-    raise ValueError(f"HLO text has an unclosed parenthesis: {text[:80]!r}")
-
-
-def _parse_instruction(name: str, text: str) -> _Instruction:
-    """`text` is `TYPE OPCODE(ARGUMENTS), ATTRIBUTES`."""
-    end = _closing(text, 0) + 1 if text.startswith("(") else text.index(" ")
-    shapes = tuple(
-        _Shape(
-            dtype,
-            tuple(int(x.lstrip("<=")) for x in dims.split(",") if x),
-            bool(_ON_CHIP.search(layout or "")),
-        )
-        for dtype, dims, layout in _SHAPE.findall(text[:end])
-    )
-    opened = text.index("(", end)
-    closed = _closing(text, opened)
-    return _Instruction(
-        name, text[end:opened].strip(), shapes, text[opened + 1 : closed], text[closed + 1 :]
-    )
-
-
-def _parse_module(text: str) -> tuple[dict[str, _Computation], str]:
-    """Computations by name, and the entry's name."""
-    computations: dict[str, _Computation] = {}
-    current, entry = None, ""
-    for line in text.splitlines():
-        if header := _COMPUTATION.match(line):
-            current = computations[header[2]] = _Computation()
-            entry = header[2] if header[1] else entry
-        elif current is not None and (match := _INSTRUCTION.match(line)):
-            current.instructions[match[2]] = _parse_instruction(match[2], match[3])
-            current.root = match[2] if match[1] else current.root
-    if not entry:
-        raise ValueError(f"text is {text[:40]!r}…, expected an HLO module with an entry")
-    return computations, entry
-
-
 class _Analysis:
     def __init__(
         self,
@@ -259,7 +132,7 @@ class _Analysis:
         trip_counts: TripCounts,
         kernel_costs: Callable[[str], KernelCost | None],
     ) -> None:
-        self._computations, self._entry = _parse_module(text)
+        self._computations, self._entry = parse_module(text)
         self._trip_counts = trip_counts
         self._kernel_costs = kernel_costs
         self._cache: dict[tuple[str, bool], HloCosts] = {}
@@ -278,7 +151,7 @@ class _Analysis:
             self._cache[key] = _total(costs)
         return self._cache[key]
 
-    def _messages(self, computation: _Computation) -> dict[str, tuple[Collective, float]]:
+    def _messages(self, computation: Computation) -> dict[str, tuple[Collective, float]]:
         """Collectives of a computation and its fusions.
 
         One that the compiler interleaves with products lies in several fusions: in each that sends
@@ -290,12 +163,12 @@ class _Analysis:
                 fused = self._computations[x.callee("calls")]
                 for name, message in self._messages(fused).items():
                     messages.setdefault(name, message)
-            elif message := _message(x, computation):
+            elif message := message_of(x, computation):
                 channel = re.search(r"channel_id=\d+", x.attributes)
                 messages[f"{x.opcode} {channel[0]}" if channel else x.name] = message
         return messages
 
-    def _costs(self, x: _Instruction, within: _Computation, fused: bool) -> HloCosts:
+    def _costs(self, x: Instruction, within: Computation, fused: bool) -> HloCosts:
         if x.opcode == "while":
             return self._loop_costs(x, within)
         called = self._called_costs(x)
@@ -309,7 +182,7 @@ class _Analysis:
             flops = _convolution_flops(x, within)
         return called + HloCosts(flops, memory)
 
-    def _called_costs(self, x: _Instruction) -> HloCosts:
+    def _called_costs(self, x: Instruction) -> HloCosts:
         if x.opcode == "fusion":
             return self._computation_costs(x.callee("calls"), fused=True)
         if x.opcode == "call":
@@ -318,13 +191,13 @@ class _Analysis:
             return self._computation_costs(x.callee("calls"), fused=False)
         if x.opcode == "conditional":
             branches = re.search(r"branch_computations=\{([^}]*)\}", x.attributes)
-            names = _NAME.findall(branches[1]) if branches else []
+            names = names_in(branches[1]) if branches else []
             names += [n for n in (x.callee("true_computation"), x.callee("false_computation")) if n]
             branch_costs = [self._computation_costs(name, fused=False) for name in names]
             return max(branch_costs, key=lambda c: (c.matrix_flops, c.memory_bytes))
         return HloCosts()
 
-    def _loop_costs(self, loop: _Instruction, within: _Computation) -> HloCosts:
+    def _loop_costs(self, loop: Instruction, within: Computation) -> HloCosts:
         body = self._computation_costs(loop.callee("body"), fused=False)
         count = self._known_trip_count(loop, within)
         if count is not None:
@@ -335,13 +208,13 @@ class _Analysis:
         costs = body.times(estimate)
         return dataclasses.replace(costs, estimated_flops=costs.matrix_flops)
 
-    def _known_trip_count(self, loop: _Instruction, within: _Computation) -> int | None:
+    def _known_trip_count(self, loop: Instruction, within: Computation) -> int | None:
         known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
         if known:
             return int(known[1])
         return self._trip_count_of_condition(loop, within)
 
-    def _trip_count_of_condition(self, loop: _Instruction, within: _Computation) -> int | None:
+    def _trip_count_of_condition(self, loop: Instruction, within: Computation) -> int | None:
         """Turns of `for (i = a; i < b; i += c)` with constants; None for any other loop."""
         condition = self._computations[loop.callee("condition")]
         compare = condition.instructions[condition.root]
@@ -358,13 +231,13 @@ class _Analysis:
         initial = within.instructions[loop.operands[0]]
         if index is None or initial.opcode != "tuple":
             return None
-        start = _constant(initial.operands[int(index[1])], within)
+        start = constant(initial.operands[int(index[1])], within)
         step = self._step(loop, int(index[1]))
         if start is None or step is None:
             return None
         return max(0, -(-(int(limit.arguments) - start) // step))
 
-    def _step(self, loop: _Instruction, index: int) -> int | None:
+    def _step(self, loop: Instruction, index: int) -> int | None:
         """What a loop's body adds to element `index` of its state; unrolled loops add several."""
         body = self._computations[loop.callee("body")]
         root = body.instructions[body.root]
@@ -372,18 +245,18 @@ class _Analysis:
             return None
         name, step = root.operands[index], 0
         while True:
-            x = _original(name, body)
+            x = original(name, body)
             if x.opcode == "get-tuple-element":
                 same = f"index={index}" in re.findall(r"index=\d+", x.attributes)
                 return step if same and step > 0 else None
             operands = self._summands(x)
-            constants = [_constant(operand, body) for operand in operands]
+            constants = [constant(operand, body) for operand in operands]
             if len(operands) != 2 or (constants[0] is None) == (constants[1] is None):
                 return None
             step += constants[0] or constants[1] or 0
             name = operands[constants.index(None)]
 
-    def _summands(self, x: _Instruction) -> list[str]:
+    def _summands(self, x: Instruction) -> list[str]:
         """What an addition adds, also one that is a fusion of its own."""
         if x.opcode == "add":
             return x.operands
@@ -395,7 +268,7 @@ class _Analysis:
                 return [x.operands[int(y.arguments)] for y in arguments]
         return []
 
-    def _kernel(self, x: _Instruction, within: _Computation) -> HloCosts:
+    def _kernel(self, x: Instruction, within: Computation) -> HloCosts:
         """Costs of a Pallas kernel; other custom calls are the compiler's own and do no work."""
         if 'custom_call_target="tpu_custom_call"' not in x.attributes:
             return HloCosts()
@@ -403,12 +276,12 @@ class _Analysis:
         if estimate is None:
             estimate = _own_estimate(x)
         if estimate is None:
-            memory = _sum_memory([*x.shapes, *_operand_shapes(x, within)])
+            memory = _sum_memory([*x.shapes, *operand_shapes(x, within)])
             return HloCosts(memory_bytes=memory, unknown=frozenset([x.op_name]))
         flops, memory = estimate
         return HloCosts(flops, memory, kernel_flops=flops, estimated_flops=flops)
 
-    def _memory_bytes(self, x: _Instruction, within: _Computation) -> float:
+    def _memory_bytes(self, x: Instruction, within: Computation) -> float:
         if x.opcode in _FREE or x.opcode.endswith(("-done", "-update")):
             return 0.0
         if x.opcode == "async-start":
@@ -421,7 +294,7 @@ class _Analysis:
         if x.opcode == "fusion":
             return self._fusion_memory_bytes(x, within)
         outputs = _sum_memory(x.shapes)
-        operands = _operand_shapes(x, within)
+        operands = operand_shapes(x, within)
         if x.opcode in _SLICES:
             return 2.0 * outputs
         if x.opcode == "dynamic-update-slice":
@@ -430,10 +303,10 @@ class _Analysis:
             return 3.0 * operands[-1].memory_bytes
         return outputs + _sum_memory(operands)
 
-    def _fusion_memory_bytes(self, x: _Instruction, within: _Computation) -> float:
+    def _fusion_memory_bytes(self, x: Instruction, within: Computation) -> float:
         fused = self._computations[x.callee("calls")]
         total = 0.0
-        for index, shape in enumerate(_operand_shapes(x, within)):
+        for index, shape in enumerate(operand_shapes(x, within)):
             if shape.on_chip or (parameter := fused.parameter(index)) is None:
                 continue
             total += _bytes_read(parameter, fused, self._computations)
@@ -445,49 +318,15 @@ class _Analysis:
         return total
 
 
-def _message(x: _Instruction, within: _Computation) -> tuple[Collective, float] | None:
-    """Kind and bytes that the device sends, if the instruction is a collective."""
-    kind = x.opcode.removesuffix("-start")
-    if kind not in (*_COLLECTIVES, "send"):
-        return None
-    operands = sum(shape.num_bytes for shape in _operand_shapes(x, within))
-    if kind == "send":
-        transfer = _SLICE_TRANSFER.search(x.attributes)
-        if not transfer:
-            return None
-        kind = transfer["kind"].lower().replace("_", "-")
-        size = len(re.findall(r"\d+", transfer["slices"]))
-        return Collective(kind, True), _bytes_sent(kind, operands, size)
-    groups = device_groups(x.attributes)
-    size = groups.shape[1] if groups.size else 1
-    return Collective(kind, False), _bytes_sent(kind, operands, size)
-
-
-def _bytes_sent(kind: str, size: float, members: int) -> float:
-    """What each of a ring's members sends of arrays of `size` bytes, which it has before."""
-    share = (members - 1) / members
-    factors = {
-        "all-gather": members - 1,
-        "all-reduce": 2 * share,
-        "reduce-scatter": share,
-        "all-to-all": share,
-    }
-    return float(size * factors.get(kind, 1))
-
-
 def _total(costs: Iterable[HloCosts]) -> HloCosts:
     return sum(costs, HloCosts())
 
 
-def _sum_memory(shapes: Iterable[_Shape]) -> float:
+def _sum_memory(shapes: Iterable[Shape]) -> float:
     return float(sum(shape.memory_bytes for shape in shapes))
 
 
-def _operand_shapes(x: _Instruction, within: _Computation) -> list[_Shape]:
-    return [shape for name in x.operands for shape in within.instructions[name].shapes]
-
-
-def _bytes_read(name: str, within: _Computation, modules: Mapping[str, _Computation]) -> float:
+def _bytes_read(name: str, within: Computation, modules: Mapping[str, Computation]) -> float:
     """Bytes of a fusion's parameter that its users read."""
     whole = within.instructions[name].shapes[0].num_bytes
     total = 0.0
@@ -506,7 +345,7 @@ def _bytes_read(name: str, within: _Computation, modules: Mapping[str, _Computat
 
 
 def _bytes_read_by_fusion(
-    name: str, fusion: _Instruction, modules: Mapping[str, _Computation]
+    name: str, fusion: Instruction, modules: Mapping[str, Computation]
 ) -> float:
     """Bytes of the array `name` that a fusion inside of a fusion reads."""
     inner = modules[fusion.callee("calls")]
@@ -514,7 +353,7 @@ def _bytes_read_by_fusion(
     return sum(_bytes_read(parameter, inner, modules) for parameter in parameters if parameter)
 
 
-def _bytes_written(name: str, within: _Computation) -> float:
+def _bytes_written(name: str, within: Computation) -> float:
     """Bytes that a fusion writes for one of its results."""
     x = within.instructions[name]
     while x.opcode == "bitcast":
@@ -524,22 +363,7 @@ def _bytes_written(name: str, within: _Computation) -> float:
     return float(sum(shape.num_bytes for shape in x.shapes))
 
 
-def _original(name: str, within: _Computation) -> _Instruction:
-    """The instruction that `name` is a copy of."""
-    x = within.instructions[name]
-    while x.opcode in _COPIES and x.operands:
-        x = within.instructions[x.operands[0]]
-    return x
-
-
-def _constant(name: str, within: _Computation) -> int | None:
-    """The integer that an instruction is a copy of."""
-    x = _original(name, within)
-    is_integer = x.opcode == "constant" and re.fullmatch(r"-?\d+", x.arguments)
-    return int(x.arguments) if is_integer else None
-
-
-def _own_estimate(kernel: _Instruction) -> KernelCost | None:
+def _own_estimate(kernel: Instruction) -> KernelCost | None:
     """What the kernel's author said of it (`pallas_call(cost_estimate=…)`)."""
     match = re.search(r'"cost_estimate":\{([^}]*)\}', kernel.attributes)
     if not match:
@@ -548,13 +372,13 @@ def _own_estimate(kernel: _Instruction) -> KernelCost | None:
     return KernelCost(float(values.get("flops", 0)), float(values.get("bytes_accessed", 0)))
 
 
-def _dot_flops(x: _Instruction, within: _Computation) -> float:
+def _dot_flops(x: Instruction, within: Computation) -> float:
     lhs = within.instructions[x.operands[0]].shapes[0].dims
     contracted = math.prod(lhs[axis] for axis in x.list_attribute("lhs_contracting_dims"))
     return 2.0 * math.prod(x.shapes[0].dims) * contracted
 
 
-def _convolution_flops(x: _Instruction, within: _Computation) -> float:
+def _convolution_flops(x: Instruction, within: Computation) -> float:
     """TPUs run matrix products as convolutions whose window walks the batch axes of the product."""
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", x.attributes)
     if not labels:
@@ -595,62 +419,3 @@ def _valid_taps(size: int, taps: int, positions: int, window: Mapping[str, str])
     low = int(window.get("pad", "0_0").split("_")[0])
     at = stride * np.arange(positions)[:, None] + dilation * np.arange(taps) - low
     return int(np.sum((at >= 0) & (at <= (size - 1) * base) & (at % base == 0)))
-
-
-def device_groups(attributes: str) -> np.ndarray:
-    """Groups of devices that a collective joins, from its attributes.
-
-    Returns:
-      (groups, devices of a group) ids; the pairs of a collective-permute; empty where the text
-      gives none (all devices, a program of one).
-
-    Raises:
-      ValueError: a form of groups that is not known.
-    """
-    pairs = re.search(r"source_target_pairs=\{(\{.*?\})\}", attributes)
-    if pairs:
-        return _listed_groups(pairs[1])
-    start = attributes.find("replica_groups=")
-    if start < 0:
-        return np.zeros((0, 1), int)
-    text = attributes[start + len("replica_groups=") :]
-    if listed := re.match(r"\{((?:\{[\d,]*\},?)*)\}", text):
-        return _listed_groups(listed[1])
-    if iota := re.match(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
-        return _iota(iota[2], iota[3]).reshape(_integers(iota[1]))
-    if mesh := _MESH_GROUPS.match(text):
-        return _mesh_groups(*mesh.groups())
-    raise ValueError(f"replica_groups={text[:60]!r}: unknown form of device groups")
-
-
-def _integers(text: str) -> list[int]:
-    return [int(x) for x in text.split(",") if x]
-
-
-def _listed_groups(text: str) -> np.ndarray:
-    groups = [_integers(group) for group in re.findall(r"\{([\d,]*)\}", text)]
-    return np.array(groups, int) if groups else np.zeros((0, 1), int)
-
-
-def _iota(dims: str, permutation: str | None) -> np.ndarray:
-    sizes = _integers(dims)
-    ids = np.arange(math.prod(sizes)).reshape(sizes)
-    return ids.transpose(_integers(permutation)) if permutation else ids
-
-
-def _mesh_groups(
-    axes: str, listed: str | None, dims: str | None, permutation: str | None, grouped: str
-) -> np.ndarray:
-    """Axes `'a'=4,'b'=2` grouped along `'a'`: one group for every b."""
-    sizes = {name: int(size) for name, size in re.findall(r"'?(\w+)'?=(\d+)", axes)}
-    ids = np.arange(math.prod(sizes.values()))
-    if listed:
-        ids = np.array(_integers(listed))
-    elif dims:
-        ids = _iota(dims, permutation)
-    inside = re.findall(r"'?(\w+)'?(?:,|$)", grouped)
-    if not set(inside) <= set(sizes):
-        raise ValueError(f"replica_groups={{{grouped}}}: unknown form of device groups")
-    order = [*(axis for axis in sizes if axis not in inside), *inside]
-    ids = ids.reshape([*sizes.values()]).transpose([[*sizes].index(axis) for axis in order])
-    return ids.reshape(-1, math.prod(sizes[axis] for axis in inside))

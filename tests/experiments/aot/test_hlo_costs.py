@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
-from experiments.aot.hlo_costs import Collective, KernelCost, _valid_taps, device_groups, hlo_costs
+from experiments.aot.hlo_costs import KernelCost, _valid_taps, hlo_costs
+from experiments.aot.hlo_messages import Collective, device_groups
 from lst_jax.sharding import MeshConfig, make_mesh
 
 P = PartitionSpec
