@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from lst_jax.settings import quote
 from lst_jax.sharding import MESH_AXES, MeshConfig
 
 _SIZE = re.compile(r"-?[0-9]+")  # -1 for what is left
@@ -20,6 +21,6 @@ def parse_mesh(text: str) -> MeshConfig:
         name, _, size = item.partition("=")
         if name not in MESH_AXES or name in sizes or not _SIZE.fullmatch(size):
             axes = ",".join(f"{axis}=SIZE" for axis in MESH_AXES)
-            raise ValueError(f"mesh is {text!r}, expected {axes}")
+            raise ValueError(f"mesh is {quote(text)}, expected {axes}")
         sizes[name] = int(size)
     return MeshConfig(**sizes)
