@@ -58,7 +58,9 @@ def _turns(name: str, params: dict[str, Any]) -> int:
     if name == "scan":
         return params["length"]
     if name == "shard_map":  # whose body is one device's part
-        return math.prod(params["mesh"].shape[axis] for axis in params["manual_axes"])
+        # `newly_manual_axes` since JAX 0.10.2
+        axes = next(params[key] for key in params if key.endswith("manual_axes"))
+        return math.prod(params["mesh"].shape[axis] for axis in axes)
     return 1
 
 

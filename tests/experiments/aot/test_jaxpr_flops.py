@@ -112,10 +112,10 @@ def test_the_compiled_gradient_has_the_products_of_its_trace(name, remat):
         hidden = model.apply({"params": p}, b)["hidden"]
         return token_nll(hidden, output_kernel(p), b.targets, config.vocab_size, tokens).sum()
 
-    traced = jax.jit(jax.grad(loss)).trace(params, batch)
+    traced = jax.jit(jax.value_and_grad(loss)).trace(params, batch)
     found = jaxpr_flops(traced.jaxpr)
     assert not found.unknown
     compiled = hlo_costs(traced.lower().compile().as_text())
-    assert compiled.matrix_flops == pytest.approx(found.flops, rel=0.01)
+    assert compiled.matrix_flops == pytest.approx(found.flops, rel=1e-3)
     forward = jaxpr_flops(jax.jit(loss).trace(params, batch).jaxpr).flops
     assert found.flops > (1 + BACKWARD_FACTOR) * forward
