@@ -6,6 +6,7 @@
 | 1    | an error of ours, with its traceback                                           |
 | 2    | an error of the user's: a flag, setting, file or value, in one line            |
 | 3    | the loss or a gradient is not finite; the same run would end there again       |
+| 4    | what was compared is not equal                                                 |
 | 75   | another run holds the lock                                                     |
 | 143  | stopped by a signal, with a checkpoint saved and steps left: start it again    |
 """
@@ -36,6 +37,7 @@ class ExitCode(enum.IntEnum):
     OUR_ERROR = 1
     USER_ERROR = 2
     NOT_FINITE = 3
+    DIFFERENT = 4
     LOCKED = 75
     STOPPED = 143
 
