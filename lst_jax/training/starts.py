@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from lst_jax.differences import ABSENT, differences
 from lst_jax.settings import quote
 from lst_jax.strict_json import parse_json
 from lst_jax.training.log import report
@@ -28,7 +29,6 @@ _FIXED = (
     "TrainingConfig.initial_checkpoint",
     "TrainingConfig.initial_state",
 )
-_MISSING = object()
 
 
 def flatten_settings(*configurations: Any) -> dict[str, Any]:
@@ -78,8 +78,8 @@ def check_restart(workdir: pathlib.Path, settings: Settings, step: int, num_step
         )
     last = _last_settings(workdir)
     for name in _FIXED:
-        old, new = last.get(name, _MISSING), settings.get(name, _MISSING)
-        if _MISSING not in (old, new) and old != new:
+        old, new = last.get(name, ABSENT), settings.get(name, ABSENT)
+        if ABSENT not in (old, new) and old != new:
             raise ValueError(
                 f"{name} is {quote(new)}, expected {quote(old)}, with which the run in {workdir} "
                 f"began: at step {step} another has no effect"
@@ -91,11 +91,9 @@ def report_changes(workdir: pathlib.Path, settings: Settings) -> None:
     last = _last_settings(workdir)
     if not last:
         return
-    for name in sorted(last.keys() | settings.keys()):
-        old, new = last.get(name, _MISSING), settings.get(name, _MISSING)
-        if old != new:
-            before, now = (("none" if v is _MISSING else quote(v)) for v in (old, new))
-            report(f"changed: {name} is {now}, was {before}")
+    for name, old, new in sorted(differences(last, settings), key=lambda x: x.name):
+        before, now = (("none" if value is ABSENT else quote(value)) for value in (old, new))
+        report(f"changed: {name} is {now}, was {before}")
 
 
 def add_start(
