@@ -125,7 +125,8 @@ def mesh_context(mesh: jax.sharding.Mesh, rules: LogicalRules = DEFAULT_RULES) -
     """Makes `mesh` and `rules` ambient: every init, step and evaluation runs inside.
 
     Logical constraints and `jax.shard_map` then find the mesh by themselves. Enter it outside
-    of `jax.jit`.
+    of `jax.jit`. A jitted function keeps what it traced under the first rules, since JAX does not
+    know of them: other rules need another function.
     """
     with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
         yield
@@ -221,12 +222,13 @@ def check_heads(
     names = ["num_heads_global"]
     if isinstance(config, LSTConfig):
         names += ["num_heads_local", "cross_attention_heads"]
-    parts = count_parts(mesh, "heads", rules)
+    axes = mesh_axes(rules, "batch", None, "heads", None)[2]  # as attention has them
+    parts = math.prod(mesh.shape[axis] for axis in axes)
     for name in names:
         if getattr(config, name) % parts:
             raise ValueError(
                 f"{name} is {getattr(config, name)}, expected a multiple of the {parts} devices of "
-                f"mesh axis {' × '.join(mesh_axes(rules, 'heads')[0])}"
+                f"mesh axis {' × '.join(axes)}"
             )
 
 
