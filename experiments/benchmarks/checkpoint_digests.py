@@ -10,6 +10,7 @@ digests, a share of them on each host.
 
 from __future__ import annotations
 
+import os
 import pathlib
 import shutil
 import sys
@@ -60,10 +61,13 @@ def main(argv: list[str]) -> None:
             _OUTPUT.value,
             {
                 "command": "python -m experiments.benchmarks.checkpoint_digests "
-                + " ".join(arg for arg in sys.argv[1:] if "workdir" not in arg),
+                + " ".join(
+                    arg for arg in sys.argv[1:] if "workdir" not in arg and "output" not in arg
+                ),
                 "cpu": cpu_model(),
                 "state_gb": round(size, 3),
                 "best_of": len(runs),
+                "load_average": round(os.getloadavg()[0], 1),  # of others on the machine, too
                 **best,
             },
         )
