@@ -227,6 +227,44 @@ def test_a_row_holds_its_documents_and_padding_behind_them(contents, aligned):
     assert set(dtypes.values()) == {np.dtype(np.int32)}
 
 
+@settings(max_examples=100, deadline=None)
+@given(documents(), st.integers(-1, 30), st.integers(0, 60))
+def test_the_largest_head_is_all_that_fits_and_no_patch_more(content, num_patches, num_tokens):
+    document = patch_document(content[0], PatchingConfig("static", 3), VOCABULARY)
+    lengths = document.patch_lengths.tolist()
+    fits = [
+        count
+        for count in range(len(lengths) + 1)
+        if count <= max(num_patches, 0) and sum(lengths[:count]) <= num_tokens
+    ]
+    assert largest_head(document, num_patches, num_tokens) == max(fits)
+    for count in range(1, len(lengths) + 1):
+        tokens = sum(lengths[:count])
+        assert largest_head(document, len(lengths), tokens) == count
+        assert largest_head(document, len(lengths), tokens - 1) == count - 1
+        assert largest_head(document, count, len(document.tokens)) == count
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [
+        # `<s>` is the first token; or the run is, and `<s>` only the last token.
+        ([SPEECH, UNIT, UNIT, UNIT, EOS], [3, 1, 1]),
+        ([SPEECH, UNIT, UNIT, EOS], [3, 1]),
+        ([SPEECH, UNIT, EOS], [2, 1]),
+        ([UNIT, UNIT, UNIT, TEXT, SPEECH], [3, 1, 1]),
+        ([UNIT, SPEECH], [1, 1]),
+        ([SPEECH, SPEECH, UNIT], [1, 2]),
+        ([BOS, SPEECH, UNIT, 5, UNIT], [1, 2, 1, 1]),
+        ([], []),
+    ],
+)
+def test_a_speech_mode_joins_the_run_that_it_opens_and_no_other(tokens, expected):
+    tokens = np.array(tokens, np.int32)
+    lengths, _ = static_patches(tokens, VOCABULARY, 3, join_speech_mode=True)
+    assert lengths[lengths > 0].tolist() == expected
+
+
 def test_bad_arguments_are_named():
     tokens = np.array([BOS, SPEECH, UNIT, UNIT, EOS], np.int32)
     for arguments, name in [

@@ -70,6 +70,49 @@ def test_a_record_weighs_every_token_alike():
     assert progress.window == {}
 
 
+def test_every_number_of_a_record_is_that_of_its_name():
+    """No two sums are alike, of two windows; so no number can stand for another."""
+    names = [*step_sums()]
+    steps = [
+        {name: float(7 * i + 11 * j + i * j + 3) for j, name in enumerate(names)} for i in range(4)
+    ]
+    progress = Progress()
+    seconds, pauses = [0.5, 0.75, 2.0, 1.0], [10.0, 20.0, 40.0]
+    progress.add(steps[0], seconds[0])
+    progress.take_record(1, CONTEXT)
+    for sums, time, pause in zip(steps[1:], seconds[1:], pauses, strict=True):
+        progress.add_pause(pause)
+        progress.add(sums, time)
+    window = {name: sum(sums[name] for sums in steps[1:]) for name in names}
+    total = {name: sum(sums[name] for sums in steps) for name in names}
+    nll = window["text_nll"] + window["speech_nll"]
+    assert progress.take_record(4, CONTEXT) == pytest.approx(
+        {
+            "step": 4,
+            "loss": nll / (window["text_weight"] + window["speech_weight"]),
+            "loss_text": window["text_nll"] / window["text_weight"],
+            "loss_speech": window["speech_nll"] / window["speech_weight"],
+            "gradient_norm": window["gradient_norm"] / 3,
+            "learning_rate": window["learning_rate"] / 3,
+            "mean_patch_length": window["speech_units"] / window["speech_patches"],
+            "aligned_fraction": window["aligned_examples"] / window["speech_examples"],
+            "patch_padding": 1 - window["patches"] / (3 * 100),
+            "token_padding": 1 - window["tokens"] / (3 * 200),
+            "patches_per_second": window["patches"] / 3.75,
+            "tokens_per_second": window["tokens"] / 3.75,
+            "mfu": window["flops"] / 3.75 / (2 * 1e3),
+            "step_seconds": 3.75 / 3,
+            "pause_seconds": 70.0,
+            "eta_seconds": (10 - 4) * 3.75 / 3,
+            "total_patches": total["patches"],
+            "total_tokens": total["tokens"],
+            "total_speech_units": total["speech_units"],
+            "total_flops": total["flops"],
+            "total_seconds": 4.25 + 70,
+        }
+    )
+
+
 def test_losses_of_a_modality_that_is_absent_are_null():
     progress = Progress()
     progress.add(
