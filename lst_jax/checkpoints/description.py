@@ -21,6 +21,7 @@ import jax
 from lst_jax.checkpoints.layout import DESCRIPTION, exists, list_steps, split_path
 from lst_jax.config import LSTConfig, TokenTransformerConfig
 from lst_jax.differences import differences
+from lst_jax.files import write_json
 from lst_jax.patching import PatchingConfig, Visibility
 from lst_jax.settings import (
     Name,
@@ -165,11 +166,7 @@ def write_description(workdir: str | pathlib.Path, description: ModelDescription
     check_description(workdir, description)
     path = pathlib.Path(workdir) / DESCRIPTION
     if jax.process_index() == 0:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".json.partial")
-        text = json.dumps(description_to_json(description), indent=2) + "\n"
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        write_json(path, description_to_json(description))
 
 
 def read_description(path: str | pathlib.Path) -> ModelDescription:

@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -31,6 +30,7 @@ from lst_jax.checkpoints.description import (
     write_description,
 )
 from lst_jax.checkpoints.layout import step_directory
+from lst_jax.files import write_json
 from lst_jax.porting.orbax_step import OrbaxStep, is_orbax_run, write_orbax
 from lst_jax.porting.parameter_names import published_tensors
 from lst_jax.porting.published_config import make_params_json, read_params_json
@@ -188,11 +188,11 @@ def write_checkpoint(
             write_description(folder, description)
             write_orbax(step_directory(folder, step), description.model, checkpoint.specs, read)
         else:
-            _write_json(folder / _CONFIG, {**description_to_json(description), "step": step})
+            write_json(folder / _CONFIG, {**description_to_json(description), "step": step})
         if kind == "safetensors":
             write_safetensors(folder, checkpoint.specs, read, max_shard_bytes)
         elif kind == "pytorch":
-            _write_json(folder / _PARAMS, params)
+            write_json(folder / _PARAMS, params)
             write_pytorch(folder, checkpoint.specs, read)
         checkpoint.check_still_there()
 
@@ -204,10 +204,6 @@ def _read_config(folder: pathlib.Path) -> tuple[ModelDescription, int]:
     if (folder / _PARAMS).is_file():
         return read_params_json(folder / _PARAMS), 0
     raise FileNotFoundError(f"{folder}: neither {_CONFIG} nor {_PARAMS} is there")
-
-
-def _write_json(path: pathlib.Path, values: Any) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save_file
 
+from lst_jax.files import write_json
 from lst_jax.porting.file_sums import check_sums, write_sums
 from lst_jax.porting.tensors import TensorSpec
 from lst_jax.settings import quote
@@ -98,7 +98,7 @@ def write_safetensors(
     if len(shards) > 1:
         total = sum(spec.num_bytes for spec in specs.values())
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        write_json(folder / _INDEX, index)
     write_sums(folder, set(weight_map.values()))
 
 

@@ -22,6 +22,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
+from lst_jax.files import write_file
 from lst_jax.training.hooks import OpenWriter, Record, Writer
 from lst_jax.training.log import LOGGER
 from lst_jax.training.metrics import METRICS_FILE, format_record, read_all_records
@@ -94,9 +95,7 @@ class JsonlWriter:
         if path.exists():
             lines = path.read_text().splitlines()
             kept = [line for line in lines if _is_record_until(line, start_step)]
-            partial = path.with_suffix(".jsonl.partial")
-            partial.write_text("".join(line + "\n" for line in kept))
-            partial.replace(path)
+            write_file(path, "".join(line + "\n" for line in kept))
         self._path = path
         self._file = path.open("ab", buffering=0)
 
