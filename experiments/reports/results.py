@@ -29,7 +29,7 @@ _CONTENTS = {
     "speech.md": "recognition and synthesis on the built-in corpus",
     "conventions.md": "what the published model's conventions do to the loss",
     "aot.md": "training steps compiled for TPU pods: memory, FLOPs, traffic",
-    "cpu.md": "data pipeline, attention, training step, decoding and porting on CPUs",
+    "cpu.md": "data pipeline, attention, training step, decoding, porting and digests on CPUs",
     "gpus.md": "GPUs: kernels, memory, and what was timed",
 }
 
@@ -66,6 +66,7 @@ def pages(results: pathlib.Path = RESULTS) -> dict[str, str]:
             read("train_step_cpu"),
             read("decode"),
             read("porting"),
+            read("checkpoint_digests"),
         ),
         "gpus.md": gpu_results(results),
     }

@@ -29,7 +29,12 @@ def aot_page(report: Record) -> str:
 
 
 def cpu_page(
-    data: Record, attention: Record, step: Record, decoding: Record, porting: Record
+    data: Record,
+    attention: Record,
+    step: Record,
+    decoding: Record,
+    porting: Record,
+    digests: Record,
 ) -> str:
     """Returns the page of what was measured on CPUs, one section for each benchmark."""
     (result,) = step["results"]
@@ -51,6 +56,7 @@ def cpu_page(
         porting=porting,
         ported=porting["gin_file"].rpartition("/")[2].removesuffix(".gin"),
         ports=_ports(porting["ports"]),
+        digests=digests,
     )
 
 
