@@ -200,6 +200,25 @@ def test_durations_are_hours_minutes_seconds():
     assert [format_duration(s) for s in (0, 59.6, 3725)] == ["0:00:00", "0:01:00", "1:02:05"]
 
 
+@pytest.mark.parametrize(
+    ("rate", "shown"),
+    [
+        (999.0, "999 "),
+        (1000.0, "1k "),
+        (999_000.0, "999k "),
+        (1e6, "1M "),
+        (2.5e9, "2.5G "),
+        (0.5, "0.5 "),
+    ],
+)
+def test_rates_are_shown_with_a_letter_from_each_thousand_on(rate, shown):
+    progress = Progress()
+    progress.add(step_sums(patches=rate, tokens=2 * rate), 1.0)
+    progress.window |= {"patches": rate}
+    line = format_record(progress.take_record(1, CONTEXT), 10)
+    assert f"  {shown}patches/s" in line
+
+
 class FakeDevice:
     platform = "gpu"
 
