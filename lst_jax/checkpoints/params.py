@@ -130,8 +130,7 @@ def restore_initial_params(
       FileNotFoundError: there is no run or no checkpoint.
       ValueError: it is of another model, vocabulary or tokenizer.
     """
-    checkpoint = find_checkpoint(path)
-    there = read_description(checkpoint)
+    there = read_description(find_checkpoint(path))
     if there.tokenizer_fingerprint is None:  # ported, so nobody knows
         there = dataclasses.replace(there, tokenizer_fingerprint=description.tokenizer_fingerprint)
     difference = description_difference(there, description)
@@ -143,7 +142,7 @@ def restore_initial_params(
         logging.warning(
             "checkpoint %s was trained with %s %r, this run has %r", path, name, old, new
         )
-    return restore_params(checkpoint, mesh, rules, there)
+    return restore_params(path, mesh, rules, there)
 
 
 def _changed_conventions(
