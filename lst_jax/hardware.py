@@ -12,6 +12,8 @@ import numpy as np
 # Dense bfloat16 FLOP/s of one JAX device, from the makers' data sheets (float16 where a device has
 # no bfloat16). A device is of the first kind whose name its own contains. A JAX device is one of
 # two cores of a chip on TPU v2, v3 and 7x.
+from lst_jax.settings import quote
+
 _PEAKS: tuple[tuple[str, float], ...] = (
     ("TPU v2", 22.5e12),
     ("TPU v3", 61.5e12),
@@ -84,7 +86,7 @@ def tpu_chip(device_kind: str) -> Chip:
       ValueError: the figures of that kind are not known.
     """
     if device_kind not in _CHIPS:
-        raise ValueError(f"device_kind is {device_kind!r}, expected one of {sorted(_CHIPS)}")
+        raise ValueError(f"device_kind is {quote(device_kind)}, expected one of {sorted(_CHIPS)}")
     return _CHIPS[device_kind]
 
 

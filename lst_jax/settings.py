@@ -45,6 +45,7 @@ except ImportError:  # see above
 _T = TypeVar("_T")
 
 _QUOTED = 80  # characters of a value that a message shows
+_LONGEST_LINE = 450  # characters of a whole message
 _LISTED = 10  # names that a message lists,
 _LISTED_LENGTH = 120  # in so many characters beyond the first
 
@@ -125,7 +126,6 @@ NaturalFloat = Annotated[float, Bounds(least=0)]
 Fraction = Annotated[float, Bounds(least=0, most=1)]
 Seed32 = Annotated[int, Bounds(least=0, most=2**32 - 1)]  # JAX's keys take no more bits of a seed
 Seed64 = Annotated[int, Bounds(least=0, most=2**64 - 1)]
-PathText = Annotated[str, NotEmpty("a path (one of digits alone as ./123)")]
 Name = Annotated[str, NotEmpty("text that is not empty")]
 
 
@@ -138,6 +138,23 @@ def quote(value: object) -> str:
     except (ValueError, RecursionError):  # digits without end, lists without end
         text = f"a {type(value).__name__} too large to show"
     return text if len(text) <= _QUOTED else text[: _QUOTED - 1] + "…"
+
+
+def one_line(message: str) -> str:
+    """Returns a message, another library's perhaps, as a line of at most 450 characters.
+
+    Spaces and line breaks become a space, what is not printable is escaped. Where it is too long,
+    words are cut to 80 characters, and then the middle is left out: a message's beginning says what
+    is wrong, its end what was expected.
+    """
+    words = message[: 10**6].split()
+    if sum(map(len, words)) + len(words) > _LONGEST_LINE:
+        words = [word if len(word) <= _QUOTED else word[: _QUOTED - 1] + "…" for word in words]
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(words))
+    if len(line) <= _LONGEST_LINE:
+        return line
+    half = _LONGEST_LINE // 2 - 2
+    return f"{line[: half + 1]} … {line[-half:]}"
 
 
 def require(condition: bool, argument: str, value: object, expected: str) -> None:

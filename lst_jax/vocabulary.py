@@ -22,6 +22,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lst_jax.paths import local_path
 from lst_jax.settings import NaturalInt, TextSize, UnitCount, configuration, quote, require
 
 _LOGGER = logging.getLogger(__name__)
@@ -146,7 +147,7 @@ class TextTokenizer:
           FileNotFoundError: there is no such file.
           ValueError: the file is not a SentencePiece model, or marks no word beginnings.
         """
-        self.model_path = pathlib.Path(model_path)
+        self.model_path = local_path(model_path, "tokenizer")
         if not self.model_path.is_file():
             raise FileNotFoundError(f"tokenizer model {self.model_path}: no such file")
         # Only here: the id space and the models on it work where there is no text to encode.
@@ -250,11 +251,13 @@ class TextTokenizer:
         for word in words:
             _check_unicode("words", word)
             if word.split() != [word] or _WORD_START in word:
-                raise ValueError(f"words holds {word!r}, expected one word without whitespace")
+                raise ValueError(f"words holds {quote(word)}, expected one word without whitespace")
         encoded = self._model.encode([self._prefix + word for word in words])
         for word, pieces in zip(words, encoded, strict=True):
             if not pieces:
-                raise ValueError(f"words holds {word!r}, which has no pieces in {self.model_path}")
+                raise ValueError(
+                    f"words holds {quote(word)}, which has no pieces in {self.model_path}"
+                )
             self._warn_of_unknown(word, pieces)
         return encoded
 
@@ -286,4 +289,6 @@ def _check_unicode(name: str, text: str) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ValueError(f"{name} holds {text!r}, which is not valid Unicode: {error}") from error
+        raise ValueError(
+            f"{name} holds {quote(text)}, which is not valid Unicode: {error}"
+        ) from error

@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
+import logging
 import pathlib
 import re
 import time
@@ -57,6 +58,8 @@ from lst_jax.files import new_directory, read_numbered_lines, write_file, write_
 from lst_jax.strict_json import parse_object, read_json_object
 from lst_jax.vocabulary import TextTokenizer
 
+LOGGER = logging.getLogger("data_pipelines")
+
 _FINGERPRINT = "fingerprint"
 
 
@@ -65,7 +68,7 @@ def build_corpus(
     workdir: str | pathlib.Path,
     *,
     processes: int = 2,
-    progress: Callable[[str], None] = print,
+    progress: Callable[[str], None] = LOGGER.info,
 ) -> MicroworldPaths:
     """Builds the corpus, or what is missing of it.
 

@@ -9,11 +9,11 @@ from data_pipelines.training.documents import Task
 from data_pipelines.training.mixture import RatioUnit
 from data_pipelines.training.packing import OpenRows, PackingConfig, RowSize
 from lst_jax.patching import PatchingConfig, Visibility
+from lst_jax.paths import PathText
 from lst_jax.settings import (
     BatchRows,
     Bounds,
     Fraction,
-    PathText,
     PositiveFloat,
     PositiveInt,
     Seed64,

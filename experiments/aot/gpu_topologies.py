@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax
 from jax.experimental import topologies
 
+from lst_jax.settings import quote
+
 _GIB = 2**30
 
 # What XLA must know of a card, from CUDA's device properties. XLA plans by most of these numbers;
@@ -53,7 +55,7 @@ def gpu_device(name: str) -> jax.Device:
       ImportError: JAX has no CUDA plugin here.
     """
     if name not in GPUS:
-        raise ValueError(f"gpu is {name!r}, expected one of {', '.join(GPUS)}")
+        raise ValueError(f"gpu is {quote(name)}, expected one of {', '.join(GPUS)}")
     kind, memory, l2, bandwidth = GPUS[name]
     target = _TARGET.format(name=kind, memory=int(memory), l2=l2, bandwidth=bandwidth)
     try:

@@ -10,6 +10,8 @@ from jax.experimental import topologies
 
 # Nothing is run, so another process may hold libtpu; there is no cloud machine to ask about itself,
 # and what the compiler warns of should come to stderr instead of a directory of logs.
+from lst_jax.settings import quote
+
 _ENVIRONMENT = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -45,6 +47,7 @@ def tpu_devices(topology: str, num_slices: int = 1) -> list[jax.Device]:
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
-            f"topology is {topology!r}, expected a chip and a shape such as 'v5e:16x16' ({reason})"
+            f"topology is {quote(topology)}, expected a chip and a shape such as 'v5e:16x16' "
+            f"({reason})"
         ) from error
     return list(description.devices)

@@ -61,6 +61,7 @@ from experiments.benchmarks.job_runner import (
 )
 from experiments.benchmarks.machine import device_name, process_age
 from experiments.common import cli
+from experiments.common.paths import define_path
 from experiments.common.step_config import PRESETS
 from lst_jax.model.attention import BACKENDS
 
@@ -73,7 +74,7 @@ _PACKAGES += ("jax-cuda12-plugin", "nvidia-cudnn-cu13", "nvidia-cudnn-cu12", "li
 def define_flags() -> None:
     """Defines the flags of the binary, so that importing this module defines none."""
     flags.DEFINE_float("minutes", 9.0, "Minutes that all of it may take.")
-    flags.DEFINE_string("output", None, "Directory for the results.", required=True)
+    define_path("output", "Directory for the results.", required=True)
     flags.DEFINE_list("stages", list(STAGES), "Which stages to run, in this order.")
     flags.DEFINE_list("models", None, f"Presets ({', '.join(PRESETS)}); 1b,420m by default.")
     flags.DEFINE_integer("most_rows", 16, "Rows of a batch at most.", lower_bound=1)
@@ -91,8 +92,6 @@ def main(argv: Sequence[str]) -> None:
     models = _chosen("models", values.models, PRESETS) if values.models else None
     if not 0 < values.minutes <= _MOST_MINUTES:
         raise ValueError(f"minutes is {values.minutes}, expected 0 … {_MOST_MINUTES}")
-    if not values.output:
-        raise ValueError("output is empty, expected a directory")
     output = pathlib.Path(values.output)
     output.mkdir(parents=True, exist_ok=True)
     if values.worker_deadline:

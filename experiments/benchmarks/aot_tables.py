@@ -27,6 +27,7 @@ from experiments.common import cli
 from experiments.common.gin_steps import read_config
 from experiments.common.mesh_text import parse_mesh
 from experiments.common.outputs import write_json
+from experiments.common.paths import define_path
 
 _MODELS = "experiments/configs/models"
 _ROWS_PER_DEVICE = 1
@@ -82,7 +83,7 @@ CONFIGURATIONS = tuple(dict.fromkeys((*WEAK_SCALING, *REMAT, *PODS, *MESHES)))
 
 def define_flags() -> None:
     """Defines the flags of the binary, so that importing this module defines none."""
-    flags.DEFINE_string("output", None, "JSON file of the results.", required=True)
+    define_path("output", "JSON file of the results.", required=True)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -33,6 +33,7 @@ from experiments.benchmarks.attention_timing import (
 from experiments.benchmarks.machine import device_name
 from experiments.common.cli import check_no_arguments, run_main
 from experiments.common.outputs import write_json
+from experiments.common.paths import define_path
 from lst_jax.config import LSTConfig
 from lst_jax.model.attention import best_backend
 from lst_jax.vocabulary import Vocabulary
@@ -47,7 +48,7 @@ _ROWS = flags.DEFINE_integer("rows", 1, "Rows of a batch.", 1)
 _HEADS = flags.DEFINE_integer("heads", 1, "Heads of every attention.", 1)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Type of the arrays.")
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Runs of which the median counts.", 1)
-_OUTPUT = flags.DEFINE_string("output", None, "JSON file to write the results to.")
+_OUTPUT = define_path("output", "JSON file to write the results to.")
 
 _VOCABULARY = Vocabulary(text_size=32_000)
 _LATENT_VECTORS = 2

@@ -23,10 +23,11 @@ from experiments.benchmarks.machine import cpu_model
 from experiments.common import cli, gin_config
 from experiments.common.experiment import run_experiment
 from experiments.common.outputs import write_json
+from experiments.common.paths import define_path
 from lst_jax.training.metrics import read_records
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the corpus and runs.", required=True)
-_OUTPUT = flags.DEFINE_string("output", None, "JSON file to write the results to.")
+_WORKDIR = define_path("workdir", "Directory of the corpus and runs.", required=True)
+_OUTPUT = define_path("output", "JSON file to write the results to.")
 _STEPS = flags.DEFINE_integer("steps", 300, "Steps of each run.", lower_bound=3)
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds of the parameters.", lower_bound=2)
 

@@ -30,12 +30,13 @@ from absl import app, flags
 from data_pipelines.records.storage import SILENCE, TextDocument, Utterance, write_records
 from data_pipelines.training.dataset import DataConfig, SourceConfig, make_training_dataset
 from experiments.benchmarks.machine import cpu_model
+from experiments.common.paths import define_path
 from lst_jax.batch import Batch
 from lst_jax.patching import PatchingConfig, Strategy
 from lst_jax.vocabulary import TextTokenizer
 
 _NUM_WORKERS = flags.DEFINE_list("num_workers", ["0", "1", "2"], "Worker processes to measure.")
-_OUTPUT = flags.DEFINE_string("output", None, "JSON file to write the results to.")
+_OUTPUT = define_path("output", "JSON file to write the results to.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Rows of a batch.", lower_bound=1)
 _STEPS = flags.DEFINE_integer("steps", 60, "Batches to measure.", lower_bound=1)
 _DOCUMENTS = flags.DEFINE_integer("documents", 10_000, "Records of each source.", lower_bound=1)

@@ -35,6 +35,7 @@ from experiments.benchmarks.machine import device_name
 from experiments.common import cli, gin_config
 from experiments.common.gin_steps import read_config
 from experiments.common.outputs import write_json
+from experiments.common.paths import define_path
 from lst_jax.config import LSTConfig, baseline_of
 from lst_jax.evaluation.tables import format_rows
 from lst_jax.patching import PatchingConfig
@@ -48,7 +49,7 @@ def define_flags() -> None:
     flags.DEFINE_list("batch_rows", ["1", "8"], "Batch sizes.")
     flags.DEFINE_list("prompt_seconds", ["30", "7.5", "60"], "Lengths of the prompts.")
     flags.DEFINE_float("seconds", 30.0, "Length of the continuations.", 0.08)
-    flags.DEFINE_string("output", None, "JSON file to write the results to.")
+    define_path("output", "JSON file to write the results to.")
 
 
 def main(argv: Sequence[str]) -> None:

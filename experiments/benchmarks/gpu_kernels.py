@@ -27,6 +27,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from experiments.aot.gpu_topologies import gpu_device
 from experiments.common import cli
 from experiments.common.outputs import write_json
+from experiments.common.paths import define_path
 from lst_jax.model.attention.mosaic_gpu import mosaic_gpu_attention
 from lst_jax.model.key_ranges import KeyRange
 from lst_jax.sharding import make_mesh
@@ -43,7 +44,7 @@ _FIGURES = {
 def define_flags() -> None:
     """Defines the flags of the binary, so that importing this module defines none."""
     flags.DEFINE_multi_integer("width", [64, 128], "Features of a head.")
-    flags.DEFINE_string("output", None, "JSON file to write the results to.")
+    define_path("output", "JSON file to write the results to.")
 
 
 def main(argv: list[str]) -> None:

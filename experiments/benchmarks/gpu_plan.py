@@ -24,6 +24,7 @@ from experiments.aot.gpu_topologies import GPUS, gpu_device, memory_bytes
 from experiments.benchmarks.step_timing import largest_batch, planned_bytes
 from experiments.common import cli
 from experiments.common.outputs import write_json
+from experiments.common.paths import define_path
 from experiments.common.step_config import PRESETS, preset
 from lst_jax.model.layers import REMAT_POLICIES
 from lst_jax.sharding import make_mesh
@@ -35,7 +36,7 @@ _USABLE = 0.95
 def define_flags() -> None:
     """Defines the flags of the binary, so that importing this module defines none."""
     flags.DEFINE_list("models", ["1b", "420m"], f"Presets: {', '.join(PRESETS)}.")
-    flags.DEFINE_string("output", None, "JSON file to write the results to.")
+    define_path("output", "JSON file to write the results to.")
 
 
 def main(argv: list[str]) -> None:

@@ -29,6 +29,7 @@ from absl import app, flags
 from experiments.benchmarks.machine import cpu_model
 from experiments.common import gin_config
 from experiments.common.outputs import write_json
+from experiments.common.paths import define_path
 from lst_jax.checkpoints.description import ModelDescription, write_description
 from lst_jax.checkpoints.layout import params_directory, step_directory
 from lst_jax.checkpoints.params import params_save_args
@@ -39,13 +40,12 @@ _GIN_FILE = flags.DEFINE_string(
     "gin_file", "experiments/configs/models/1b.gin", "Model file of the shape to port."
 )
 _TEXT_SIZE = flags.DEFINE_integer("text_size", 32_000, "Pieces of the text tokenizer.")
-_WORKDIR = flags.DEFINE_string(
+_WORKDIR = define_path(
     "workdir",
-    None,
     "Scratch folder that is not there yet; takes four times the model.",
     required=True,
 )
-_OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.")
+_OUTPUT = define_path("output", "JSON file for the results.")
 
 
 def main(argv: list[str]) -> None:

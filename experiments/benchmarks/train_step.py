@@ -44,6 +44,7 @@ from experiments.common import cli, gin_config
 from experiments.common.gin_steps import read_config
 from experiments.common.mesh_text import parse_mesh
 from experiments.common.outputs import write_json
+from experiments.common.paths import define_path
 from experiments.common.step_config import StepConfig
 from lst_jax.hardware import PeakRate, peak_rate
 from lst_jax.model.attention import BACKENDS, best_backend
@@ -69,7 +70,7 @@ def define_flags() -> None:
     flags.DEFINE_string("mesh", "", "Mesh axes, e.g. data=1,fsdp=8,tensor=1.")
     flags.DEFINE_integer("text_size", 32000, "Pieces of the text tokenizer.", lower_bound=3)
     flags.DEFINE_enum("attention", "auto", BACKENDS, "Attention backend.")
-    flags.DEFINE_string("output", None, "JSON file to write the results to.")
+    define_path("output", "JSON file to write the results to.")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -23,10 +23,10 @@ from lst_jax.config import LSTConfig, TokenTransformerConfig
 from lst_jax.differences import differences
 from lst_jax.files import write_json
 from lst_jax.patching import PatchingConfig, Visibility
+from lst_jax.paths import RecordedPath
 from lst_jax.settings import (
     Name,
     NaturalInt,
-    PathText,
     RowSlots,
     configuration,
     list_names,
@@ -91,7 +91,7 @@ class DataDescription:
 
     patching: PatchingConfig | None = None
     visibility: Visibility | None = None
-    tokenizer: PathText | None = None
+    tokenizer: RecordedPath | None = None
     patches_per_row: RowSlots | None = None
     tokens_per_row: RowSlots | None = None
 

@@ -24,6 +24,8 @@ from collections.abc import Iterator
 
 from absl import logging
 
+from lst_jax.paths import local_path
+
 CHECKPOINTS = "checkpoints"
 
 
@@ -126,7 +128,7 @@ def split_path(path: str | pathlib.Path) -> tuple[pathlib.Path, int | None]:
       path: WORKDIR, WORKDIR/STEP or WORKDIR/checkpoints/STEP. A workdir may be named like a step:
         it is one if it has a model.json.
     """
-    path = pathlib.Path(path).absolute()
+    path = local_path(path, "checkpoint").absolute()
     if not _STEP_NAME.fullmatch(path.name) or exists(path / DESCRIPTION):
         return path, None
     parent = path.parent

@@ -17,6 +17,7 @@ import jiwer
 import numpy as np
 
 from lst_jax.evaluation.statistics import bootstrap_ratio_interval
+from lst_jax.settings import quote
 
 # Characters without a glyph: joiners, variation selectors, directions, soft hyphens; Unicode's
 # property Default_Ignorable_Code_Point, without code points that are not assigned. The zero-width
@@ -127,7 +128,9 @@ def count_errors(utterance_id: str, reference: str, hypothesis: str) -> Utteranc
     """
     reference, hypothesis = normalize(reference), normalize(hypothesis)
     if not reference:
-        raise ValueError(f"the reference of utterance {utterance_id!r} has no words, expected some")
+        raise ValueError(
+            f"the reference of utterance {quote(utterance_id)} has no words, expected some"
+        )
     words = jiwer.process_words(reference, hypothesis)
     characters = jiwer.process_characters(reference, hypothesis)
     return UtteranceErrors(

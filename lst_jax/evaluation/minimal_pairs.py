@@ -23,6 +23,7 @@ from lst_jax.evaluation import jsonl
 from lst_jax.evaluation.choices import Choice, ChoiceKind, ChoiceResults, evaluate_choices
 from lst_jax.inference.scoring import Continuation, ScoringShape
 from lst_jax.inference.trained_model import TrainedModel
+from lst_jax.settings import quote
 from lst_jax.vocabulary import Vocabulary
 
 
@@ -111,7 +112,7 @@ def build_continuations(pair: SpeechPair, vocabulary: Vocabulary) -> list[Contin
     try:
         return [Continuation(prompt, vocabulary.units_to_ids(units)) for units in pair.members]
     except ValueError as error:
-        raise ValueError(f"{pair.origin}: pair {pair.example_id!r}: {error}") from error
+        raise ValueError(f"{pair.origin}: pair {quote(pair.example_id)}: {error}") from error
 
 
 def evaluate_minimal_pairs(

@@ -28,6 +28,7 @@ from lst_jax.evaluation.choices import Choice, ChoiceKind, ChoiceResults, evalua
 from lst_jax.evaluation.choices import format_table as choices_table
 from lst_jax.inference.scoring import Continuation, ScoringShape
 from lst_jax.inference.trained_model import TrainedModel
+from lst_jax.settings import quote
 from lst_jax.vocabulary import TextTokenizer, Vocabulary
 
 # Prompt-ending modalities: S is speech, T is text.
@@ -136,7 +137,9 @@ def _parse_passage(fields: Mapping[str, Any], name: str, unit_count: int) -> Pas
 def parse_direction(direction: str) -> tuple[str, str]:
     """Splits "S-T" into ("S", "T"): the modality of the prompt and that of the endings."""
     if direction not in DIRECTIONS:
-        raise ValueError(f"direction is {direction!r}; expected one of {', '.join(DIRECTIONS)}")
+        raise ValueError(
+            f"direction is {quote(direction)}; expected one of {', '.join(DIRECTIONS)}"
+        )
     prompt, ending = direction.split("-")
     return prompt, ending
 
@@ -168,7 +171,7 @@ def build_continuations(
     mode_ids = {"S": vocabulary.speech_mode_id, "T": vocabulary.text_mode_id}
 
     def encode(passage: Passage, modality: str, name: str) -> np.ndarray:
-        where = f"{example.origin}: example {example.example_id!r}, {name}"
+        where = f"{example.origin}: example {quote(example.example_id)}, {name}"
         try:
             return _encode(passage, modality, vocabulary, tokenizer)
         except ValueError as error:
@@ -201,7 +204,7 @@ def _encode(
     # Every passage starts a new word for the tokenizer, so pieces do not depend on the prompt.
     pieces = tokenizer.encode(passage.text.strip())
     if not pieces.size:
-        raise ValueError(f"its text {passage.text!r} has no pieces")
+        raise ValueError(f"its text {quote(passage.text)} has no pieces")
     return pieces
 
 

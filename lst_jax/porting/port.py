@@ -31,6 +31,7 @@ from lst_jax.checkpoints.description import (
 )
 from lst_jax.checkpoints.layout import step_directory
 from lst_jax.files import write_json
+from lst_jax.paths import local_path
 from lst_jax.porting.orbax_step import OrbaxStep, is_orbax_run, write_orbax
 from lst_jax.porting.parameter_names import published_tensors
 from lst_jax.porting.published_config import make_params_json, read_params_json
@@ -41,6 +42,7 @@ from lst_jax.porting.safetensors_folder import (
     write_safetensors,
 )
 from lst_jax.porting.tensors import DTYPES, TensorSpec, check_tensors
+from lst_jax.settings import quote
 from lst_jax.vocabulary import TextTokenizer
 
 Kind = Literal["orbax", "safetensors", "pytorch"]
@@ -87,7 +89,7 @@ class Checkpoint:
           ValueError: the dtype is not one of them.
         """
         if dtype not in DTYPES:
-            raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
+            raise ValueError(f"dtype is {quote(dtype)}, expected one of {', '.join(DTYPES)}")
         specs = {name: TensorSpec(spec.shape, dtype) for name, spec in self.specs.items()}
 
         def read(name: str) -> np.ndarray:
@@ -126,7 +128,7 @@ def open_checkpoint(path: str | pathlib.Path) -> Checkpoint:
       ValueError: a file is damaged or refused, or tensors and configuration do not fit; all
         tensors that do not are listed.
     """
-    path = pathlib.Path(path)
+    path = local_path(path, "input")
     if is_safetensors_folder(path) and is_pytorch_folder(path):
         raise ValueError(f"{path} holds safetensors and a .pth file, expected one of them")
     if is_safetensors_folder(path):
@@ -172,7 +174,7 @@ def write_checkpoint(
       OSError: the disk is full, say.
     """
     if kind not in KINDS:
-        raise ValueError(f"kind is {kind!r}, expected one of {', '.join(KINDS)}")
+        raise ValueError(f"kind is {quote(kind)}, expected one of {', '.join(KINDS)}")
     if max_shard_bytes < 1:
         raise ValueError(f"max_shard_bytes is {max_shard_bytes}, expected a positive size")
 
@@ -183,7 +185,7 @@ def write_checkpoint(
 
     description, step = checkpoint.description, checkpoint.step
     params = make_params_json(description) if kind == "pytorch" else None
-    with _appearing_whole(pathlib.Path(output)) as folder:
+    with _appearing_whole(local_path(output, "output")) as folder:
         if kind == "orbax":
             write_description(folder, description)
             write_orbax(step_directory(folder, step), description.model, checkpoint.specs, read)

@@ -37,6 +37,7 @@ from lst_jax.porting.parameter_names import (
 from lst_jax.porting.published_config import POOLINGS, PUBLISHED_CONVENTIONS
 from lst_jax.porting.safetensors_folder import SafetensorsFolder
 from lst_jax.porting.tensors import check_tensors
+from lst_jax.settings import quote
 from lst_jax.strict_json import read_json_object
 
 # Gradients that cancel to rounding error (scores over a single key, say) have no meaningful ratio:
@@ -104,7 +105,9 @@ def read_case(folder: str | pathlib.Path) -> ReferenceCase:
         loss, grad_norms = float(case["loss"]), dict(case["grad_norms"])
         eos_id = int(case["eos_id"])
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{folder / 'case.json'} does not describe a case: {error!r}") from error
+        raise ValueError(
+            f"{folder / 'case.json'} does not describe a case: {quote(error)}"
+        ) from error
     tensors = SafetensorsFolder(folder)
     check_tensors(folder, tensors.specs, published_tensors(config))
     differing = sorted(tensors.specs.keys() ^ grad_norms.keys())
@@ -173,7 +176,9 @@ def _read_config(case: Mapping[str, Any]) -> LSTConfig:
             " cross-attention before every block"
         )
     if model["pooling"] not in POOLINGS:
-        raise ValueError(f"pooling is {model['pooling']!r}, expected one of {sorted(POOLINGS)}")
+        raise ValueError(
+            f"pooling is {quote(model['pooling'])}, expected one of {sorted(POOLINGS)}"
+        )
     return LSTConfig(
         vocab_size=case["vocab_size"],
         dim_local=model["dim_local"],

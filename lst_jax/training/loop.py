@@ -27,6 +27,8 @@ from lst_jax.checkpoints.checkpointer import Checkpointer, MergeStates, Retentio
 from lst_jax.checkpoints.layout import ABANDONED
 from lst_jax.checkpoints.train_state import TrainState
 from lst_jax.files import write_file
+from lst_jax.paths import local_path
+from lst_jax.settings import quote
 from lst_jax.sharding import DEFAULT_RULES, LogicalRules, mesh_context, shard_batch
 from lst_jax.training.hooks import (
     Batch,
@@ -130,7 +132,7 @@ def train(
         for, no evaluator gives the metric that checkpoints are compared by, or nothing of the
         batches is learned.
     """
-    workdir = pathlib.Path(workdir).absolute()
+    workdir = local_path(workdir, "workdir").absolute()
     settings = {**flatten_settings(training), **(settings or {})}
     _check_metric_names(evaluators, training)
     if description is not None:
@@ -444,7 +446,7 @@ def _check_metric_names(evaluators: Sequence[Evaluator], training: TrainingConfi
         return
     if best not in every:
         names = ", ".join(every) or "none, since nothing is evaluated"
-        raise ValueError(f"best_metric is {best!r}, expected a metric of the run: {names}")
+        raise ValueError(f"best_metric is {quote(best)}, expected a metric of the run: {names}")
     if training.checkpoint_every % every[best]:
         raise ValueError(
             f"checkpoint_every is {training.checkpoint_every}, expected a multiple of "

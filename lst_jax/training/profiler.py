@@ -11,6 +11,7 @@ import pathlib
 import jax
 
 from lst_jax.checkpoints.train_state import TrainState
+from lst_jax.settings import quote
 from lst_jax.training.log import report
 
 
@@ -53,7 +54,15 @@ def parse_steps(text: str) -> tuple[int, int]:
       ValueError: it is not of that form.
     """
     first, colon, last = text.partition(":")
-    valid = colon and first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)
+    valid = (
+        colon
+        and len(text) < 32
+        and first.isdecimal()
+        and last.isdecimal()
+        and 1 <= int(first) <= int(last)
+    )
     if not valid:
-        raise ValueError(f"profile_steps is {text!r}, expected FIRST:LAST with 1 ≤ FIRST ≤ LAST")
+        raise ValueError(
+            f"profile_steps is {quote(text)}, expected FIRST:LAST with 1 ≤ FIRST ≤ LAST"
+        )
     return int(first), int(last)

@@ -20,7 +20,8 @@ from lst_jax.config import ModelConfig
 from lst_jax.model.flops import training_flops
 from lst_jax.model.losses import token_nll
 from lst_jax.model.models import build_model, output_kernel
-from lst_jax.settings import PathText, PositiveInt, Seed32, configuration, require
+from lst_jax.paths import PathText
+from lst_jax.settings import PositiveInt, Seed32, configuration, require
 from lst_jax.sharding import DEFAULT_RULES, LogicalRules, batch_sharding, replicated
 from lst_jax.training.hooks import LossSums, Sums, TrainStep
 from lst_jax.training.optimizers import OptimizerConfig, learning_rate_schedule, make_optimizer

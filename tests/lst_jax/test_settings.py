@@ -42,11 +42,11 @@ from lst_jax.inference.scoring import ScoringShape
 from lst_jax.model.attention import BACKENDS
 from lst_jax.model.layers import REMAT_POLICIES
 from lst_jax.patching import PatchingConfig
+from lst_jax.paths import PathText
 from lst_jax.settings import (
     Bounds,
     Fraction,
     NaturalInt,
-    PathText,
     PositiveFloat,
     PositiveInt,
     Width,

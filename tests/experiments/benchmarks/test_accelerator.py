@@ -126,7 +126,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, flags, says):
 @pytest.mark.multiprocess
 def test_an_empty_output_is_refused():
     result = run("--output=", check=False)
-    assert "output is empty, expected a directory" in result.stderr
+    assert "--output=: it is '', expected a local path" in result.stderr
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -1,0 +1,37 @@
+"""Flags that name files and folders; all of them pass through `lst_jax.paths.local_path`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from absl import flags
+
+from lst_jax.paths import local_path
+
+flags.disclaim_key_flags()  # they are those of the binary that asks for them
+
+
+class PathParser(flags.ArgumentParser):
+    """Refuses what can be no local path while the flags are parsed, before anything is done."""
+
+    syntactic_help = "a local path"
+
+    def parse(self, argument: str) -> str:
+        """Returns the path as text."""
+        return str(local_path(argument, "it"))
+
+    def flag_type(self) -> str:
+        """Returns the name of the type in the help."""
+        return "path"
+
+
+def define_path(name: str, help_text: str, *, required: bool = False) -> flags.FlagHolder[Any]:
+    """Defines a flag of one path; None where it is not given."""
+    return flags.DEFINE(PathParser(), name, None, help_text, required=required)
+
+
+def define_paths(name: str, help_text: str, *, required: bool = False) -> flags.FlagHolder[Any]:
+    """Defines a flag of paths, or of patterns, that may be given several times."""
+    default = None if required else []
+    serializer = flags.ArgumentSerializer()
+    return flags.DEFINE_multi(PathParser(), serializer, name, default, help_text, required=required)
