@@ -28,6 +28,7 @@ from experiments.common import cli, gin_config
 from experiments.common.gin_steps import read_config
 from experiments.common.mesh_text import parse_mesh
 from experiments.common.outputs import write_json
+from experiments.common.paths import define_path
 from lst_jax.model.attention import BACKENDS
 
 
@@ -37,10 +38,10 @@ def define_flags() -> None:
     flags.DEFINE_string("topology", None, "Chip and shape, e.g. v5p:8x8x4.", required=True)
     flags.DEFINE_string("mesh", "", "Mesh axes, e.g. data=1,fsdp=256,tensor=1.")
     flags.DEFINE_integer("slices", 1, "Slices of that shape.", lower_bound=1)
-    flags.DEFINE_integer("rows_per_device", None, "Rows of each device.", lower_bound=1)
-    flags.DEFINE_integer("text_size", 32000, "Pieces of the text tokenizer.", lower_bound=3)
+    flags.DEFINE_integer("rows_per_device", None, "Rows of each device.", 1, 2**20)
+    flags.DEFINE_integer("text_size", 32000, "Pieces of the text tokenizer.", 3, 2**21)
     flags.DEFINE_enum("attention", "auto", BACKENDS, "Attention backend.")
-    flags.DEFINE_string("output", None, "JSON file to write the report to.")
+    define_path("output", "JSON file to write the report to.")
 
 
 def main(argv: Sequence[str]) -> None:

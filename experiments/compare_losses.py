@@ -22,6 +22,7 @@ import sys
 from absl import flags
 
 from experiments.common import cli, gin_config
+from experiments.common.paths import define_path
 from experiments.inspection import loss_gate
 
 _STEPS = flags.DEFINE_integer("steps", None, "Steps that each side trains; 20.", lower_bound=1)
@@ -29,7 +30,7 @@ _TOLERANCE = flags.DEFINE_float(
     "tolerance", 0.0, "Largest relative difference that counts as equal.", lower_bound=0
 )
 _JSON = flags.DEFINE_bool("json", False, "Print the result as JSON.")
-_RECORD = flags.DEFINE_string("record", None, "File that gets the losses of the only side.")
+_RECORD = define_path("record", "File that gets the losses of the only side.")
 _GIN_A = flags.DEFINE_multi_string("gin_a", [], "NAME=VALUE of side A alone.")
 _GIN_B = flags.DEFINE_multi_string("gin_b", [], "NAME=VALUE of side B alone.")
 _MESH_A = flags.DEFINE_string("mesh_a", None, "Mesh of side A, as data=2,fsdp=2,tensor=1.")

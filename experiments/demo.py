@@ -13,6 +13,7 @@ setting of all models.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import itertools
 import json
 import pathlib
@@ -31,8 +32,9 @@ from data_pipelines.microworld.build import (
 )
 from data_pipelines.speech.vocoder import MelVocoder
 from experiments.common import cli, gin_config
-from experiments.common.experiment import run_experiment
-from experiments.common.outputs import make_progress_printer, write_json
+from experiments.common.experiment import Experiment, check_experiment, run_experiment
+from experiments.common.outputs import check_writable, make_progress_printer, write_json
+from experiments.common.paths import define_path
 from experiments.reports.demo_report import (
     COST_HEADER,
     ModelReport,
@@ -55,6 +57,7 @@ from lst_jax.evaluation.tables import format_rate, format_rows
 from lst_jax.inference.scoring import ScoringShape
 from lst_jax.inference.trained_model import load_trained_model
 from lst_jax.model.models import count_parameters
+from lst_jax.settings import require
 from lst_jax.training.loop import NonFiniteLossError
 from lst_jax.training.metrics import format_duration, read_records
 
@@ -87,10 +90,12 @@ _SHARES = {
     "speak": 0.02,
     "report": 0.01,
 }
+# Of the extra `demo`.
+_PACKAGES = ("espeakng_loader", "sklearn", "threadpoolctl", "matplotlib")
 _EVALUATION_ROWS = ScoringShape(batch_rows=8, patches_per_row=512)
 
 gin_config.define_flags()
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the demo.", required=True)
+_WORKDIR = define_path("workdir", "Directory of the demo.", required=True)
 _SPEECH_STORIES = flags.DEFINE_integer(
     "speech_stories", MicroworldConfig.speech_stories, "Training stories that are spoken."
 )
@@ -138,24 +143,24 @@ def main(argv: list[str]) -> None:
     """Runs the stages that are not done yet."""
     cli.check_no_arguments(argv)
     workdir = pathlib.Path(_WORKDIR.value)
-    clock = Clock()
-    clock.begin("corpus")
     config = MicroworldConfig(
         speech_stories=_SPEECH_STORIES.value,
         text_stories=_TEXT_STORIES.value,
         test_items=_TEST_ITEMS.value,
         fit_stories=min(MicroworldConfig.fit_stories, _SPEECH_STORIES.value),
     )
+    check_writable(workdir)
+    check_packages()
+    # The last model's settings are checked before the first model's data are made.
+    for name in (*(directory for directory, *_ in MODELS), *TASKS):
+        configure(name, workdir, config.unit_count)
+    clock = Clock()
+    clock.begin("corpus")
     corpus = build_corpus(config, workdir / "corpus")
-    base = workdir / MODELS[0][0]
     try:
-        for directory, _, files in MODELS:
-            clock.begin(f"train {directory}")
-            train_model(workdir / directory, corpus, (*GIN_FILES, *files))
-        for directory, file in TASKS.items():
-            clock.begin(f"train {directory}")
-            files = (*GIN_FILES[:2], file, FINETUNE_FILE)
-            train_model(workdir / directory, corpus, files, INITIAL_CHECKPOINT=base)
+        for name in (*(directory for directory, *_ in MODELS), *TASKS):
+            clock.begin(f"train {name}")
+            train_model(name, workdir, config.unit_count)
     except NonFiniteLossError as error:
         cli.end_with_error(error, cli.ExitCode.NOT_FINITE)
     reports = []
@@ -170,23 +175,50 @@ def main(argv: list[str]) -> None:
     print(f"\nreport: {path}", flush=True)
 
 
-def train_model(
-    workdir: pathlib.Path,
-    corpus: MicroworldPaths,
-    files: tuple[str, ...],
-    **macros: pathlib.Path,
-) -> None:
-    """Trains a model to the end; exits where a signal stopped it on the way."""
-    macros |= {
+def check_packages() -> None:
+    """Raises an `ImportError` for a package of the extra `demo` that is not installed."""
+    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(f"no {', '.join(missing)}, expected the extra demo: lst-jax[demo]")
+
+
+def configure(name: str, workdir: pathlib.Path, unit_count: int) -> Experiment:
+    """What a model of the demo is trained with; its corpus need not be there yet.
+
+    Args:
+      name: the model's directory in `workdir`.
+      workdir: of the demo.
+      unit_count: size of the corpus's unit set.
+
+    Raises:
+      OSError, ValueError: a Gin file or setting is not valid.
+    """
+    corpus = MicroworldPaths(workdir / "corpus")
+    macros = {
         "TOKENIZER": corpus.tokenizer,
         "SPEECH_RECORDS": corpus.speech_records,
         "TEXT_RECORDS": corpus.text_records,
     }
-    paths = [f"{name}={path.absolute()}" for name, path in macros.items()]
+    if name in TASKS:
+        files = (*GIN_FILES[:2], TASKS[name], FINETUNE_FILE)
+        macros["INITIAL_CHECKPOINT"] = workdir / MODELS[0][0]
+    else:
+        further = {directory: files for directory, _, files in MODELS}
+        files = (*GIN_FILES, *further[name])
+    paths = [f"{macro}={str(path.absolute())!r}" for macro, path in macros.items()]
     bindings = [*flags.FLAGS["gin_binding"].value, *paths]
     gin_config.parse([*files, *flags.FLAGS["gin_file"].value], bindings)
     experiment = gin_config.build_experiment()
-    result = run_experiment(experiment, workdir, gin.operative_config_str)
+    check_experiment(experiment)
+    given = experiment.unit_count
+    require(given == unit_count, "UNIT_COUNT", given, f"{unit_count}, which the corpus has")
+    return experiment
+
+
+def train_model(name: str, workdir: pathlib.Path, unit_count: int) -> None:
+    """Trains a model to the end; exits where a signal stopped it on the way."""
+    experiment = configure(name, workdir, unit_count)
+    result = run_experiment(experiment, workdir / name, gin.operative_config_str)
     if not result.finished:
         print("stopped; the same command continues", flush=True)
         sys.exit(int(cli.ExitCode.STOPPED))

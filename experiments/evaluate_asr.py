@@ -17,7 +17,7 @@ from lst_jax.evaluation.answer_rates import judge
 from lst_jax.inference.transcription import transcribe
 
 speech_evaluation.define_flags()
-_MAX_TOKENS = flags.DEFINE_integer("max_tokens", 256, "Text tokens of an answer.", lower_bound=1)
+_MAX_TOKENS = flags.DEFINE_integer("max_tokens", 256, "Text tokens of an answer.", 1, 2**20)
 
 
 def main(argv: list[str]) -> None:

@@ -18,6 +18,7 @@ from absl import flags
 from data_pipelines.speech.vocoder import MelVocoder
 from experiments.common import cli, sampling_flags, speech_evaluation
 from experiments.common.encoders import load_encoder
+from experiments.common.paths import define_path
 from experiments.common.recognizers import (
     Recognizer,
     command_recognizer,
@@ -32,10 +33,10 @@ from lst_jax.inference.transcription import synthesize
 _RECOGNIZERS = ("recognizer_checkpoint", "recognizer_command", "recognizer")
 
 speech_evaluation.define_flags()
-flags.DEFINE_string(_RECOGNIZERS[0], None, "Run that is fine-tuned for recognition.")
+define_path(_RECOGNIZERS[0], "Run that is fine-tuned for recognition.")
 flags.DEFINE_string(_RECOGNIZERS[1], None, "Command that prints what it hears in {wav}.")
 flags.DEFINE_string(_RECOGNIZERS[2], None, "Python function, package.module:function.")
-_ENCODER = flags.DEFINE_string("encoder", None, "The units' encoder.npz, for the vocoder.")
+_ENCODER = define_path("encoder", "The units' encoder.npz, for the vocoder.")
 sampling_flags.define_flags(temperature=0.0, top_p=1.0, max_seconds=30.0)
 
 

@@ -28,6 +28,8 @@ from data_pipelines.speech.units import MelKMeansEncoder
 from data_pipelines.speech.vocoder import MelVocoder, decode_known
 from experiments.common import cli, sampling_flags
 from experiments.common.encoders import load_encoder
+from experiments.common.outputs import check_writable
+from experiments.common.paths import define_path, define_paths
 from lst_jax.evaluation import jsonl
 from lst_jax.inference.generation import (
     Generation,
@@ -39,7 +41,8 @@ from lst_jax.inference.generation import (
 from lst_jax.inference.sampling import Modality
 from lst_jax.inference.segments import Segment, split_segments
 from lst_jax.inference.trained_model import TrainedModel, load_trained_model
-from lst_jax.settings import quote
+from lst_jax.paths import local_path
+from lst_jax.settings import quote, require
 from lst_jax.vocabulary import Vocabulary
 
 _KINDS = ("text", "wav", "units")
@@ -48,33 +51,36 @@ _SHOWN_CHARACTERS = 40
 _RESULTS = "continuations.jsonl"
 _TEXT_TOKENS = 512  # of a continuation, by default
 
-_CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "Workdir of a run (its last checkpoint) or WORKDIR/STEP.", required=True
+_CHECKPOINT = define_path(
+    "checkpoint", "Workdir of a run (its last checkpoint) or WORKDIR/STEP.", required=True
 )
-_TOKENIZER = flags.DEFINE_string(
-    "tokenizer", None, "The run's SentencePiece model, where it is no longer at its place."
+_TOKENIZER = define_path(
+    "tokenizer", "The run's SentencePiece model, where it is no longer at its place."
 )
 flags.DEFINE_multi_string("text", [], "A prompt of text.")
-flags.DEFINE_multi_string("wav", [], "A prompt of speech, a wav file.")
+define_paths("wav", "A prompt of speech, a wav file.")
 flags.DEFINE_multi_string("units", [], "A prompt of units, such as 3,17,17.")
-_PROMPTS = flags.DEFINE_multi_string("prompts", [], "JSONL file of prompts.")
+_PROMPTS = define_paths("prompts", "JSONL file of prompts.")
 _CONTINUE_AS = flags.DEFINE_enum(
     "continue_as", "same", ["same", "text", "speech", "any"], "Modality of the continuation."
 )
-_ENCODER = flags.DEFINE_string("encoder", None, "The units' encoder.npz: for wav in and wav out.")
-_OUTPUT = flags.DEFINE_string("output", None, "New directory for JSON lines and wav files.")
-_SAMPLES = flags.DEFINE_integer("samples", 1, "Continuations of each prompt.", lower_bound=1)
+_ENCODER = define_path("encoder", "The units' encoder.npz: for wav in and wav out.")
+_OUTPUT = define_path("output", "New directory for JSON lines and wav files.")
+_SAMPLES = flags.DEFINE_integer("samples", 1, "Continuations of each prompt.", 1, 2**16)
 _MAX_TOKENS = flags.DEFINE_integer(
     "max_tokens",
     None,
     f"Tokens of a continuation; by default {_TEXT_TOKENS} of text, and what --max_seconds hold.",
     lower_bound=1,
+    upper_bound=2**20,
 )
 sampling_flags.define_flags(temperature=0.7, top_p=0.95, max_seconds=10.0)
 _SEED = flags.DEFINE_integer(
     "seed", 0, "Of the draws; continuation i has seed + i.", lower_bound=0, upper_bound=2**31
 )
-_BATCH_ROWS = flags.DEFINE_integer("batch_rows", 8, "Rows of a batch, at most.", lower_bound=1)
+_BATCH_ROWS = flags.DEFINE_integer(
+    "batch_rows", 8, "Rows of a batch, at most.", lower_bound=1, upper_bound=2**20
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,9 +175,11 @@ def _batches(prompts: Sequence[Prompt]) -> Iterator[tuple[list[tuple[int, Prompt
 
 
 def _check_output(output: str | None) -> None:
-    results = pathlib.Path(output or "") / _RESULTS
-    if output and results.exists():
-        raise ValueError(f"output is {output!r}, which has {_RESULTS}, expected a new directory")
+    if output is None:
+        return
+    has_results = (pathlib.Path(output) / _RESULTS).exists()
+    require(not has_results, "output", output, f"a new directory, without {_RESULTS}")
+    check_writable(output)
 
 
 def _given_prompts() -> list[_Given]:
@@ -195,7 +203,7 @@ def _given_prompts() -> list[_Given]:
         name = prompt.name or f"{number}"
         if name in named:
             known = named[name].origin
-            raise ValueError(f"{prompt.origin}: its id {name!r} is already that of {known}")
+            raise ValueError(f"{prompt.origin}: its id {quote(name)} is already that of {known}")
         named[name] = dataclasses.replace(prompt, name=name)
     return list(named.values())
 
@@ -210,6 +218,8 @@ def _parse_fields(fields: Mapping[str, Any], origin: str) -> _Given:
         raise ValueError(f"expected an object with one of {', '.join(_KINDS)}")
     (kind,) = kinds
     value = jsonl.field(fields, kind, list if kind == "units" else str)
+    if kind == "wav":
+        value = str(local_path(value, "wav"))
     name = fields.get("id")
     if name is not None:
         name = str(name) if type(name) is int else jsonl.field(fields, "id", str)
@@ -220,8 +230,8 @@ def _parse_fields(fields: Mapping[str, Any], origin: str) -> _Given:
 
 def _parse_units(text: str) -> list[int]:
     words = text.replace(",", " ").split()
-    if not words or not all(word.isdecimal() for word in words):
-        raise ValueError(f"units is {text!r}, expected numbers such as 3,17,17")
+    is_units = bool(words) and all(word.isdecimal() and len(word) < 10 for word in words)
+    require(is_units, "units", text, "numbers such as 3,17,17")
     return [int(word) for word in words]
 
 
@@ -245,7 +255,7 @@ def _encode(given: _Given, trained: TrainedModel, encoder: MelKMeansEncoder | No
     if given.kind == "text":
         ids = trained.tokenizer.encode(given.value.strip())
         if not len(ids):
-            raise ValueError(f"text is {given.value!r}, expected words")
+            raise ValueError(f"text is {quote(given.value)}, expected words")
         return ids
     vocabulary = trained.vocabulary
     if given.kind == "units":
@@ -262,7 +272,7 @@ def _mode(modality: Modality, vocabulary: Vocabulary) -> int:
 
 
 class _Writer:
-    """Prints continuations and keeps them in files."""
+    """Keeps continuations in files and prints them."""
 
     def __init__(self, output: str | None, vocoder: MelVocoder | None) -> None:
         self._directory = pathlib.Path(output) if output else None
@@ -283,10 +293,6 @@ class _Writer:
         )
         sound = f"  {wav}" if wav else ""
         given = _show_units(asked.value) if asked.kind == "units" else asked.value
-        print(
-            f"{given!r} → {shown or 'nothing'}  ({generation.stop_reason}){sound}",
-            flush=True,
-        )
         if self._directory:
             fields = {
                 "id": asked.name,
@@ -307,6 +313,9 @@ class _Writer:
             }
             with (self._directory / _RESULTS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(fields, ensure_ascii=False) + "\n")
+        # Kept before it is shown.
+        ending = f"({generation.stop_reason}){sound}"
+        print(f"{given!r} → {shown or 'nothing'}  {ending}", flush=True)
 
     def _write_wav(self, name: str, segments: Sequence[Segment]) -> pathlib.Path | None:
         units = [segment.units for segment in segments if segment.units is not None]

@@ -18,6 +18,7 @@ from absl import flags
 from tqdm import tqdm
 
 from experiments.common import cli
+from experiments.common.paths import define_path
 from lst_jax.porting.port import (
     KINDS,
     MAX_SHARD_BYTES,
@@ -28,18 +29,19 @@ from lst_jax.porting.port import (
 from lst_jax.porting.published_config import published_differences
 from lst_jax.porting.tensors import DTYPES, TensorSpec
 
-_INPUT = flags.DEFINE_string("input", None, "Checkpoint to read.", required=True)
-_OUTPUT = flags.DEFINE_string("output", None, "New folder to write.", required=True)
+_INPUT = define_path("input", "Checkpoint to read.", required=True)
+_OUTPUT = define_path("output", "New folder to write.", required=True)
 _TO = flags.DEFINE_enum("to", None, KINDS, "Format of the output.", required=True)
 _DTYPE = flags.DEFINE_enum("dtype", None, list(DTYPES), "Convert to this type; by default keep.")
-_TOKENIZER = flags.DEFINE_string(
-    "tokenizer", None, "SentencePiece model to name in the output, where the input names none."
+_TOKENIZER = define_path(
+    "tokenizer", "SentencePiece model to name in the output, where the input names none."
 )
 _MAX_SHARD_MB = flags.DEFINE_integer(
     "max_shard_mb",
     MAX_SHARD_BYTES // 10**6,
     "Largest safetensors file in 10^6 bytes; as much is in memory at once.",
     lower_bound=1,
+    upper_bound=10**6,
 )
 
 # A bar for what takes longer than this, in seconds.

@@ -20,17 +20,16 @@ from data_pipelines.corpora.text import read_text_corpus
 from data_pipelines.records import storage as records
 from experiments.common import cli
 from experiments.common.inputs import FORMATS, find_inputs
+from experiments.common.paths import define_path, define_paths
 from lst_jax.vocabulary import TextTokenizer
 
-_INPUT = flags.DEFINE_multi_string(
-    "input", None, "File or glob pattern; may be given several times.", required=True
-)
+_INPUT = define_paths("input", "File or glob pattern; may be given several times.", required=True)
 _FORMAT = flags.DEFINE_enum("format", None, FORMATS, "What the files hold.", required=True)
-_TOKENIZER = flags.DEFINE_string("tokenizer", None, "SentencePiece model file.", required=True)
-_OUTPUT = flags.DEFINE_string("output", None, "Directory to make.", required=True)
-_UNIT_COUNT = flags.DEFINE_integer("unit_count", 502, "Size of the unit set.", lower_bound=1)
+_TOKENIZER = define_path("tokenizer", "SentencePiece model file.", required=True)
+_OUTPUT = define_path("output", "Directory to make.", required=True)
+_UNIT_COUNT = flags.DEFINE_integer("unit_count", 502, "Size of the unit set.", 1, 2**20)
 _RECORDS_PER_SHARD = flags.DEFINE_integer(
-    "records_per_shard", 100_000, "Records a file of the output.", lower_bound=1
+    "records_per_shard", 100_000, "Records a file of the output.", 1, 2**31
 )
 _SKIP_BAD_RECORDS = flags.DEFINE_bool(
     "skip_bad_records", False, "Count and report bad lines instead of ending at the first."
@@ -46,7 +45,7 @@ _OVERWRITE = flags.DEFINE_bool(
     "overwrite", False, "Replace records that are there already, and nothing but records."
 )
 _NUM_WORKERS = flags.DEFINE_integer(
-    "num_workers", 0, "Processes that parse and encode; 0: the main one does.", lower_bound=0
+    "num_workers", 0, "Processes that parse and encode; 0: the main one does.", 0, 2**10
 )
 
 _SECONDS_BETWEEN_REPORTS = 10.0

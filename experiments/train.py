@@ -29,15 +29,17 @@ from absl import flags
 
 from experiments.common import cli, distributed, gin_config
 from experiments.common.experiment import run_experiment
+from experiments.common.outputs import check_writable
+from experiments.common.paths import define_path
 from lst_jax.training.lock import WorkdirLockedError
 from lst_jax.training.loop import NonFiniteLossError
 from lst_jax.training.profiler import ProfilerWindow, parse_steps
 
 gin_config.define_flags()
 distributed.define_flags()
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
-_COMPILATION_CACHE_DIR = flags.DEFINE_string(
-    "compilation_cache_dir", None, "Where compiled programs are kept between starts."
+_WORKDIR = define_path("workdir", "Directory of the run.", required=True)
+_COMPILATION_CACHE_DIR = define_path(
+    "compilation_cache_dir", "Where compiled programs are kept between starts."
 )
 _PROFILE_STEPS = flags.DEFINE_string(
     "profile_steps",
@@ -59,6 +61,7 @@ def main(argv: list[str]) -> None:
         enable_compilation_cache(_COMPILATION_CACHE_DIR.value)
     distributed.join_processes()
     experiment = gin_config.build_experiment()
+    check_writable(workdir)
     try:
         result = run_experiment(experiment, workdir, gin.operative_config_str, hooks)
     except NonFiniteLossError as error:

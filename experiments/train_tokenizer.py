@@ -18,14 +18,13 @@ from data_pipelines.corpora.text import TEXT_PARSERS
 from data_pipelines.tokenizers import train_tokenizer
 from experiments.common import cli
 from experiments.common.inputs import FORMATS, find_inputs
+from experiments.common.paths import define_path, define_paths
 from lst_jax.vocabulary import TextTokenizer
 
-_INPUT = flags.DEFINE_multi_string(
-    "input", None, "File or glob pattern; may be given several times.", required=True
-)
+_INPUT = define_paths("input", "File or glob pattern; may be given several times.", required=True)
 _FORMAT = flags.DEFINE_enum("format", None, FORMATS, "What the files hold.", required=True)
-_OUTPUT = flags.DEFINE_string("output", None, "Path of the model without .model.", required=True)
-_VOCAB_SIZE = flags.DEFINE_integer("vocab_size", None, "Number of pieces.", required=True)
+_OUTPUT = define_path("output", "Path of the model without .model.", required=True)
+_VOCAB_SIZE = flags.DEFINE_integer("vocab_size", None, "Number of pieces.", 2, 2**21, required=True)
 _MODEL_TYPE = flags.DEFINE_enum("model_type", "bpe", ("bpe", "unigram"), "Kind of model.")
 _BYTE_FALLBACK = flags.DEFINE_bool(
     "byte_fallback", True, "Spell characters without a piece as bytes, not as unk."
@@ -34,7 +33,7 @@ _CHARACTER_COVERAGE = flags.DEFINE_float(
     "character_coverage", 0.99995, "Share of the characters that get their own pieces."
 )
 _UNIT_COUNT = flags.DEFINE_integer(
-    "unit_count", 502, "Size of the unit set of aligned speech.", lower_bound=1
+    "unit_count", 502, "Size of the unit set of aligned speech.", 1, 2**20
 )
 _SKIP_BAD_RECORDS = flags.DEFINE_bool(
     "skip_bad_records", False, "Count and report bad lines instead of ending at the first."

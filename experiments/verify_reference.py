@@ -16,10 +16,11 @@ import sys
 from absl import flags
 
 from experiments.common import cli
+from experiments.common.paths import define_path
 from lst_jax.model.attention import BACKENDS
 from lst_jax.porting.reference_case import TOLERANCE, compare, read_case
 
-_CASE = flags.DEFINE_string("case", None, "Folder of the case.", required=True)
+_CASE = define_path("case", "Folder of the case.", required=True)
 _ATTENTION = flags.DEFINE_enum("attention", "auto", sorted(BACKENDS), "Attention backend.")
 
 

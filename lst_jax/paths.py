@@ -43,7 +43,9 @@ def local_path(value: str | os.PathLike[str], name: str = "path") -> pathlib.Pat
     require(not remote, name, text, f"{_LOCAL}: remote ones are not supported yet")
     try:
         text.encode("utf-8")
-        path = pathlib.Path(text).expanduser()
+        path = pathlib.Path(text)
+        if str(path).startswith("~"):  # also `./~`, which pathlib makes one of
+            path = path.expanduser() if text.startswith("~") else path.absolute()
         encoded = os.fsencode(path)
     except UnicodeEncodeError:
         expected = f"{_LOCAL} that is UTF-8, and that the file system's encoding has"

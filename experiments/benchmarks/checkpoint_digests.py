@@ -25,6 +25,7 @@ from absl import app, flags
 
 from experiments.benchmarks.machine import cpu_model
 from experiments.common.outputs import write_json
+from experiments.common.paths import define_path
 from lst_jax.checkpoints.checkpointer import Checkpointer
 from lst_jax.checkpoints.digests import find_damage, hash_file, read_digests
 from lst_jax.checkpoints.train_state import TrainState
@@ -33,10 +34,10 @@ _GIGABYTES = flags.DEFINE_float(
     "gigabytes", 6.0, "Size of the state: parameters and two moments.", lower_bound=0.01
 )
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Saves and restores.", lower_bound=1)
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Scratch folder that is not there yet; takes the state's size.", required=True
+_WORKDIR = define_path(
+    "workdir", "Scratch folder that is not there yet; takes the state's size.", required=True
 )
-_OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.")
+_OUTPUT = define_path("output", "JSON file for the results.")
 
 _LEAF_BYTES = 2**28
 

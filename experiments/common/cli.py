@@ -24,10 +24,13 @@ from typing import Any, NoReturn, TextIO
 
 from absl import app, flags, logging
 
+from lst_jax.settings import one_line, quote
+
+_OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
 # What bad input raises: values out of place, files that are not there, modules and syntax of gin
-# files. Gin's two other errors are told apart by their text.
-_USER_ERRORS = (ValueError, OSError, ImportError, SyntaxError, tokenize.TokenError)
-_GIN_MARKS = ("Required bindings for", "No values supplied by Gin")
+# files, sizes that no memory holds. Gin's and XLA's are told apart by their text.
+_USER_ERRORS = (ValueError, OSError, ImportError, SyntaxError, tokenize.TokenError, MemoryError)
+_MARKS = ("Required bindings for", "No values supplied by Gin", _OUT_OF_MEMORY)
 
 
 class ExitCode(enum.IntEnum):
@@ -107,6 +110,7 @@ def run_main(main: Callable[[list[str]], object]) -> None:
             sys.stdout.flush()
 
     sys.stdout, sys.stderr = Console(sys.stdout), Console(sys.stderr)
+    sys.excepthook = _show_exception
     _show_library_log()
     app.run(guarded, flags_parser=_parse_flags)
 
@@ -117,14 +121,22 @@ def end_with_error(error: BaseException, code: ExitCode) -> NoReturn:
     sys.exit(int(code))
 
 
+def _show_exception(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Shows what nobody caught, but for this: TensorStore's threads tell an event loop that Orbax
+    has closed, after an error that is told anyway."""
+    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+        sys.__excepthook__(kind, error, trace)
+
+
 def _show_library_log() -> None:
-    """Shows the library's own lines, plain and between the binary's, on stdout."""
-    logger = python_logging.getLogger("lst_jax")
+    """Shows the packages' own lines, plain and between the binary's, on stdout."""
     handler = python_logging.StreamHandler(sys.stdout)
     handler.setFormatter(python_logging.Formatter("%(message)s"))
-    logger.addHandler(handler)
-    logger.setLevel(python_logging.INFO)
-    logger.propagate = False
+    for package in ("lst_jax", "data_pipelines"):
+        logger = python_logging.getLogger(package)
+        logger.addHandler(handler)
+        logger.setLevel(python_logging.INFO)
+        logger.propagate = False
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
@@ -141,16 +153,18 @@ def check_no_arguments(argv: list[str]) -> None:
       ValueError: there are some.
     """
     if len(argv) > 1:
-        raise ValueError(f"unexpected argument {argv[1]!r}; is a flag's pattern not quoted?")
+        raise ValueError(f"unexpected argument {quote(argv[1])}; is a flag's pattern not quoted?")
 
 
 def is_user_error(error: BaseException) -> bool:
     """Whether the error says what the user should change, rather than that the code is wrong."""
-    return isinstance(error, _USER_ERRORS) or any(mark in str(error) for mark in _GIN_MARKS)
+    return isinstance(error, _USER_ERRORS) or any(mark in str(error) for mark in _MARKS)
 
 
 def describe_error(error: BaseException) -> str:
     """One line that says what went wrong."""
     if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
+        return one_line(f"{error.filename}: {error.strerror}")
+    if isinstance(error, MemoryError) or _OUT_OF_MEMORY in str(error):
+        return one_line(f"not enough memory, expected smaller sizes: {error}")
+    return one_line(str(error)) or type(error).__name__

@@ -7,7 +7,10 @@ import os
 import jax
 from absl import flags
 
+from lst_jax.settings import quote
+
 flags.disclaim_key_flags()  # they are those of the binary that asks for them
+
 
 _ADDRESS = "coordinator_address"
 _COUNT = "num_processes"
@@ -45,7 +48,7 @@ def join_processes() -> None:
         return
     address, count, index = (_setting(name) for name in _VARIABLES)
     if address is not None and not address.rpartition(":")[2].isdigit():
-        raise ValueError(f"{_ADDRESS} is {address!r}, expected HOST:PORT")
+        raise ValueError(f"{_ADDRESS} is {quote(address)}, expected HOST:PORT")
     if count is not None and index is not None and index >= count:
         raise ValueError(f"{_INDEX} is {index}, expected 0 … {_COUNT} - 1 = {count - 1}")
     try:
@@ -64,5 +67,5 @@ def _setting(name: str) -> str | int | None:
     if value is not None or text is None or name == _ADDRESS:
         return text if value is None else value
     if not text.isdigit():
-        raise ValueError(f"{_VARIABLES[name]} is {text!r}, expected a number")
+        raise ValueError(f"{_VARIABLES[name]} is {quote(text)}, expected a number")
     return int(text)

@@ -22,6 +22,7 @@ from lst_jax.inference.scoring import ScoringShape
 from lst_jax.inference.trained_model import TrainedModel
 from lst_jax.model.models import build_model
 from lst_jax.patching import Strategy
+from lst_jax.paths import PathText
 from lst_jax.settings import PositiveInt, configuration
 from lst_jax.sharding import DEFAULT_RULES, batch_mesh_size, row_share
 from lst_jax.training.held_out import HeldOutLoss
@@ -52,7 +53,7 @@ class EvaluationConfig:
     batches: PositiveInt = 8
     records: tuple[SourceConfig, ...] = ()
     strategies: tuple[Strategy, ...] | None = None
-    stories: tuple[str, ...] = ()
+    stories: tuple[PathText, ...] = ()
     directions: tuple[str, ...] = ("S-S", "T-T")
 
     def __post_init__(self) -> None:
@@ -83,6 +84,10 @@ def make_evaluators(
     """
     if config.every is None:
         return []
+    stories = (
+        # Read before batches are made, which takes longer.
+        [StoryCompletion(config, description, data, tokenizer, mesh)] if config.stories else []
+    )
     evaluators: list[Evaluator] = []
     if config.records or data.held_out_share:
         batches = {
@@ -97,8 +102,7 @@ def make_evaluators(
             tuple(DEFAULT_RULES),
         )
         evaluators.append(HeldOutLoss(loss, batches, mesh, config.every))
-    if config.stories:
-        evaluators.append(StoryCompletion(config, description, data, tokenizer, mesh))
+    evaluators += stories
     if not evaluators:
         raise ValueError(
             f"every is {config.every} and nothing is measured, expected held-out records, "

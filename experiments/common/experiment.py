@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import importlib.util
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
+
 from data_pipelines.training.dataset import DataConfig, make_training_dataset, merge_states
 from experiments.common.evaluators import EvaluationConfig, make_evaluators
+from experiments.common.outputs import leaving_nothing
 from lst_jax.checkpoints.description import DataDescription, ModelDescription
+from lst_jax.checkpoints.layout import CHECKPOINTS, find_checkpoint
 from lst_jax.config import ModelConfig
-from lst_jax.settings import PathText, UnitCount, Workers, configuration, require
-from lst_jax.sharding import MeshConfig, check_rows, make_mesh, row_share
+from lst_jax.paths import PathText
+from lst_jax.settings import UnitCount, Workers, configuration, require
+from lst_jax.sharding import MeshConfig, check_heads, check_rows, make_mesh, row_share
 from lst_jax.training.hooks import Hook
 from lst_jax.training.log import report
 from lst_jax.training.loop import TrainResult
 from lst_jax.training.lst import train_lst
-from lst_jax.training.optimizers import OptimizerConfig
+from lst_jax.training.optimizers import OptimizerConfig, make_optimizer
 from lst_jax.training.starts import flatten_settings
 from lst_jax.training.step import TrainingConfig
 from lst_jax.training.writers import WRITERS
 from lst_jax.vocabulary import TextTokenizer
+
+_EXTRAS = ("clu", "wandb")  # writers whose packages are extras
 
 
 @configuration
@@ -96,6 +105,26 @@ def report_length(steps: int | None, num_steps: int) -> None:
         report(f"the data give about {steps} steps{short}")
 
 
+def check_experiment(experiment: Experiment) -> jax.sharding.Mesh:
+    """Checks what takes neither data nor tokenizer to check.
+
+    Returns:
+      The device mesh.
+
+    Raises:
+      ValueError: settings do not fit together, or not to the devices.
+      ImportError: a writer's package is not installed.
+    """
+    mesh = make_mesh(experiment.mesh)
+    check_rows(experiment.data.batch_size, mesh, experiment.training.accumulation_steps)
+    check_heads(experiment.model(vocab_size=1), mesh)
+    make_optimizer(experiment.optimizer, experiment.training.num_steps)
+    for name in experiment.writers:
+        if name in _EXTRAS and importlib.util.find_spec(name) is None:
+            raise ImportError(f"train.writers has {name}, which needs `pip install {name}`")
+    return mesh
+
+
 def run_experiment(
     experiment: Experiment,
     workdir: str | pathlib.Path,
@@ -118,8 +147,10 @@ def run_experiment(
       OSError, ValueError: files are missing or settings do not fit together.
       NonFiniteLossError, DataEndedError: see `lst_jax.training.loop.train`.
     """
-    mesh = make_mesh(experiment.mesh)
-    check_rows(experiment.data.batch_size, mesh, experiment.training.accumulation_steps)
+    mesh = check_experiment(experiment)
+    initial = experiment.training.initial_checkpoint
+    if initial and not any(pathlib.Path(workdir, CHECKPOINTS).glob("*")):  # else it resumes
+        find_checkpoint(initial)
     share = row_share(mesh)
     description = experiment.describe()
     evaluators = make_evaluators(
@@ -142,8 +173,7 @@ def run_experiment(
     encoder = dataset.documents.encoder_fingerprint
     description = dataclasses.replace(description, encoder_fingerprint=encoder)
     report_length(dataset.documents.estimate_steps(), experiment.training.num_steps)
-    iterator = iter(dataset)
-    try:
+    with contextlib.closing(iter(dataset)) as iterator, leaving_nothing(workdir):
         return train_lst(
             description,
             experiment.optimizer,
@@ -158,5 +188,3 @@ def run_experiment(
             config_text=config_text,
             settings=experiment.settings(),
         )
-    finally:
-        iterator.close()

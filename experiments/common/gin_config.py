@@ -1,19 +1,19 @@
 """Gin in one place: what it can configure, and how the binaries read files and bindings.
 
 Configurations are the frozen dataclasses of the library and the data pipelines; nothing else knows
-of Gin. A binary takes `--gin_file=PATH` (any number, later ones win; paths are also looked up from
-the repository's root) and, after all files, `--gin.NAME=VALUE`, where NAME is a macro that a file
-has (`NUM_STEPS`) or a parameter (`OptimizerConfig.clip_norm`). A VALUE that is no Python literal
-and does not begin with `@` or `%` is a string.
+of Gin. A binary takes `--gin_file=PATH` (any number, later ones win; `gin_files.py` says where a
+path is looked up) and, after all files, `--gin.NAME=VALUE`, where NAME is a macro that a file has
+(`NUM_STEPS`) or a parameter (`OptimizerConfig.clip_norm`). A VALUE that is no Python literal and
+does not begin with `@` or `%` is a string.
 """
 
 from __future__ import annotations
 
 import ast
 import dataclasses
-import pathlib
+import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import gin
 from absl import flags
@@ -21,18 +21,28 @@ from absl import flags
 from data_pipelines.training.dataset import DataConfig, SourceConfig
 from experiments.common.evaluators import EvaluationConfig
 from experiments.common.experiment import Experiment
+from experiments.common.gin_files import Bindings
+from experiments.common.paths import define_paths
 from lst_jax.config import LSTConfig, ModelConfig, TokenTransformerConfig
 from lst_jax.patching import PatchingConfig
-from lst_jax.settings import Fraction, PositiveInt, require, validate_value
+from lst_jax.settings import (
+    Fraction,
+    PositiveInt,
+    list_names,
+    one_line,
+    quote,
+    require,
+    validate_value,
+)
 from lst_jax.sharding import MeshConfig
 from lst_jax.training.optimizers import OptimizerConfig
 from lst_jax.training.step import TrainingConfig
 
 flags.disclaim_key_flags()  # they are those of the binary that asks for them
 
-_ROOT = pathlib.Path(__file__).resolve().parents[2]
 _FLAG_PREFIX = "--gin."
 _BINDING_FLAG = "gin_binding"
+_NAME = re.compile(r"(?a:[A-Za-z_][\w.]*/)*(?a:[A-Za-z_][\w.]*)")
 _GIN_CALL = re.compile(
     r"\n +In call to configurable '(\w+)' \(.*?\)(?: in scope '([^']*)')?(?=\n|$)"
 )
@@ -44,7 +54,6 @@ def step_fraction(num_steps: int, fraction: float) -> int:
     return round(num_steps * validate_value(Fraction, fraction, "fraction"))
 
 
-gin.add_config_file_search_path(str(_ROOT))
 gin.external_configurable(Experiment, "train")
 gin.external_configurable(step_fraction)
 for _configurable in (
@@ -63,7 +72,7 @@ for _configurable in (
 
 def define_flags() -> None:
     """Defines `--gin_file` and the flag that `--gin.NAME=VALUE` is rewritten to."""
-    flags.DEFINE_multi_string("gin_file", [], "Gin file; may be given several times.")
+    define_paths("gin_file", "Gin file; may be given several times.")
     flags.DEFINE_multi_string(
         _BINDING_FLAG, [], "NAME=VALUE after all files; --gin.NAME=VALUE is the same."
     )
@@ -93,22 +102,22 @@ def parse(files: Sequence[str], bindings: Sequence[str] = ()) -> None:
 
     Raises:
       OSError: there is no such file.
-      ValueError: a name is unknown, a binding is not of that form, or a macro that a file
-        requires is not set.
+      ValueError: a name is unknown, a binding is not of that form, a file or a macro refers to
+        itself, or a macro that a file requires is not set.
     """
     gin.clear_config()
+    bound = Bindings()
     for file in files:
-        gin.parse_config_file(_find_file(file))
+        bound.parse_file(file)
     for binding in bindings:
-        gin.parse_config(_format_binding(binding))
-    required = [name for name, value in _assignments() if value == "%gin.REQUIRED"]
-    if required:
-        flags_needed = ", ".join(f"--gin.{name}=VALUE" for name in required)
+        bound.parse_binding(_format_binding(binding, bound))
+    if missing := bound.missing():
+        flags_needed = list_names(f"--gin.{name}=VALUE" for name in missing)
         raise ValueError(f"required and not set: {flags_needed}")
-    for name, value in _assignments():
-        if name.endswith("Config.vocab_size"):
-            expected = "no value: the tokenizer and UNIT_COUNT determine it"
-            raise ValueError(f"{name} is {value[:80]}, expected {expected}")
+    bound.check_references()
+    for name, value in bound.items():
+        expected = "no value: the tokenizer and UNIT_COUNT determine it"
+        require(not name.endswith("Config.vocab_size"), name, value, expected)
     gin.finalize()
 
 
@@ -128,6 +137,10 @@ def build_experiment() -> Experiment:
         model = experiment.model(vocab_size=1)
     except (TypeError, ValueError) as error:  # a TypeError where a parameter is missing
         raise ValueError(_in_one_line(str(error))) from error
+    except RecursionError:
+        raise ValueError(
+            "a setting is made of itself, as @f() where f has an argument @f()"
+        ) from None
     is_model = isinstance(model, ModelConfig)
     require(is_model, "train.model", experiment.model, "@LSTConfig or @TokenTransformerConfig")
     return experiment
@@ -136,7 +149,7 @@ def build_experiment() -> Experiment:
 def _in_one_line(message: str) -> str:
     """A message without what Gin appends to it, but for the scope, which tells calls apart."""
     short = _GIN_CALL.sub(lambda call: f" (in {call[2]}/{call[1]})" if call[2] else "", message)
-    return " ".join(short.split())
+    return one_line(short)
 
 
 def _check_part(name: str) -> None:
@@ -148,48 +161,29 @@ def _check_part(name: str) -> None:
         ) from None
 
 
-def _find_file(file: str) -> str:
-    for path in (pathlib.Path(file), _ROOT / file):
-        if path.is_file():
-            return str(path)
-    raise FileNotFoundError(f"Gin file {file}: no such file")
-
-
-def _format_binding(binding: str) -> str:
+def _format_binding(binding: str, bound: Bindings) -> str:
     """A binding in Gin's syntax."""
-    name, equals, value = binding.partition("=")
-    name, value = name.strip(), value.strip()
-    if not (name and equals and value):
-        raise ValueError(f"binding is {binding!r}, expected NAME=VALUE")
-    if "." not in name:
-        _check_macro(name)
+    name, equals, value = (part.strip() for part in binding.partition("="))
+    if not (_NAME.fullmatch(name) and equals and value):
+        raise ValueError(f"binding is {quote(binding)}, expected NAME=VALUE")
+    if "." not in name and name not in bound:
+        macros = [known for known in bound if "." not in known]
+        near = difflib.get_close_matches(name[:80], macros, 3, 0) + macros
+        raise ValueError(
+            f"--gin.{name[:80]}: no Gin file has a macro of that name, expected one of "
+            f"{list_names(dict.fromkeys(near))}, or CONFIGURABLE.PARAMETER"
+        )
     return f"{name} = {_format_value(value)}"
 
 
 def _format_value(value: str) -> str:
-    if value[0] in "@%":
+    if value[0] in "@%" and value.isprintable():
         return value
     try:
         ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        if value[0] in "([{":  # may hold references, which are no Python literals
-            return value
-        return repr(value)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        # A list may hold references, which are no Python literals. A second line would be a
+        # statement more.
+        is_list = value[0] in "([{" and value.isprintable()
+        return value if is_list else repr(value)
     return value
-
-
-def _check_macro(name: str) -> None:
-    macros = [known for known, _ in _assignments() if known.isidentifier()]
-    if name not in macros:
-        raise ValueError(
-            f"--gin.{name}: no Gin file has a macro of that name, expected one of "
-            f"{', '.join(macros)} or CONFIGURABLE.PARAMETER"
-        )
-
-
-def _assignments() -> Iterator[tuple[str, str]]:
-    """Names and values of the one-line statements of the configuration, as Gin prints it."""
-    for line in gin.config_str().splitlines():
-        name, equals, value = line.partition(" = ")
-        if equals and not line.startswith("#"):
-            yield name, value

@@ -6,6 +6,8 @@ import glob
 import pathlib
 from collections.abc import Sequence
 
+from lst_jax.paths import local_path
+
 FORMATS = ("reference_jsonl", "text_jsonl", "text")
 
 
@@ -14,15 +16,15 @@ def find_inputs(patterns: Sequence[str]) -> list[pathlib.Path]:
 
     Raises:
       FileNotFoundError: a path or pattern names no file.
-      ValueError: a file is named twice.
+      ValueError: a file is named twice, or has a name that is not UTF-8.
     """
     paths: list[pathlib.Path] = []
     for pattern in patterns:
-        path = pathlib.Path(pattern)
+        path = local_path(pattern, "input")
         anchor = pathlib.Path(path.anchor)
-        literal = path.exists() or not glob.has_magic(pattern)
+        literal = path.exists() or not glob.has_magic(str(path))
         found = [path] if literal else sorted(anchor.glob(str(path.relative_to(anchor))))
-        found = [match for match in found if match.is_file()]
+        found = [local_path(match, "input") for match in found if match.is_file()]
         if not found:
             raise FileNotFoundError(f"input {pattern}: no such file")
         paths += found

@@ -8,7 +8,8 @@ import jax
 from absl import flags
 
 from experiments.common import cli, distributed
-from experiments.common.outputs import make_progress_printer, write_json
+from experiments.common.outputs import check_output, keep_results, make_progress_printer
+from experiments.common.paths import define_path, define_paths
 from lst_jax.evaluation.choices import ChoiceResults
 from lst_jax.inference.scoring import ScoringShape
 from lst_jax.inference.trained_model import SavedModel, TrainedModel, open_trained_model
@@ -19,22 +20,17 @@ flags.disclaim_key_flags()  # they are those of the binary that asks for them
 
 def define_flags() -> None:
     """Defines the flags that all these binaries have."""
-    flags.DEFINE_string(
+    define_path(
         "checkpoint",
-        None,
         "Workdir of a run (its last checkpoint) or WORKDIR/STEP.",
         required=True,
     )
-    flags.DEFINE_multi_string(
-        "data", None, "JSONL file of examples; may be given several times.", required=True
-    )
-    flags.DEFINE_string("output", None, "JSON file to write the results to.")
+    define_paths("data", "JSONL file of examples; may be given several times.", required=True)
+    define_path("output", "JSON file to write the results to.")
     flags.DEFINE_bool(
         "example_scores", False, "Write the log-probabilities of every candidate, too."
     )
-    flags.DEFINE_string(
-        "tokenizer", None, "The run's SentencePiece model, where it is no longer at its place."
-    )
+    define_path("tokenizer", "The run's SentencePiece model, where it is no longer at its place.")
     flags.DEFINE_integer(
         "batch_rows",
         None,
@@ -48,8 +44,15 @@ def define_flags() -> None:
 
 
 def start(argv: list[str]) -> None:
-    """Checks the arguments and joins the other processes, as the flags say."""
+    """Checks arguments and flags, and joins the other processes, as the flags say."""
     cli.check_no_arguments(argv)
+    check_output(flags.FLAGS.output)
+    rows = flags.FLAGS.batch_rows
+    ScoringShape(
+        ScoringShape.batch_rows if rows is None else rows,
+        flags.FLAGS.patches_per_row,
+        flags.FLAGS.tokens_per_row,
+    )
     distributed.join_processes()
 
 
@@ -71,18 +74,16 @@ def scoring_options(trained: TrainedModel) -> dict[str, Any]:
 
 
 def report(trained: TrainedModel, results: ChoiceResults, table: str) -> None:
-    """Prints the table and writes the JSON file, on one process."""
-    if jax.process_index() != 0:
-        return
-    print(table, flush=True)
-    if flags.FLAGS.output:
-        source = {
-            "checkpoint": str(trained.checkpoint),
-            "step": trained.step,
-            "model": type(trained.model).__name__,
-            "data": flags.FLAGS.data,
-        }
-        write_json(flags.FLAGS.output, source | results.as_dict(flags.FLAGS.example_scores))
+    """Writes the JSON file and prints the table, on one process."""
+    source = {
+        "checkpoint": str(trained.checkpoint),
+        "step": trained.step,
+        "model": type(trained.model).__name__,
+        "data": flags.FLAGS.data,
+    }
+    keep_results(
+        flags.FLAGS.output, source | results.as_dict(flags.FLAGS.example_scores), lambda: table
+    )
 
 
 def _choose_batch_rows(batch_rows: int | None, mesh: jax.sharding.Mesh) -> int:

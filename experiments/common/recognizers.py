@@ -16,6 +16,7 @@ from data_pipelines.speech.audio import write_wav
 from data_pipelines.speech.vocoder import UnitVocoder, decode_known
 from lst_jax.inference.trained_model import TrainedModel
 from lst_jax.inference.transcription import transcribe
+from lst_jax.settings import quote
 
 # From the units of utterances, (U,) int32 each with U ≥ 1, to their texts.
 Recognizer = Callable[[Sequence[np.ndarray]], Sequence[str]]
@@ -68,12 +69,14 @@ def command_recognizer(command: str, vocoder: UnitVocoder | None) -> Recognizer:
     try:
         words = shlex.split(command)
     except ValueError as error:
-        raise ValueError(f"recognizer_command is {command!r}: {error}") from error
+        raise ValueError(f"recognizer_command is {quote(command)}: {error}") from error
     if not words:
-        raise ValueError(f"recognizer_command is {command!r}, expected a command")
+        raise ValueError(f"recognizer_command is {quote(command)}, expected a command")
     takes_sound = any(_WAV in word for word in words)
     if takes_sound and vocoder is None:
-        raise ValueError(f"recognizer_command is {command!r}; {_WAV} needs --encoder for a vocoder")
+        raise ValueError(
+            f"recognizer_command is {quote(command)}; {_WAV} needs --encoder for a vocoder"
+        )
 
     def run_one(units: np.ndarray, folder: str) -> str:
         wav, given = pathlib.Path(folder) / "utterance.wav", " ".join(map(str, units.tolist()))
@@ -108,8 +111,8 @@ def function_recognizer(name: str) -> Recognizer:
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
-            f"recognizer is {name!r}, expected package.module:function ({error})"
+            f"recognizer is {quote(name)}, expected package.module:function ({error})"
         ) from error
     if not callable(found):
-        raise ValueError(f"recognizer is {name!r}, expected a function")
+        raise ValueError(f"recognizer is {quote(name)}, expected a function")
     return found

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 from absl import flags
 
 from experiments.common import distributed
-from experiments.common.outputs import write_json
+from experiments.common.outputs import check_output, keep_results
+from experiments.common.paths import define_path, define_paths
 from lst_jax.evaluation.answer_rates import HEADER, TaskResult, table_row
 from lst_jax.evaluation.spoken_texts import SpokenText, read_spoken_texts
 from lst_jax.evaluation.tables import format_rows
@@ -21,21 +21,16 @@ flags.disclaim_key_flags()  # they are those of the binary that asks for them
 
 def define_flags() -> None:
     """Defines the flags that both binaries have."""
-    flags.DEFINE_multi_string(
+    define_paths(
         "checkpoint",
-        None,
         "Workdir of a run, or WORKDIR/STEP; several are compared.",
         required=True,
     )
-    flags.DEFINE_multi_string(
-        "data", None, "JSONL file of spoken texts; may be given several times.", required=True
-    )
+    define_paths("data", "JSONL file of spoken texts; may be given several times.", required=True)
     flags.DEFINE_integer("limit", None, "Only so many utterances, the first ones.", lower_bound=1)
-    flags.DEFINE_string("output", None, "JSON file to write the results to.")
-    flags.DEFINE_string(
-        "tokenizer", None, "The runs' SentencePiece model, where it is no longer at its place."
-    )
-    flags.DEFINE_integer("batch_rows", 8, "Rows of a batch.", lower_bound=1)
+    define_path("output", "JSON file to write the results to.")
+    define_path("tokenizer", "The runs' SentencePiece model, where it is no longer at its place.")
+    flags.DEFINE_integer("batch_rows", 8, "Rows of a batch.", lower_bound=1, upper_bound=2**20)
     distributed.define_flags()
 
 
@@ -44,6 +39,7 @@ class SpeechEvaluation:
 
     def __init__(self) -> None:
         """Joins the other processes and reads the data, as the flags say."""
+        check_output(flags.FLAGS.output)
         distributed.join_processes()
         self._saved = [
             open_trained_model(path, flags.FLAGS.tokenizer) for path in flags.FLAGS.checkpoint
@@ -71,9 +67,6 @@ class SpeechEvaluation:
         self._rows.append(cells + [""] * (len(HEADER) - len(cells)))
 
     def finish(self, **further: Any) -> None:
-        """Prints the table and writes the JSON file, with further entries, on one process."""
-        if jax.process_index() == 0:
-            print(format_rows(self._rows, 1), flush=True)
-            if flags.FLAGS.output:
-                values = {"data": flags.FLAGS.data, **further, "results": self._results}
-                write_json(flags.FLAGS.output, values)
+        """Writes the JSON file, with further entries, and prints the table, on one process."""
+        values = {"data": flags.FLAGS.data, **further, "results": self._results}
+        keep_results(flags.FLAGS.output, values, lambda: format_rows(self._rows, 1))

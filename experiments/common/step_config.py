@@ -11,7 +11,7 @@ import dataclasses
 
 from lst_jax.config import LSTConfig, ModelConfig, baseline_of
 from lst_jax.patching import PatchingConfig
-from lst_jax.settings import BatchRows, RowSlots, configuration
+from lst_jax.settings import BatchRows, RowSlots, configuration, quote
 from lst_jax.training.optimizers import OptimizerConfig
 from lst_jax.training.step import TrainingConfig
 from lst_jax.vocabulary import Vocabulary
@@ -79,7 +79,7 @@ def preset(name: str, text_size: int | None = None) -> StepConfig:
       ValueError: the name is unknown.
     """
     if name not in _SHAPES:
-        raise ValueError(f"preset is {name!r}, expected one of {', '.join(PRESETS)}")
+        raise ValueError(f"preset is {quote(name)}, expected one of {', '.join(PRESETS)}")
     shape = _SHAPES[name]
     vocabulary = Vocabulary(text_size or shape.text_size)
     encoder, global_, decoder = shape.layers

@@ -59,7 +59,7 @@ def test_a_leading_tilde_is_the_home_directory(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert local_path("~") == tmp_path
     assert local_path("~/a") == tmp_path / "a" == pathlib.Path(Paths("~/a").here)
-    assert local_path("./~") == pathlib.Path("~")
+    assert local_path("./~") == pathlib.Path.cwd() / "~" == local_path(local_path("./~"))
     with pytest.raises(ValueError, match="no such user"):
         local_path("~nobody-has-this-name/a")
 

@@ -120,7 +120,7 @@ RIGHT = {
     "rate": [1e-300, 2.5, 3, np.float32(0.5), np.float64(7), np.int32(2)],
     "on": [True, False, np.bool_(True)],
     "mode": [None, "fast", "slow", np.str_("fast")],
-    "path": ["a", "./123", "a b\n", "~", "été"],
+    "path": ["a", "./123", "a b\n", "./~", "été"],
     "make": [Inner, lambda **settings: Inner(1)],
     "shape": [(1, "a"), [2, "b"], (np.int32(3), "c")],
     "extra": [{}, {"a": [1, None, 2.5]}],

@@ -207,7 +207,7 @@ def test_bindings_become_flags():
         (
             ["models/tiny", "data/text", "runs/custom"],
             DATA[::2],
-            "required and not set: --gin.BATCH_ROWS=VALUE, --gin.NUM_PATCHES=VALUE, --gin.NUM_S",
+            "required and not set: --gin.NUM_STEPS=VALUE, --gin.BATCH_ROWS=VALUE, --gin.NUM_PATC",
         ),
         (["models/tiny", "data/text", "runs/tiny"], [*DATA[::2], "NUM_STEPS=many"], "num_steps"),
         (["models/tiny", "data/text", "runs/tiny"], [*DATA[::2], "SEED=%NO"], "NO"),
@@ -253,10 +253,10 @@ def test_mistakes_are_errors_that_name_them(files, bindings, message):
             "OptimizerConfig.peak_learning_rate is inf, expected a finite",
         ),
         ("curriculum_end/step_fraction.fraction=inf", "fraction is 'inf', expected a finite"),
-        ("TOKENIZER=123", "Experiment.tokenizer is 123, expected a path"),
+        ("TOKENIZER=123", "Experiment.tokenizer is 123, expected a local path"),
         (
             "TEXT_RECORDS=1e3",
-            "SourceConfig.path is 1000.0, expected a path (one of digits alone as",
+            "SourceConfig.path is 1000.0, expected a local path (one of digits alone as",
         ),
         (
             "INITIAL_CHECKPOINT=48213",
