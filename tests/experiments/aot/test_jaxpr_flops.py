@@ -93,6 +93,7 @@ def test_convolutions_count_every_tap():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["none", "full"])
 @pytest.mark.parametrize("name", ["lst", "baseline"])
 def test_the_compiled_gradient_has_the_products_of_its_trace(name, remat):
