@@ -107,6 +107,7 @@ def _wait(process, timeout):
 
 def _become(command, cwd, variables, outputs):
     """Makes this process `python -m` a module."""
+    multiprocessing.current_process().name = "MainProcess"  # nobody's worker
     for number, output in enumerate(outputs, start=1):
         if isinstance(output, pathlib.Path):
             output = output.open("wb")
