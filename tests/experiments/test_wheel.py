@@ -1,12 +1,13 @@
 """Binaries from a wheel, in a folder that is no checkout."""
 
+import os
 import subprocess
 import sys
 import zipfile
 
 import pytest
 
-from tests.experiments.train_commands import ROOT, SETTINGS, environment
+from tests.experiments.train_commands import ROOT, SETTINGS
 from tests.test_version1 import VERSION1
 
 pytestmark = [pytest.mark.slow, pytest.mark.multiprocess]
@@ -34,7 +35,7 @@ def run(installed, folder, *arguments):
     return subprocess.run(
         [sys.executable, "-m", *arguments],
         cwd=folder,
-        env=environment() | {"PYTHONPATH": str(installed)},
+        env=os.environ | {"PYTHONPATH": str(installed), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
         capture_output=True,
         text=True,
     )
