@@ -16,8 +16,7 @@ def end_with_parent() -> None:
     A worker waits for work on pipes whose other ends it holds itself, so it would wait forever for
     a process that was killed.
     """
-    known = multiprocessing.parent_process()  # None until a new process is set up
-    parent = os.getppid() if known is None else known.pid
+    parent = os.getppid()  # of a process from a fork server that is the server
 
     def watch() -> None:
         while os.getppid() == parent:
