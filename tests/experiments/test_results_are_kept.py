@@ -43,6 +43,7 @@ def test_evaluation_and_generation_end_as_on_any_console(tmp_path, console):
     (tmp_path / "p.jsonl").write_text(json.dumps(UNITS) + "\n")
     run(
         *(tmp_path, "experiments.evaluate", *MODEL, "--data=é→.jsonl", "--output=é→.json"),
+        "--directions=T-T",
         **console,
     )
     found = json.loads((tmp_path / "é→.json").read_text(encoding="utf-8"))
