@@ -27,6 +27,7 @@ from data_pipelines.training.packing import PackingConfig
 from experiments.common.evaluators import EvaluationConfig
 from experiments.common.experiment import Experiment
 from experiments.common.step_config import StepConfig
+from experiments.inspection.loss_runs import RunSettings
 from lst_jax import config as config_module
 from lst_jax import settings as settings_module
 from lst_jax.checkpoints.description import (
@@ -288,7 +289,7 @@ CONFIGURATIONS = [
     *(Voice("gmw/en-US", "", 260, 50), MelFeatures()),
     Experiment(LSTConfig, "t.model", DATA, TrainingConfig(5)),
     StepConfig(MODEL, Vocabulary(10), OptimizerConfig(), TrainingConfig(5), PATCHING, 64, 96, 8),
-    *(Totals(3), Shard("a", 3, 5), EvaluationConfig(5)),
+    *(Totals(3), Shard("a", 3, 5), EvaluationConfig(5), RunSettings()),
     RecordMetadata("speech", "0" * 64, 30, 20, Totals(3), (Shard("a", 3, 5),)),
     *(UnitEncoding(), GlobalTransformerOptions(), DataDescription(PATCHING)),
     ModelDescription(LSTConfig(518, 8, 16, 1, 1, 1, 2, 2), Vocabulary(10), "0" * 64),

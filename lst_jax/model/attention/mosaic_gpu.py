@@ -1,8 +1,7 @@
 """Interval attention for NVIDIA's Hopper GPUs, in Pallas (Mosaic GPU): blocks outside are skipped.
 
-Only matrix products that a whole warpgroup issues, on operands in shared memory, use all of such a
-GPU's matrix units. In each of three kernels two warpgroups of a program compute on 64 rows each,
-while a third one copies the blocks that they loop over:
+Only products that a whole warpgroup issues, on operands in shared memory, use all of the matrix
+units. In three kernels two warpgroups of a program compute on 64 rows each, while a third copies:
 
 | kernel  | rows    | loops over                               | computes                          |
 |---------|---------|------------------------------------------|-----------------------------------|

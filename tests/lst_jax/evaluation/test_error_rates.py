@@ -51,7 +51,8 @@ HARD = st.text(
 @given(HARD | st.text(max_size=30), st.sampled_from(["NFC", "NFD", "NFKC", "NFKD"]))
 def test_forms_that_unicode_calls_equal_are_equal(text, form):
     assert normalize(unicodedata.normalize(form, text)) == normalize(text)
-    assert normalize(text.casefold()) == normalize(text)
+    # Unicode folds what is decomposed (D145): a mark that becomes a letter must be in its place.
+    assert normalize(unicodedata.normalize("NFD", text).casefold()) == normalize(text)
 
 
 @settings(max_examples=300, deadline=None)
