@@ -230,7 +230,7 @@ def _parse_fields(fields: Mapping[str, Any], origin: str) -> _Given:
 
 def _parse_units(text: str) -> list[int]:
     words = text.replace(",", " ").split()
-    is_units = bool(words) and all(word.isdecimal() and len(word) < 10 for word in words)
+    is_units = bool(words) and all(word.isdecimal() and len(word) <= 100 for word in words)
     require(is_units, "units", text, "numbers such as 3,17,17")
     return [int(word) for word in words]
 
