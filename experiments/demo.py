@@ -206,8 +206,8 @@ def configure(name: str, workdir: pathlib.Path, unit_count: int) -> Experiment:
         further = {directory: files for directory, _, files in MODELS}
         files = (*GIN_FILES, *further[name])
     paths = [f"{macro}={str(path.absolute())!r}" for macro, path in macros.items()]
-    bindings = [*flags.FLAGS["gin_binding"].value, *paths]
-    gin_config.parse([*files, *flags.FLAGS["gin_file"].value], bindings)
+    bindings = [*(flags.FLAGS["gin_binding"].value or []), *paths]
+    gin_config.parse([*files, *(flags.FLAGS["gin_file"].value or [])], bindings)
     experiment = gin_config.build_experiment()
     check_experiment(experiment)
     given = experiment.unit_count
@@ -294,7 +294,7 @@ def report(
         first_stories(corpus, trained.vocabulary.unit_count),
         speech,
         workdir / "speech",
-        trained.tokenizer,
+        trained.text_tokenizer,
         trained.patching.patch_size,
     )
     summary = [

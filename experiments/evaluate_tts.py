@@ -78,7 +78,7 @@ def _given_recognizer() -> str:
 
 
 def _make_recognizer(flag: str) -> Recognizer:
-    value = flags.FLAGS[flag].value
+    value = str(flags.FLAGS[flag].value)
     if flag == "recognizer":
         return function_recognizer(value)
     if flag == "recognizer_command":

@@ -144,7 +144,7 @@ def main(argv: list[str]) -> None:
             batch_rows=trained.mesh.size * -(-rows // trained.mesh.size),
         )
         for (number, prompt), generation in zip(batch, generations, strict=True):
-            segments = split_segments(generation.tokens, trained.vocabulary, trained.tokenizer)
+            segments = split_segments(generation.tokens, trained.vocabulary, trained.text_tokenizer)
             writer.write(number % _SAMPLES.value, prompt, segments, generation)
 
 
@@ -192,7 +192,7 @@ def _given_prompts() -> list[_Given]:
             f"--{kind}={_cut(value)}",
         )
         for kind in _KINDS
-        for value in flags.FLAGS[kind].value
+        for value in flags.FLAGS[kind].value or []
     ]
     for path in map(pathlib.Path, _PROMPTS.value):
         given += jsonl.read_lines(path, _parse_fields)
@@ -253,7 +253,7 @@ def _make_prompt(given: _Given, trained: TrainedModel, encoder: MelKMeansEncoder
 def _encode(given: _Given, trained: TrainedModel, encoder: MelKMeansEncoder | None) -> np.ndarray:
     """The ids of a prompt's text or speech, (T,) integers with T ≥ 1."""
     if given.kind == "text":
-        ids = trained.tokenizer.encode(given.value.strip())
+        ids = trained.text_tokenizer.encode(given.value.strip())
         if not len(ids):
             raise ValueError(f"text is {quote(given.value)}, expected words")
         return ids

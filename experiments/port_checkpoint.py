@@ -12,6 +12,7 @@ from __future__ import annotations
 import collections
 import signal
 import sys
+from typing import cast
 
 import jax
 from absl import flags
@@ -23,6 +24,7 @@ from lst_jax.porting.port import (
     KINDS,
     MAX_SHARD_BYTES,
     Checkpoint,
+    Kind,
     open_checkpoint,
     write_checkpoint,
 )
@@ -74,7 +76,7 @@ def main(argv: list[str]) -> None:
         write_checkpoint(
             checkpoint,
             _OUTPUT.value,
-            _TO.value,
+            cast(Kind, _TO.value),
             max_shard_bytes=_MAX_SHARD_MB.value * 10**6,
             on_tensor=on_tensor,
         )

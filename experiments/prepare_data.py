@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from typing import cast
 
 from absl import flags
 
 from data_pipelines.corpora.lines import SkipReport
 from data_pipelines.corpora.reference_jsonl import read_reference_jsonl
-from data_pipelines.corpora.text import read_text_corpus
+from data_pipelines.corpora.text import TextFormat, read_text_corpus
 from data_pipelines.records import storage as records
 from experiments.common import cli
 from experiments.common.inputs import FORMATS, find_inputs
@@ -64,7 +65,9 @@ def main(argv: list[str]) -> None:
         items = read_reference_jsonl(paths, tokenizer, unit_count=_UNIT_COUNT.value, **options)
     else:
         kind = "text"
-        items = read_text_corpus(paths, tokenizer, format=_FORMAT.value, **options)
+        items = read_text_corpus(
+            paths, tokenizer, format=cast(TextFormat, _FORMAT.value), **options
+        )
     try:
         metadata = records.write_records(
             _OUTPUT.value,

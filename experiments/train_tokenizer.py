@@ -9,13 +9,14 @@ writes `tokenizer.model`. Of aligned speech the words are used, silences aside.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 from absl import flags
 
 from data_pipelines.corpora.lines import SkipReport, read_lines
 from data_pipelines.corpora.reference_jsonl import parse_reference_line
-from data_pipelines.corpora.text import TEXT_PARSERS
-from data_pipelines.tokenizers import train_tokenizer
+from data_pipelines.corpora.text import TEXT_PARSERS, TextFormat
+from data_pipelines.tokenizers import ModelType, train_tokenizer
 from experiments.common import cli
 from experiments.common.inputs import FORMATS, find_inputs
 from experiments.common.paths import define_path, define_paths
@@ -50,7 +51,7 @@ def main(argv: list[str]) -> None:
             read_lines(find_inputs(_INPUT.value), parse, skipped=skipped),
             _OUTPUT.value,
             _VOCAB_SIZE.value,
-            model_type=_MODEL_TYPE.value,
+            model_type=cast(ModelType, _MODEL_TYPE.value),
             byte_fallback=_BYTE_FALLBACK.value,
             character_coverage=_CHARACTER_COVERAGE.value,
         )
@@ -64,7 +65,7 @@ def main(argv: list[str]) -> None:
 def _choose_parser(line_format: str, unit_count: int) -> Callable[[bytes, str], str]:
     if line_format == "reference_jsonl":
         return lambda line, place: parse_reference_line(line, unit_count).text
-    parse_text = TEXT_PARSERS[line_format]
+    parse_text = TEXT_PARSERS[cast(TextFormat, line_format)]
     return lambda line, place: parse_text(line).text
 
 

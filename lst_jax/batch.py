@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from jax import Array
+from lst_jax.shapes import Float32, Int32
+
+AnyArray = Any  # of NumPy on the host, of JAX on the devices
 
 Rows = TypeVar("Rows", "Batch", "SharedBatch")
 
@@ -37,14 +38,14 @@ class Batch:
       num_patches: P, patch slots of a row; static.
     """
 
-    tokens: Array | np.ndarray
-    targets: Array | np.ndarray
-    loss_weights: Array | np.ndarray
-    document_ids: Array | np.ndarray
-    patch_ids: Array | np.ndarray
-    visible_patch: Array | np.ndarray
-    speech_examples: Array | np.ndarray
-    aligned_examples: Array | np.ndarray
+    tokens: Int32[AnyArray, "*b N"]
+    targets: Int32[AnyArray, "*b N"]
+    loss_weights: Float32[AnyArray, "*b N"]
+    document_ids: Int32[AnyArray, "*b N"]
+    patch_ids: Int32[AnyArray, "*b N"]
+    visible_patch: Int32[AnyArray, "*b N"]
+    speech_examples: Int32[AnyArray, " *b"]
+    aligned_examples: Int32[AnyArray, " *b"]
     num_patches: int = dataclasses.field(metadata={"static": True})
 
 
@@ -64,13 +65,13 @@ class SharedBatch:
     """
 
     places: Batch
-    token_items: Array | np.ndarray
-    patch_items: Array | np.ndarray
-    token_places: Array | np.ndarray
-    patch_places: Array | np.ndarray
-    item_tokens: Array | np.ndarray
-    item_patch_ids: Array | np.ndarray
-    previous_items: Array | np.ndarray
+    token_items: Int32[AnyArray, "*b N"]
+    patch_items: Int32[AnyArray, "*b _"]
+    token_places: Int32[AnyArray, "*b M"]
+    patch_places: Int32[AnyArray, "*b _"]
+    item_tokens: Int32[AnyArray, "*b M"]
+    item_patch_ids: Int32[AnyArray, "*b M"]
+    previous_items: Int32[AnyArray, "*b M"]
 
 
 def padding_rows(num_patches: int, num_tokens: int, rows: tuple[int, ...] = ()) -> Batch:

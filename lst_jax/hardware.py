@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import time
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+if TYPE_CHECKING:  # JAX declares no type that checkers could take
+    Device = Any
+else:
+    Device = jax.Device
 
 # Dense bfloat16 FLOP/s of one JAX device, from the makers' data sheets (float16 where a device has
 # no bfloat16). A device is of the first kind whose name its own contains. A JAX device is one of
@@ -101,7 +106,7 @@ class PeakRate(NamedTuple):
     source: str
 
 
-def peak_rate(device: jax.Device) -> PeakRate:
+def peak_rate(device: Device) -> PeakRate:
     """The peak rate of matrix products on a device.
 
     Accelerators are looked up by name; a CPU, or a kind that is not in the table, is measured:
@@ -117,7 +122,7 @@ def peak_rate(device: jax.Device) -> PeakRate:
     return PeakRate(rate, "measured with float32 matrix products")
 
 
-def _measure(device: jax.Device) -> float:
+def _measure(device: Device) -> float:
     best = float("inf")
     with jax.set_mesh(None):  # on this device, whatever the ambient mesh
         matrix = jax.device_put(np.ones((_MEASURED_SIZE, _MEASURED_SIZE), np.float32), device)

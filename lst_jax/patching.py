@@ -28,6 +28,7 @@ from lst_jax.settings import (
     require,
     validate_value,
 )
+from lst_jax.shapes import Bool, Float32, Int, Int32, check_shapes
 from lst_jax.vocabulary import Vocabulary
 
 Strategy = Literal["none", "static", "aligned", "mixed", "curriculum"]
@@ -108,10 +109,10 @@ class Document:
       aligned: whether its speech is segmented by words.
     """
 
-    tokens: np.ndarray
-    patch_lengths: np.ndarray
-    provable: np.ndarray
-    loss_weights: np.ndarray
+    tokens: Int32[np.ndarray, " T"]
+    patch_lengths: Int32[np.ndarray, " Q"]
+    provable: Bool[np.ndarray, " Q"]
+    loss_weights: Float32[np.ndarray, " T"]
     final_target: int | None = None
     speech: bool = False
     aligned: bool = False
@@ -127,9 +128,13 @@ class Document:
         return len(self.patch_lengths)
 
 
+@check_shapes
 def static_patches(
-    tokens: np.ndarray, vocabulary: Vocabulary, patch_size: int, join_speech_mode: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
+    tokens: Int[np.ndarray, " T"],
+    vocabulary: Vocabulary,
+    patch_size: int,
+    join_speech_mode: bool = False,
+) -> tuple[Int32[np.ndarray, " Q"], Bool[np.ndarray, " Q"]]:
     """Segments tokens with speech in groups of `patch_size`; a run's last group may be shorter.
 
     Args:
@@ -169,9 +174,10 @@ def static_patches(
     return lengths, provable
 
 
+@check_shapes
 def aligned_run_lengths(
-    unit_counts: np.ndarray, is_silence: np.ndarray, silence: Silence
-) -> np.ndarray:
+    unit_counts: Int[np.ndarray, " W"], is_silence: Bool[np.ndarray, " W"], silence: Silence
+) -> Int32[np.ndarray, " Q"]:
     """Patch lengths of one speech run by its words.
 
     Args:
@@ -192,11 +198,12 @@ def aligned_run_lengths(
     return unit_counts[unit_counts > 0].astype(np.int32)
 
 
+@check_shapes
 def patch_document(
-    tokens: np.ndarray,
+    tokens: Int[np.ndarray, " n"],
     config: PatchingConfig,
     vocabulary: Vocabulary,
-    aligned_lengths: np.ndarray | None = None,
+    aligned_lengths: Int[np.ndarray, " m"] | None = None,
     begin: int = 0,
     end: int | None = None,
     answer_begin: int = 0,
@@ -211,10 +218,10 @@ def patch_document(
     `<s>` joins them).
 
     Args:
-      tokens: int (T,), bos … eos.
+      tokens: int (n,), bos … eos.
       config: the patching.
       vocabulary: the id space.
-      aligned_lengths: int (Q,) patch lengths of the whole document by words, if this example is
+      aligned_lengths: int (m,) patch lengths of the whole document by words, if this example is
         aligned. Without them speech is static, or unpatched under the strategy `none`.
       begin: first token of the piece; where given with `aligned_lengths`, a patch boundary.
       end: first token after the piece; None for the document's end.
@@ -280,7 +287,10 @@ def _cut_lengths(patch_lengths: np.ndarray, size: int, begin: int, end: int) -> 
     return patch_lengths[first : last + 1]
 
 
-def visible_patches(patch_lengths: np.ndarray, provable: np.ndarray) -> np.ndarray:
+@check_shapes
+def visible_patches(
+    patch_lengths: Int[np.ndarray, " Q"], provable: Bool[np.ndarray, " Q"]
+) -> Int32[np.ndarray, " T"]:
     """The last patch that is known to be complete at each token, so that predictions may use it.
 
     At the last token of a patch that is the patch itself if it is provable; everywhere else it is
@@ -314,6 +324,7 @@ def largest_head(document: Document, num_patches: int, num_tokens: int) -> int:
     return int(np.searchsorted(ends, num_tokens, side="right"))
 
 
+@check_shapes
 def fill_row(
     documents: Sequence[Document],
     num_patches: int,

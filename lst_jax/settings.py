@@ -36,13 +36,20 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import numpy as np
 
+_HAS_PYDANTIC = True
 try:
     import pydantic
     import pydantic_core
 except ImportError:  # see above
-    pydantic = None
+    _HAS_PYDANTIC = False
+    if typing.TYPE_CHECKING:  # a checker's environment has it
+        raise
+
+if typing.TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 _T = TypeVar("_T")
+_Configuration = TypeVar("_Configuration", bound="DataclassInstance")
 
 _QUOTED = 80  # characters of a value that a message shows
 _LONGEST_LINE = 450  # characters of a whole message
@@ -163,6 +170,13 @@ def require(condition: bool, argument: str, value: object, expected: str) -> Non
         raise ValueError(f"{argument} is {quote(value)}, expected {expected}")
 
 
+def given(value: _T | None, argument: str, expected: str) -> _T:
+    """Returns a value that may not be None here; raises a `ValueError` that names it if it is."""
+    if value is None:
+        raise ValueError(f"{argument} is None, expected {expected}")
+    return value
+
+
 def list_names(names: typing.Iterable[str]) -> str:
     """Returns names in a line of bounded length: ten at most, and how many more there are."""
     names = [quote(name).strip("'") for name in names]
@@ -213,7 +227,7 @@ def validate_value(hint: Any, value: Any, name: str) -> Any:
       ValueError: it is of another type, or out of bounds.
     """
     prepared = _prepare(hint, value, None)
-    if pydantic is None:
+    if not _HAS_PYDANTIC:
         return prepared
     try:
         return _adapter(hint).validate_python(prepared)
@@ -223,8 +237,8 @@ def validate_value(hint: Any, value: Any, name: str) -> Any:
 
 
 def validate_fields(
-    cls: type[_T], values: Any, source: object, *, ignore_unknown: bool = False
-) -> _T:
+    cls: type[_Configuration], values: Any, source: object, *, ignore_unknown: bool = False
+) -> _Configuration:
     """Builds a configuration from what a JSON file holds.
 
     Objects become the configurations that are declared in their place, arrays become tuples. A
@@ -283,7 +297,8 @@ def _prepare(hint: Any, value: Any, build: Callable[[type, Any], Any] | None) ->
         if len(items) != len(value):
             return tuple(value)
         return tuple(_prepare(kind, item, build) for kind, item in zip(items, value, strict=True))
-    if build and isinstance(value, Mapping) and dataclasses.is_dataclass(hint):
+    is_class = isinstance(hint, type) and dataclasses.is_dataclass(hint)
+    if build and isinstance(value, Mapping) and is_class:
         return build(hint, value)
     number = isinstance(value, np.bool_ | np.integer | np.floating | np.str_)
     return value.item() if number and not isinstance(value, np.timedelta64) else value
@@ -292,7 +307,8 @@ def _prepare(hint: Any, value: Any, build: Callable[[type, Any], Any] | None) ->
 @functools.cache
 def _adapter(hint: Any) -> Any:
     """Returns pydantic's strict validator of a type."""
-    if dataclasses.is_dataclass(hint):  # which TypeAdapter takes no `config` for
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        # TypeAdapter takes no `config` for them.
         return pydantic_core.SchemaValidator(_instance_schema(hint))
     config = pydantic.ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
     return pydantic.TypeAdapter(hint, config=config)
@@ -314,6 +330,10 @@ def configuration(cls: type[_T]) -> type[_T]:
 
     Other configurations in a field's type must be decorated, too.
     """
+    return _configured(cls)
+
+
+def _configured(cls: Any) -> Any:
     check_together = cls.__dict__.get("__post_init__")
 
     def __post_init__(self: Any) -> None:

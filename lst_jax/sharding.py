@@ -19,16 +19,18 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import jax
 import numpy as np
 from flax import linen as nn
+from flax.linen.spmd import logical_to_mesh, logical_to_mesh_axes
 from jax.experimental import mesh_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lst_jax.batch import Batch, SharedBatch, padding_rows
 from lst_jax.config import LSTConfig, ModelConfig
+from lst_jax.hardware import Device
 from lst_jax.settings import Bounds, configuration, require
 
 for _rows in (Batch, SharedBatch):
@@ -40,6 +42,7 @@ MeshAxis = Annotated[int, Bounds(least=-1, most=2**20)]
 
 LogicalRules = Sequence[tuple[str, str | tuple[str, ...] | None]]
 Axes = tuple[str, ...]
+AnyMesh = jax.sharding.Mesh | jax.sharding.AbstractMesh  # an abstract one has no devices
 
 # In order of precedence: where one array has both "batch" and "embed", "batch" takes the fsdp axis.
 DEFAULT_RULES: LogicalRules = (
@@ -72,7 +75,7 @@ class MeshConfig:
 
 
 def make_mesh(
-    config: MeshConfig | None = None, devices: Sequence[jax.Device] | None = None
+    config: MeshConfig | None = None, devices: Sequence[Device] | None = None
 ) -> jax.sharding.Mesh:
     """The mesh of the axes (data, fsdp, tensor) over `devices` (default: all of all processes).
 
@@ -99,7 +102,7 @@ def make_mesh(
     return jax.sharding.Mesh(arranged, MESH_AXES, axis_types=axis_types)
 
 
-def _arrange_slices(sizes: list[int], devices: Sequence[jax.Device], num_slices: int) -> np.ndarray:
+def _arrange_slices(sizes: list[int], devices: Sequence[Device], num_slices: int) -> np.ndarray:
     """Devices of several slices, as an array of the mesh's shape.
 
     Only messages that a step sends seldom should cross the slow network between slices, so slices
@@ -149,7 +152,7 @@ def mesh_axes(rules: LogicalRules, *names: str | None) -> tuple[Axes, ...]:
     Returns:
       A tuple for each name, empty where the axis is whole.
     """
-    found = nn.logical_to_mesh_axes(names, rules)
+    found = logical_to_mesh_axes(names, rules) or ()
     return tuple((axes,) if isinstance(axes, str) else tuple(axes or ()) for axes in found)
 
 
@@ -163,30 +166,30 @@ def ambient_mesh_axes(*names: str | None) -> tuple[Axes, ...]:
     return tuple(tuple(axis for axis in axes if axis in present) for axes in found)
 
 
-def count_parts(mesh: jax.sharding.Mesh, name: str, rules: LogicalRules = DEFAULT_RULES) -> int:
+def count_parts(mesh: AnyMesh, name: str, rules: LogicalRules = DEFAULT_RULES) -> int:
     """Returns how many parts a logical axis is split into."""
     (axes,) = mesh_axes(rules, name)
     return math.prod(mesh.shape[axis] for axis in axes)
 
 
-def batch_mesh_size(mesh: jax.sharding.Mesh, rules: LogicalRules = DEFAULT_RULES) -> int:
+def batch_mesh_size(mesh: AnyMesh, rules: LogicalRules = DEFAULT_RULES) -> int:
     """Returns the number of parts that the rows of a batch are split into."""
     return count_parts(mesh, "batch", rules)
 
 
-def batch_sharding(mesh: jax.sharding.Mesh, rules: LogicalRules = DEFAULT_RULES) -> NamedSharding:
+def batch_sharding(mesh: AnyMesh, rules: LogicalRules = DEFAULT_RULES) -> NamedSharding:
     """Returns that of arrays with the rows first, everything else whole."""
     return NamedSharding(mesh, PartitionSpec(*mesh_axes(rules, "batch")))
 
 
-def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+def replicated(mesh: AnyMesh) -> NamedSharding:
     """A whole copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def check_rows(
     num_rows: int,
-    mesh: jax.sharding.Mesh,
+    mesh: AnyMesh,
     accumulation_steps: int = 1,
     rules: LogicalRules = DEFAULT_RULES,
 ) -> None:
@@ -211,9 +214,7 @@ def check_rows(
         )
 
 
-def check_heads(
-    config: ModelConfig, mesh: jax.sharding.Mesh, rules: LogicalRules = DEFAULT_RULES
-) -> None:
+def check_heads(config: ModelConfig, mesh: AnyMesh, rules: LogicalRules = DEFAULT_RULES) -> None:
     """Checks that the mesh splits the attention heads evenly.
 
     Raises:
@@ -232,7 +233,8 @@ def check_heads(
             )
 
 
-class RowShare(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class RowShare:
     """The part `index` of `count` equal parts of a batch's rows."""
 
     index: int
@@ -299,7 +301,7 @@ def abstract_batch(
     )
 
 
-def tree_shardings(boxed: Any, mesh: jax.sharding.Mesh, rules: LogicalRules = DEFAULT_RULES) -> Any:
+def tree_shardings(boxed: Any, mesh: AnyMesh, rules: LogicalRules = DEFAULT_RULES) -> Any:
     """The shardings of a tree of abstract arrays with logical axis names.
 
     Args:
@@ -314,7 +316,7 @@ def tree_shardings(boxed: Any, mesh: jax.sharding.Mesh, rules: LogicalRules = DE
     Raises:
       ValueError: a mesh axis does not divide the array's axis that it should split.
     """
-    specs = nn.logical_to_mesh(nn.get_partition_spec(boxed), rules)
+    specs = logical_to_mesh(nn.get_partition_spec(boxed), rules)
 
     def place(path: Any, spec: PartitionSpec, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         for axes, length in zip(spec, leaf.shape, strict=False):
@@ -327,7 +329,7 @@ def tree_shardings(boxed: Any, mesh: jax.sharding.Mesh, rules: LogicalRules = DE
 
 
 def _check_divides(
-    name: str, axes: str | tuple[str, ...] | None, length: int, mesh: jax.sharding.Mesh
+    name: str, axes: str | tuple[str, ...] | None, length: int, mesh: AnyMesh
 ) -> None:
     names = (axes,) if isinstance(axes, str) else axes or ()
     parts = math.prod(mesh.shape[axis] for axis in names)

@@ -4,6 +4,8 @@ Most of the suite's time is XLA's, which compiles many small programs that run o
 without the passes that make programs fast, a sixth of the time for a gradient; binaries that
 tests start run with XLA's own settings, as a user runs them.
 
+Shapes are checked in every call, also in the binaries (`lst_jax.shapes`).
+
 A virtual device waits for the others at every collective; on a busy machine longer than the
 40 seconds after which XLA gives up by default.
 """
@@ -40,6 +42,7 @@ _LEFT_OUT = [name for name, package in _PACKAGES.items() if not importlib.util.f
 _WHOLE_FILE = re.compile(rf"^pytestmark = .*\bmark\.({'|'.join(_LEFT_OUT)})\b", re.MULTILINE)
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("LST_JAX_CHECK_SHAPES", "1")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS])
 

@@ -7,7 +7,7 @@ import multiprocessing
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from data_pipelines.processes import end_with_parent
 from lst_jax.files import check_encoding, read_numbered_lines
@@ -110,7 +110,7 @@ def read_lines(
         if isinstance(result, BadLine):
             _handle(RecordError(path, number, result), skipped)
         else:
-            yield result
+            yield cast(T, result)
 
 
 def load_object(line: bytes, fields: dict[str, type]) -> dict[str, Any]:

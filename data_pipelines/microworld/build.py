@@ -50,6 +50,7 @@ from data_pipelines.records.storage import (
     open_records,
     write_records,
 )
+from data_pipelines.records.types import Utterance
 from data_pipelines.speech import audio
 from data_pipelines.speech.alignment import align_units
 from data_pipelines.speech.units import MelFeatures, MelKMeansEncoder
@@ -336,7 +337,9 @@ def _write_stats(config: MicroworldConfig, paths: MicroworldPaths, out: pathlib.
     spoken = read_json_object(paths.speech_records / "audio.json")
     counts = np.zeros(config.unit_count, np.int64)
     for i in range(len(speech_source)):
-        counts += np.bincount(speech_source[i].units, minlength=config.unit_count)
+        record = speech_source[i]
+        assert isinstance(record, Utterance)  # as every record of this source
+        counts += np.bincount(record.units, minlength=config.unit_count)
     text: Totals = open_records(paths.text_records).metadata.totals
     frequency = counts[counts > 0] / counts.sum()
     stats = {

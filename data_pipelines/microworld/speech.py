@@ -21,7 +21,7 @@ import sys
 import threading
 import types
 from collections.abc import Iterator, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -160,7 +160,7 @@ class _Recorder:
         self.phonemes: list[_PhonemeEvent] = []
         self.callback = _SynthCallback(self._receive)
 
-    def _receive(self, wave: object, count: int, events: object) -> int:
+    def _receive(self, wave: Any, count: int, events: Any) -> int:
         if count > 0:
             self.chunks.append(ctypes.string_at(wave, 2 * count))
         for i in range(sys.maxsize):

@@ -221,10 +221,10 @@ def vocabulary() -> frozenset[str]:
                 Situation(
                     topic=number,
                     plot=plot,
-                    names=lexicon.NAMES[:2],
+                    names=(lexicon.NAMES[0], lexicon.NAMES[1]),
                     hero=0,
-                    objects=topic.objects[:2],
-                    places=topic.places[:2],
+                    objects=(topic.objects[0], topic.objects[1]),
+                    places=(topic.places[0], topic.places[1]),
                     activity=activity,
                     inverted=inverted,
                 )

@@ -20,7 +20,8 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, SupportsIndex
 
-from array_record.python import array_record_module
+# A compiled module, without stubs.
+from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
 from data_pipelines.records.metadata import METADATA_NAME, Kind, RecordMetadata, Shard
 from data_pipelines.records.payloads import decode_record

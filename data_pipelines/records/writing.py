@@ -8,7 +8,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from array_record.python import array_record_module
+# A compiled module, without stubs.
+from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
 from data_pipelines.records.metadata import (
     METADATA_NAME,
@@ -70,7 +71,7 @@ class _RecordWriter:
         if not isinstance(record, self._record_type):
             raise ValueError(f"record is {record!r}, expected a {self._record_type.__name__}")
         check_record(record, self._vocabulary)
-        if self._writer is None or self._counts[-1] == self._records_per_shard:
+        if not self._counts or self._counts[-1] == self._records_per_shard:
             self._next_shard()
         self._writer.write(encode_record(record))
         self._counts[-1] += 1

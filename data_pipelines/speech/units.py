@@ -448,9 +448,9 @@ def _cluster(points: np.ndarray, count: int, seed: int) -> np.ndarray:
         random_state=seed,
         batch_size=_KMEANS_BATCH,
         max_iter=_KMEANS_EPOCHS,
-        n_init=1,
+        n_init=1,  # pyright: ignore[reportArgumentType]  # declared by its default, "auto"
     )
-    return kmeans.fit(points).cluster_centers_.astype(np.float32)
+    return np.asarray(kmeans.fit(points).cluster_centers_, np.float32)
 
 
 def _cluster_means(rows: np.ndarray, index: np.ndarray, count: int) -> np.ndarray:

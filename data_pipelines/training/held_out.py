@@ -26,7 +26,7 @@ def held_out_mask(source: int, size: int, share: float) -> np.ndarray:
     if not share:
         return np.zeros(size, bool)
     with np.errstate(over="ignore"):  # the arithmetic is modulo 2⁶⁴
-        start = _mix(np.uint64(source) + _GOLDEN)
+        start = _mix(np.full(1, source, np.uint64) + _GOLDEN)
         hashes = _mix(start + np.arange(size, dtype=np.uint64) * _GOLDEN)
     # 53 bits are a float's, so that the comparison is exact.
     return (hashes >> np.uint64(11)).astype(np.float64) < share * 2.0**53

@@ -18,6 +18,7 @@ with the speech of that block's words.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -88,8 +89,8 @@ def speech_draft(
     piece_ends = np.cumsum(utterance.piece_counts[spoken])
     piece_cuts = [0, *piece_ends[first_words[1:] - 1].tolist()] if len(spoken) else [0, 0]
     unit_ids = vocabulary.units_to_ids(utterance.units)
-    parts = [[vocabulary.bos_id]]
-    lengths = [[1]]
+    parts: list[Sequence[int] | np.ndarray] = [[vocabulary.bos_id]]
+    lengths: list[Sequence[int] | np.ndarray] = [[1]]
     for block in range(len(sizes)):
         if speech:
             start, end = unit_cuts[block], unit_cuts[block + 1]

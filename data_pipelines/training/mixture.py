@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol, cast, get_args
 
 import grain
 import numpy as np
@@ -28,6 +28,7 @@ from data_pipelines.training.interleaving import (
     text_draft,
 )
 from lst_jax.patching import PatchingConfig
+from lst_jax.settings import given
 from lst_jax.vocabulary import Vocabulary
 
 RatioUnit = Literal["words", "tokens"]
@@ -158,7 +159,7 @@ class MixedDrafts:
         self._patching = patching
         self._vocabulary = vocabulary
         self._interleaved_share = interleaved_share
-        self._task = task
+        self._task: Task | None = task
         self._ahead: dict[int, tuple[DocumentKey, Record]] = {}
         self._next_unread = 0
 
@@ -178,7 +179,7 @@ class MixedDrafts:
         return dataclasses.replace(self._draft(record, rng, draw < probability), draw=draw)
 
     def _read(self, begin: int, end: int) -> None:
-        keys = {index: self._keys[index] for index in range(begin, end)}
+        keys = {index: given(self._keys[index], "key", "a document") for index in range(begin, end)}
         for number, source in enumerate(self._sources):
             indices = [index for index, key in keys.items() if key.source == number]
             records = source.__getitems__([keys[index].record for index in indices])
@@ -243,7 +244,7 @@ def source_keys(
     if records is None:
         numbers = grain.MapDataset.range(size)
     else:
-        numbers, size = grain.MapDataset.source(records), len(records)
+        numbers, size = grain.MapDataset.source(cast(Sequence[int], records)), len(records)
     visits = numbers.shuffle(shuffle_seed).repeat(num_epochs)
     return visits.map_with_index(functools.partial(_make_key, source, size))
 
@@ -275,7 +276,9 @@ def stream_keys(
     if endless:
         return grain.MapDataset.mix(parts, weights)
     lengths = [len(part) for part in parts]
-    return grain.MapDataset.select_from_datasets(parts, _FiniteSelection(lengths, weights))
+    # Its class of such maps is at another place in each version of Grain, which asks for none.
+    selection = cast(Any, _FiniteSelection(lengths, weights))
+    return grain.MapDataset.select_from_datasets(parts, selection)
 
 
 class _FiniteSelection:

@@ -296,6 +296,7 @@ class RowPacker(Iterator[Batch]):
 
     def _candidate(self, row: OpenRow) -> Document:
         """The next piece as it would be patched in a row: in one of two ways, made once."""
+        assert self._draft is not None  # `_place` has read it
         aligned = self._draft.draw < row.probability
         if aligned not in self._candidates:
             self._candidates[aligned] = self._patch(self._draft, aligned, self._begin, None)
@@ -304,6 +305,7 @@ class RowPacker(Iterator[Batch]):
     def _add_head(self, row: OpenRow, num_patches: int) -> None:
         """Puts the first patches of the next piece in a row; what is left is the next piece."""
         draft, document = self._draft, self._candidate(row)
+        assert draft is not None  # `_place` has read it
         _warn_of_split_question(draft, document, self._config)
         size = len(draft.tokens)
         # A piece that continues a document opens with a bos and a mode token that the document

@@ -179,17 +179,19 @@ class AttentionEstimates:
 
     def trip_count(self, name: str) -> float | None:
         """Mean turns of the blocked backend's loop over the key blocks of a query block."""
-        return self._loop_turns.get(_attention_of(name))
+        attention = _attention_of(name)
+        return None if attention is None else self._loop_turns.get(attention)
 
     def kernel_cost(self, name: str) -> KernelCost | None:
         """Work of one call of a TPU kernel on a device's rows and heads."""
-        attention = self._attentions.get(_attention_of(name))
+        attention_name = _attention_of(name)
         kernel = next((kernel for kernel in _KERNELS if kernel in name), None)
-        if attention is None or kernel is None:
+        if attention_name not in self._attentions or kernel is None:
             return None
+        attention = self._attentions[attention_name]
         products, kept, read = _KERNELS[kernel]
         width = attention.width / self._tensor
-        visits = self._rows * self._kernel_visits[_attention_of(name)]
+        visits = self._rows * self._kernel_visits[attention_name]
         query_block, key_block = pallas_tpu.QUERY_BLOCK, pallas_tpu.KEY_BLOCK
         outer, inner = attention.key_range.start.shape[1], key_block
         if kernel == "dkv_kernel":

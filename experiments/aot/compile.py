@@ -25,6 +25,7 @@ from experiments.common.step_config import StepConfig
 from lst_jax.checkpoints.train_state import state_shardings
 from lst_jax.hardware import Chip, tpu_chip
 from lst_jax.model.flops import training_flops
+from lst_jax.settings import given
 from lst_jax.sharding import (
     MeshConfig,
     abstract_batch,
@@ -131,7 +132,8 @@ def _compile(
         report["compile_seconds"] = round(time.perf_counter() - start, 1)
     report["partitioner_warnings"] = [x for x in log if _WARNING in x]
     report |= _memory(compiled.memory_analysis(), chip)
-    report |= _work(config, compiled.as_text(), mesh, rows, chip)
+    text = given(compiled.as_text(), "as_text", "the compiled program")
+    report |= _work(config, text, mesh, rows, chip)
     report["work"]["traced_flops"] = jaxpr_flops(traced.jaxpr).flops / mesh.size
     return report
 
@@ -172,7 +174,7 @@ def _memory(stats: Any, chip: Chip) -> dict[str, Any]:
     return {"memory": memory, "fits": peak <= hbm}
 
 
-def _does_not_fit(error: jax.errors.JaxRuntimeError, chip: Chip) -> dict[str, Any]:
+def _does_not_fit(error: RuntimeError, chip: Chip) -> dict[str, Any]:
     """What the compiler said of a step that is too large; other errors are raised again."""
     match = _OUT_OF_MEMORY.search(str(error))
     if "RESOURCE_EXHAUSTED" not in str(error) or not match:

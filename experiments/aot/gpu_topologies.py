@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import jax
 from jax.experimental import topologies
 
+from lst_jax.hardware import Device
 from lst_jax.settings import quote
 
 _GIB = 2**30
@@ -44,7 +44,7 @@ GPUS = {
 }
 
 
-def gpu_device(name: str) -> jax.Device:
+def gpu_device(name: str) -> Device:
     """Returns a device that programs can be compiled for and not run on.
 
     Args:

@@ -8,6 +8,8 @@ import os
 import jax
 from jax.experimental import topologies
 
+from lst_jax.hardware import Device
+
 # Nothing is run, so another process may hold libtpu; there is no cloud machine to ask about itself,
 # and what the compiler warns of should come to stderr instead of a directory of logs.
 from lst_jax.settings import quote
@@ -22,7 +24,7 @@ _ENVIRONMENT = {
 }
 
 
-def tpu_devices(topology: str, num_slices: int = 1) -> list[jax.Device]:
+def tpu_devices(topology: str, num_slices: int = 1) -> list[Device]:
     """The devices of TPU slices, for ahead-of-time compilation; works on any machine.
 
     Args:

@@ -33,7 +33,7 @@ from experiments.benchmarks.step_timing import (
 )
 from experiments.common.step_config import StepConfig, preset
 from lst_jax.checkpoints.train_state import TrainState
-from lst_jax.config import baseline_of
+from lst_jax.config import LSTConfig, baseline_of
 from lst_jax.hardware import peak_rate
 from lst_jax.model.attention import best_backend
 from lst_jax.model.attention.gpu import KERNELS, best_kernel
@@ -169,8 +169,13 @@ class Bench:
         module = importlib.import_module(f"lst_jax.model.attention.{backend}")
         return module.unsupported(dtype, width, target().capability)
 
+    def _lst(self, name: str) -> LSTConfig:
+        model = self._configs[name].model
+        assert isinstance(model, LSTConfig)  # as every preset's
+        return model
+
     def _head_widths(self) -> set[int]:
-        model = self._configs[self._first].model
+        model = self._lst(self._first)
         return {
             model.dim_local // model.num_heads_local,
             model.dim_global // model.num_heads_global,
@@ -234,6 +239,7 @@ class Bench:
         if policy == "full" and max(plans["none"], plans["dots"]) >= min(_ENOUGH_ROWS, rows):
             return
         self._forget_state(model)
+        measurement = None
         while rows:
             measurement = self._measurement(model, policy, rows)
             measurement.compile()
@@ -243,7 +249,7 @@ class Bench:
                 break
             yield {"model": model, "remat": policy, "rows": rows, "too_large_by": planned - limit}
             rows -= 1
-        if not rows:
+        if not rows or measurement is None:
             yield {"model": model, "remat": policy, "rows": 0}
             return
         figures, self._state = measurement.measure_step(self._state)
@@ -286,7 +292,11 @@ class Bench:
         config = self._configs[self._first]
         rows = min(_ATTENTION_ROWS, self._most_rows)
         cases = attention_timing.attention_cases(
-            config.model, config.vocabulary, config.num_patches, config.num_tokens, rows
+            self._lst(self._first),
+            config.vocabulary,
+            config.num_patches,
+            config.num_tokens,
+            rows,
         )
         for case in cases:
             names = [*self._backends(), "dense"]
@@ -384,7 +394,7 @@ class Bench:
         config = self._configs[self._last]
         model, patching = config.model, PatchingConfig("static")
         if name == "baseline":
-            model, patching = baseline_of(config.model), PatchingConfig("none")
+            model, patching = baseline_of(self._lst(self._last)), PatchingConfig("none")
         subject = decode_timing.make_subject(name, model, config.vocabulary, patching)
         prompt_s, seconds = (7.5, 15.0) if not self._on_cpu else (1.0, 1.0)
         yield {

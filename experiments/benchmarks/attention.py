@@ -14,6 +14,7 @@ after another in the same process.
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import sys
@@ -21,7 +22,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jaxlib
 from absl import flags
 
 from experiments.benchmarks.attention_timing import (
@@ -74,7 +74,7 @@ def main(argv: list[str]) -> None:
         "device": device_name(),
         "cores": os.cpu_count(),
         "load_average_before": round(load, 2),
-        "versions": {"jax": jax.__version__, "jaxlib": jaxlib.__version__},
+        "versions": {"jax": jax.__version__, "jaxlib": importlib.metadata.version("jaxlib")},
         "shape": {
             "rows": _ROWS.value,
             "heads": _HEADS.value,

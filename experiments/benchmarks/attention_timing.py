@@ -23,6 +23,7 @@ import numpy as np
 from jax import Array
 
 from experiments.aot.attention_estimates import typical_batch
+from experiments.benchmarks.step_timing import planned_memory
 from lst_jax.config import LSTConfig
 from lst_jax.model.attention import attend
 from lst_jax.model.key_ranges import KeyRange, lst_key_ranges
@@ -179,7 +180,7 @@ def time_attention(
     def gradients(
         q: Array, k: Array, v: Array, key_range: KeyRange, cotangent: Array
     ) -> tuple[Array, ...]:
-        return jax.vjp(lambda *arrays: attention(*arrays, key_range), q, k, v)[1](cotangent)
+        return jax.vjp(lambda q, k, v: attention(q, k, v, key_range), q, k, v)[1](cotangent)
 
     forward = _time(attention, repeats, budget_s, q, k, v, key_range)
     both = _time(gradients, repeats, budget_s, q, k, v, key_range, cotangent)
@@ -197,4 +198,4 @@ def _time(
         start = time.perf_counter()
         jax.block_until_ready(compiled(*arrays))
         times.append(time.perf_counter() - start)
-    return statistics.median(times), compiled.memory_analysis().temp_size_in_bytes
+    return statistics.median(times), planned_memory(compiled)["temporaries"]

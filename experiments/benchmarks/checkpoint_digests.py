@@ -29,6 +29,7 @@ from experiments.common.paths import define_path
 from lst_jax.checkpoints.checkpointer import Checkpointer
 from lst_jax.checkpoints.digests import find_damage, hash_file, read_digests
 from lst_jax.checkpoints.train_state import TrainState
+from lst_jax.settings import given
 
 _GIGABYTES = flags.DEFINE_float(
     "gigabytes", 6.0, "Size of the state: parameters and two moments.", lower_bound=0.01
@@ -100,10 +101,10 @@ def _measure(workdir: pathlib.Path, state: TrainState) -> dict[str, float]:
 
     saved = _seconds(save)
     step = checkpointer.step_directory(1)
-    told = read_digests(step)
+    told = given(read_digests(step), "digests", "those of the step that was just saved")
     hashed = _seconds(lambda: [hash_file(step / name) for name in told])
     checked = _seconds(lambda: find_damage(step, told))
-    restored = _seconds(lambda: jax.block_until_ready(checkpointer.restore(shapes, iterator)[0]))
+    restored = _seconds(lambda: jax.block_until_ready(checkpointer.restore(shapes, iterator)))
     checkpointer.close()
     return {
         "save_seconds": saved,

@@ -103,7 +103,7 @@ def _train(
         sys.exit(int(cli.ExitCode.STOPPED))
     records = read_records(run)[-_RECORDS:]
     return {
-        kind: statistics.fmean(record[f"loss_{kind}"] for record in records)
+        kind: statistics.fmean(x for record in records if (x := record[f"loss_{kind}"]) is not None)
         for kind in ("text", "speech")
     }
 

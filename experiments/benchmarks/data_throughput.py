@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import grain
 import numpy as np
@@ -29,6 +29,7 @@ from absl import app, flags
 
 from data_pipelines.records.storage import SILENCE, TextDocument, Utterance, write_records
 from data_pipelines.training.dataset import DataConfig, SourceConfig, make_training_dataset
+from data_pipelines.training.mixture import RatioUnit
 from experiments.benchmarks.machine import cpu_model
 from experiments.common.paths import define_path
 from lst_jax.batch import Batch
@@ -65,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as directory:
         tokenizer, sources = _write_sources(pathlib.Path(directory))
         results = [
-            _measure(_make_config(sources, strategy), tokenizer, int(workers))
+            _measure(_make_config(sources, cast(Strategy, strategy)), tokenizer, int(workers))
             for strategy in _STRATEGIES.value
             for workers in _NUM_WORKERS.value
         ]
@@ -110,7 +111,7 @@ def _make_config(sources: tuple[SourceConfig, ...], strategy: Strategy) -> DataC
         batch_size=_BATCH_SIZE.value,
         patches_per_row=patches,
         tokens_per_row=_TOKENS.value,
-        ratio_unit=_RATIO_UNIT.value,
+        ratio_unit=cast(RatioUnit, _RATIO_UNIT.value),
         patching=patching,
         open_rows=_OPEN_ROWS.value,
         largest_gap=_LARGEST_GAP.value,

@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
     static = dataclasses.replace(config.patching, strategy="static")
     results: list[dict[str, Any]] = []
     recomputed = {}
-    table = [list(_HEADER)]
+    table: list[list[str]] = [list(_HEADER)]
     for name, model, patching in (
         ("LST", config.model, static),
         ("baseline", baseline_of(config.model), PatchingConfig("none")),

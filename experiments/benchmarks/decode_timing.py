@@ -29,7 +29,7 @@ from lst_jax.inference.generation import (
 )
 from lst_jax.inference.sampling import SamplingConfig
 from lst_jax.inference.trained_model import TrainedModel
-from lst_jax.model.models import abstract_params, build_model, logits, output_kernel
+from lst_jax.model.models import abstract_params, build_model, hidden_states, logits, output_kernel
 from lst_jax.patching import PatchingConfig, fill_row
 from lst_jax.sharding import make_mesh, mesh_context
 from lst_jax.vocabulary import Vocabulary
@@ -146,8 +146,7 @@ def measure_recomputing(subject: Subject, rows: int, prompt_s: float, seconds: f
 
     @jax.jit
     def scores(params: Any, batch: Any) -> jax.Array:
-        variables = {"params": params}
-        hidden = subject.trained.model.apply(variables, batch)["hidden"]
+        hidden = hidden_states(subject.trained.model, params, batch)
         return logits(hidden[:, last], output_kernel(params), subject.trained.vocabulary.size)
 
     with mesh_context(subject.trained.mesh):

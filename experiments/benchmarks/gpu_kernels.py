@@ -98,12 +98,13 @@ def _read(path: pathlib.Path, width: int) -> dict[str, Any]:
     name = re.match(r"mosaic_gpu_(\w+?)_kernel", path.name)
     shared = re.search(r"smem_scratch_bytes=(\d+)", resources)
     figures = {key: re.search(pattern, text) for key, pattern in _FIGURES.items()}
-    if not (name and shared and all(figures.values())):
+    found = {key: int(match[1]) for key, match in figures.items() if match}
+    if not (name and shared and len(found) == len(figures)):
         raise ValueError(f"{path.name} is not a report of ptxas as it was")
     return {
         "kernel": name[1],
         "width": width,
-        **{key: int(match[1]) for key, match in figures.items()},
+        **found,
         "shared_memory_bytes": int(shared[1]),
     }
 

@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -22,7 +23,7 @@ from lst_jax.config import LSTConfig, ModelConfig, TokenTransformerConfig, padde
 from lst_jax.model.global_transformer import GlobalTransformer
 from lst_jax.model.key_ranges import LSTKeyRanges, lst_key_ranges
 from lst_jax.model.losses import token_nll
-from lst_jax.model.models import build_model, output_kernel
+from lst_jax.model.models import build_model, hidden_states, output_kernel
 from lst_jax.model.patch_decoder import PatchDecoder
 from lst_jax.model.patch_encoder import PatchEncoder
 from lst_jax.sharding import batch_sharding
@@ -72,25 +73,28 @@ def model_parts(config: ModelConfig) -> tuple[Part, ...]:
 def _lst_parts(config: LSTConfig) -> tuple[Part, ...]:
     def encode(params: Any, _: Mapping[str, Array], batch: Batch, ranges: Ranges) -> Arrays:
         arguments = batch.tokens, batch.patch_ids, ranges
-        module = PatchEncoder(config)
-        states, latents = module.apply({"params": params["encoder"]}, *arguments)
+        states, latents = _apply(PatchEncoder(config), params["encoder"], *arguments)
         return {"token_states": states, "latents": latents}
 
     def transform(params: Any, arrays: Mapping[str, Array], batch: Batch, ranges: Ranges) -> Arrays:
-        arguments = arrays["latents"], ranges.global_self
+        assert ranges is not None  # of an LST
         module = GlobalTransformer(config)
-        return {"patches": module.apply({"params": params["global"]}, *arguments)}
+        patches = _apply(module, params["global"], arrays["latents"], ranges.global_self)
+        return {"patches": patches}
 
     def decode(params: Any, arrays: Mapping[str, Array], batch: Batch, ranges: Ranges) -> Arrays:
         arguments = arrays["token_states"], arrays["patches"], ranges
-        module = PatchDecoder(config)
-        return {"hidden": module.apply({"params": params["decoder"]}, *arguments)}
+        return {"hidden": _apply(PatchDecoder(config), params["decoder"], *arguments)}
 
     return (
         Part("encoder", "encoder", ("encoder",), (), encode),
         Part("global", "global", ("global",), ("latents",), transform),
         Part("decoder", "decoder", ("decoder",), ("token_states", "patches"), decode),
     )
+
+
+def _apply(module: nn.Module, params: Any, *arguments: Any) -> Any:
+    return module.apply({"params": params}, *arguments)
 
 
 def _baseline_parts(config: TokenTransformerConfig) -> tuple[Part, ...]:
@@ -100,7 +104,7 @@ def _baseline_parts(config: TokenTransformerConfig) -> tuple[Part, ...]:
     def transform(params: Any, _: Mapping[str, Array], batch: Batch, ranges: Ranges) -> Arrays:
         # The model declares the projection that the loss applies, and does not read it.
         params = {**params, "output_kernel": jnp.zeros(kernel_shape)}
-        return {"hidden": model.apply({"params": params}, batch)["hidden"]}
+        return {"hidden": hidden_states(model, params, batch)}
 
     return (Part("transformer", "global", ("embedding", "transformer", "norm"), (), transform),)
 

@@ -9,6 +9,7 @@ Nothing here needs Gin or what reads data.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
 import itertools
 import re
@@ -127,30 +128,29 @@ def measure_all(
             peak,
         )
         # The state goes through all combinations; lost where one ran out of memory, it is remade.
-        figures, state = _within_memory(measurement.measure_step, state)
+        figures, state = _within_memory(functools.partial(measurement.measure_step, state))
         result |= figures
         yield result
         if "out_of_memory" in result:
             exhausted[policy] = number
-        elif with_parts:
-            figures, state = _within_memory(measurement.measure_parts, state)
+        elif with_parts and state is not None:
+            figures, state = _within_memory(functools.partial(measurement.measure_parts, state))
             yield result | {"breakdown": figures}
 
 
 def _within_memory(
-    measure: Callable[[TrainState | None], tuple[dict[str, Any], TrainState]],
-    state: TrainState | None,
+    measure: Callable[[], tuple[dict[str, Any], TrainState]],
 ) -> tuple[dict[str, Any], TrainState | None]:
     """The figures and the state after them; where memory ran out, why, and no state."""
     try:
-        return measure(state)
+        return measure()
     except jax.errors.JaxRuntimeError as error:
         return {"out_of_memory": _out_of_memory(error)}, None
     finally:
         gc.collect()
 
 
-def _out_of_memory(error: jax.errors.JaxRuntimeError) -> str:
+def _out_of_memory(error: RuntimeError) -> str:
     """What the device said when its memory ran out; other errors are raised again."""
     message = " ".join(str(error).split())
     exhausted = "RESOURCE_EXHAUSTED" in message and _ALLOCATION.search(message)
@@ -359,7 +359,7 @@ def planned_bytes(config: StepConfig, mesh: jax.sharding.Mesh, policy: str, rows
     measurement = StepMeasurement(config, mesh, make_batches(config, rows), 1, PeakRate(1.0, ""))
     on_gpu = mesh.devices.flat[0].platform == "gpu"
     # Faster kernels take no other memory, and choosing them takes long.
-    options = {"xla_gpu_autotune_level": 0} if on_gpu else None
+    options: dict[str, Any] | None = {"xla_gpu_autotune_level": 0} if on_gpu else None
     return planned_memory(measurement.lower().compile(compiler_options=options))["planned_peak"]
 
 
@@ -376,6 +376,7 @@ def compile_for(function: Any, *arguments: Any) -> Any:
 def time_runs(run: Callable[[], Any], count: int) -> tuple[list[float], Any]:
     """Seconds of each run after a warm-up, at most `count` of them, and the last result."""
     times: list[float] = []
+    result = None
     for _ in range(_WARM_UP + count):
         result = None  # so that no two results are in memory
         start = time.perf_counter()

@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import enum
+import io
 import logging as python_logging
 import os
 import sys
@@ -53,7 +54,7 @@ class Console:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
     def write(self, text: str) -> int:

@@ -46,7 +46,10 @@ def join_processes() -> None:
     given = [name for name in _VARIABLES if flags.FLAGS[name].value is not None]
     if not given and not flags.FLAGS["multihost"].value:
         return
-    address, count, index = (_setting(name) for name in _VARIABLES)
+    address = flags.FLAGS[_ADDRESS].value
+    if address is None:
+        address = os.environ.get(_VARIABLES[_ADDRESS])
+    count, index = _number(_COUNT), _number(_INDEX)
     if address is not None and not address.rpartition(":")[2].isdigit():
         raise ValueError(f"{_ADDRESS} is {quote(address)}, expected HOST:PORT")
     if count is not None and index is not None and index >= count:
@@ -60,12 +63,12 @@ def join_processes() -> None:
         ) from error
 
 
-def _setting(name: str) -> str | int | None:
+def _number(name: str) -> int | None:
     """The value of a flag, or else of its variable in the environment."""
     value = flags.FLAGS[name].value
     text = os.environ.get(_VARIABLES[name])
-    if value is not None or text is None or name == _ADDRESS:
-        return text if value is None else value
+    if value is not None or text is None:
+        return value
     if not text.isdigit():
         raise ValueError(f"{_VARIABLES[name]} is {quote(text)}, expected a number")
     return int(text)

@@ -23,7 +23,7 @@ from lst_jax.inference.trained_model import TrainedModel
 from lst_jax.model.models import build_model
 from lst_jax.patching import Strategy
 from lst_jax.paths import PathText
-from lst_jax.settings import PositiveInt, configuration
+from lst_jax.settings import PositiveInt, configuration, given
 from lst_jax.sharding import DEFAULT_RULES, batch_mesh_size, row_share
 from lst_jax.training.held_out import HeldOutLoss
 from lst_jax.training.hooks import Evaluator
@@ -124,7 +124,7 @@ class StoryCompletion:
     ) -> None:
         """Reads the stories; see `make_evaluators`."""
         vocabulary = description.vocabulary
-        self.every = config.every
+        self.every = given(config.every, "every", "steps between evaluations")
         self._examples: Sequence[StoryExample] = read_story_examples(
             config.stories, vocabulary.unit_count
         )
@@ -154,7 +154,7 @@ class StoryCompletion:
         results = evaluate_story_completion(
             trained, self._examples, directions=self._directions, shape=self._shape
         )
-        return {_story_metric(r.set_name, r.group): r.accuracy for r in results.table}
+        return {_story_metric(r.set_name, str(r.group)): r.accuracy for r in results.table}
 
 
 def _story_metric(set_name: str, direction: str) -> str:

@@ -108,11 +108,11 @@ class _Source(io.StringIO):
 class _Delegate(config_parser.ParserDelegate):
     """Makes the values that the parser cannot."""
 
-    def configurable_reference(self, scoped_name: str, evaluate: bool) -> None:
+    def configurable_reference(self, scoped_configurable_name: str, evaluate: bool) -> None:
         return None
 
-    def macro(self, scoped_name: str) -> Macro:
-        return Macro(scoped_name)
+    def macro(self, macro_name: str) -> Any:  # Gin declares no type, so that it seems to be None
+        return Macro(macro_name)
 
 
 def _find_file(name: str, including: Sequence[pathlib.Path]) -> pathlib.Path:

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import numpy as np
 
@@ -80,14 +81,20 @@ def command_recognizer(command: str, vocoder: UnitVocoder | None) -> Recognizer:
 
     def run_one(units: np.ndarray, folder: str) -> str:
         wav, given = pathlib.Path(folder) / "utterance.wav", " ".join(map(str, units.tolist()))
-        if takes_sound:
+        if takes_sound and vocoder is not None:
             samples = decode_known(vocoder, units)
             if not samples.size:
                 return ""
             write_wav(wav, samples, vocoder.sample_rate)
         filled = [word.replace(_WAV, str(wav)) for word in words]
-        text = {"encoding": "utf-8", "errors": "replace"}
-        done = subprocess.run(filled, input=given, capture_output=True, check=False, **text)
+        done = subprocess.run(
+            filled,
+            input=given,
+            capture_output=True,
+            check=False,
+            encoding="utf-8",
+            errors="replace",
+        )
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
             raise ValueError(f"recognizer_command failed with status {done.returncode}: {reason}")
@@ -115,4 +122,4 @@ def function_recognizer(name: str) -> Recognizer:
         ) from error
     if not callable(found):
         raise ValueError(f"recognizer is {quote(name)}, expected a function")
-    return found
+    return cast(Recognizer, found)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from lst_jax.config import LSTConfig, ModelConfig, baseline_of
+from lst_jax.config import ComputeType, LSTConfig, ModelConfig, Remat, baseline_of
 from lst_jax.patching import PatchingConfig
 from lst_jax.settings import BatchRows, RowSlots, configuration, quote
 from lst_jax.training.optimizers import OptimizerConfig
@@ -50,9 +50,9 @@ class _Shape:
     dim_global: int
     layers: tuple[int, int, int]  # encoder, global transformer, decoder
     heads: tuple[int, int]  # over tokens, over patches
-    remat: str
+    remat: Remat
     multiple_of: int = 256
-    dtype: str = "bfloat16"
+    dtype: ComputeType = "bfloat16"
     row: tuple[int, int] = (4096, 5632)  # patches and tokens
     num_rows: int = 128
     text_size: int = 32_000  # of Llama 2
@@ -110,6 +110,8 @@ def preset(name: str, text_size: int | None = None) -> StepConfig:
 
 def baseline(config: StepConfig) -> StepConfig:
     """Returns the unpatched baseline's step with as many patches (tokens) a row."""
+    if not isinstance(config.model, LSTConfig):
+        raise ValueError(f"config.model is {quote(config.model)}, expected an LSTConfig")
     return dataclasses.replace(
         config,
         model=baseline_of(config.model),

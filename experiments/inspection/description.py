@@ -97,7 +97,7 @@ def _num_patches(patch_ids: Any, document_ids: Any) -> int:
 
 
 def _plain(value: Any) -> Any:
-    if not dataclasses.is_dataclass(value):
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return value
     return {"kind": type(value).__name__, **dataclasses.asdict(value)}
 
@@ -156,7 +156,7 @@ def _batch_lines(description: dict[str, Any]) -> list[str]:
 
 def _module_lines(modules: Sequence[dict[str, Any]], depth: int | None) -> list[str]:
     header = ("module", "kind", "inputs", "outputs", "parameters", "FLOPs a row", "sharding")
-    rows = [header]
+    rows: list[tuple[str, ...]] = [header]
     for module in modules:
         names = module["path"].split("/") if module["path"] else []
         if depth is not None and len(names) > depth:

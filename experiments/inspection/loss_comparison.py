@@ -53,7 +53,7 @@ def compare(a: Losses, b: Losses) -> Parting:
         for one, other in pairs
     ]
     parted = (
-        (one["step"], name, one[name], other[name])
+        (int(one["step"]), name, one[name], other[name])
         for one, other in pairs
         for name in MEASURES
         if one[name] != other[name]

@@ -75,16 +75,17 @@ def run(sides: Sequence[str], options: Options) -> bool:
     files = [side for side in sides if _is_file(side)]
     require(len(files) < 2, "sides", list(sides), "at most one file of losses")
     shared, tolerance = _shared_settings(options), options.tolerance
+    known: dict[str, Losses] = {}
     if files:
         recorded = read_recorded(files[0])
         if options.steps or options.files or options.bindings:
             raise ValueError("a file of losses brings its --steps, --gin_file and --gin.NAME=VALUE")
         shared = recorded.settings
-        recorded_losses, allowed = recorded.find(platform_in_use())
+        known[files[0]], allowed = recorded.find(platform_in_use())
         tolerance = max(tolerance, allowed)
     settings = [_side_settings(shared, options, index) for index in (0, 1)]
     a, b = (
-        recorded_losses if _is_file(side) else _train(index, side, settings[index])
+        known[side] if side in known else _train(index, side, settings[index])
         for index, side in enumerate(sides)
     )
     parting = compare(a, b)
@@ -93,7 +94,7 @@ def run(sides: Sequence[str], options: Options) -> bool:
         report = {"sides": list(sides), "equal": equal, "tolerance": tolerance}
         print(json.dumps(report | parting._asdict()))
     else:
-        print(format_parting(parting, tolerance, [record["step"] for record in a]))
+        print(format_parting(parting, tolerance, [int(record["step"]) for record in a]))
     return equal
 
 

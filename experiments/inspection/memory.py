@@ -19,7 +19,7 @@ from experiments.common.step_config import StepConfig
 from lst_jax.checkpoints.train_state import TrainState
 from lst_jax.config import ModelConfig
 from lst_jax.model.losses import token_nll
-from lst_jax.model.models import build_model, output_kernel
+from lst_jax.model.models import build_model, hidden_states, output_kernel
 from lst_jax.sharding import abstract_batch
 
 
@@ -73,7 +73,7 @@ def _residual_bytes(
 
     def residuals(params: Any, batch: Any) -> Any:
         def loss(params: Any) -> Any:
-            hidden = model.apply({"params": params}, batch)["hidden"]
+            hidden = hidden_states(model, params, batch)
             kernel = output_kernel(params)
             return token_nll(hidden, kernel, batch.targets, config.vocab_size).sum()
 

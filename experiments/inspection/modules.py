@@ -108,9 +108,10 @@ def trace_modules(
         path = context.module.path
         if context.method_name != "__call__" or path in calls:
             return call(*arguments, **keywords)
-        calls[path] = None  # its place is before what it calls
+        kind = type(context.module)
+        calls[path] = _Call(kind, (), ())  # its place is before what it calls
         result = call(*arguments, **keywords)
-        calls[path] = _Call(type(context.module), _shapes(arguments), _shapes(result))
+        calls[path] = _Call(kind, _shapes(arguments), _shapes(result))
         return result
 
     model = build_model(config)
@@ -138,7 +139,7 @@ class _Work:
         @jax.jit
         def count(batch: Batch) -> tuple[dict[int, Array], dict[Any, Array]]:
             tokens = _sum(batch.document_ids > 0)
-            if not is_lst:
+            if not isinstance(config, LSTConfig):
                 pairs = _num_keys(token_key_range(batch.document_ids, None))
                 return {_TOKENS: tokens}, {f"{_TOKENS}, {_TOKENS}": pairs}
             ranges = lst_key_ranges(batch, config)

@@ -256,7 +256,9 @@ def _draw_spans(
     shown = starts < end
     spans = np.stack([starts, ends - starts], axis=1)[shown]
     colors = [_SPOKEN if flag else _SILENT for flag in np.asarray(spoken)[shown]]
-    axis.broken_barh(spans, (row - 0.4, 0.8), facecolors=colors, edgecolors="white", linewidth=1.0)
+    axis.broken_barh(
+        spans.tolist(), (row - 0.4, 0.8), facecolors=colors, edgecolors="white", linewidth=1.0
+    )
 
 
 def _draw_labels(
@@ -303,8 +305,8 @@ def cost_row(model: ModelReport) -> list[str]:
         f"{last['total_tokens']:,}",
         f"{last['total_speech_units']:,}",
         f"{mean_patch_length(model.records):.2f}",
-        f"{last['total_flops'] / 1e15:.4f}",
-        format_duration(last["total_seconds"]),
+        f"{(last['total_flops'] or 0) / 1e15:.4f}",
+        format_duration(last["total_seconds"] or 0),
     ]
 
 

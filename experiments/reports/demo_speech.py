@@ -80,6 +80,7 @@ def make_speech_examples(
     directory.mkdir(parents=True, exist_ok=True)
     writer = _ClipWriter(directory, vocoder)
     prompt = story.prompt
+    assert prompt.units is not None and prompt.text is not None  # stories of the built-in corpus
     examples = [
         _continue(models["base"], models["asr"], prompt.units, prompt.text, writer),
         _transcribe(models["asr"], spoken[0].units, spoken[0].text, writer),

@@ -9,7 +9,7 @@ import math
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import grain
 import grain.checkpoint
@@ -36,6 +36,14 @@ from lst_jax.checkpoints.reading import read_step, reading_step
 from lst_jax.checkpoints.train_state import TrainState
 
 IteratorState = dict[str, Any]
+
+
+class StatefulIterator(Protocol):
+    """An iterator whose place in the data is saved with the parameters."""
+
+    def get_state(self) -> IteratorState: ...
+
+    def set_state(self, state: IteratorState) -> None: ...
 
 
 MergeStates = Callable[[Sequence[IteratorState]], IteratorState]
@@ -74,7 +82,7 @@ class Retention:
     def manager_options(self) -> dict[str, Any]:
         """Returns the options of Orbax's manager that keep these checkpoints."""
         managers = ocp.checkpoint_managers
-        policies: list[managers.PreservationPolicy] = [managers.LatestN(self.latest)]
+        policies: list[Any] = [managers.LatestN(self.latest)]
         if self.every_steps is not None:
             policies.append(managers.EveryNSteps(self.every_steps))
         options: dict[str, Any] = {}
@@ -93,15 +101,16 @@ class Retention:
 
     def comparable(self, metrics: Mapping[str, float]) -> dict[str, float] | None:
         """Returns what is saved of a step's metrics; None where it cannot be compared."""
-        value = metrics.get(self.best_metric) if self.best_metric else None
-        if value is None or not math.isfinite(value):
+        name = self.best_metric
+        value = metrics.get(name) if name else None
+        if name is None or value is None or not math.isfinite(value):
             return None
-        return {self.best_metric: float(value)}
+        return {name: float(value)}
 
     def _metric(self, metrics: Mapping[str, float]) -> float:
         """Returns the metric; the worst value for a step that was compared by another."""
         worst = math.inf if self.best_mode == "min" else -math.inf
-        return metrics.get(self.best_metric, worst)
+        return worst if self.best_metric is None else metrics.get(self.best_metric, worst)
 
 
 class Checkpointer:
@@ -138,7 +147,7 @@ class Checkpointer:
     def save(
         self,
         state: TrainState,
-        iterator: grain.DatasetIterator,
+        iterator: StatefulIterator,
         progress: Mapping[str, Any],
         metrics: Mapping[str, float] | None = None,
     ) -> None:
@@ -166,7 +175,7 @@ class Checkpointer:
     def restore(
         self,
         shapes: TrainState,
-        iterator: grain.DatasetIterator,
+        iterator: StatefulIterator,
         merge_states: MergeStates | None = None,
         leave: Sequence[int] = (),
     ) -> tuple[TrainState, dict[str, Any]] | None:
@@ -283,7 +292,7 @@ class Checkpointer:
 def restore_branch(
     path: str | pathlib.Path,
     shapes: TrainState,
-    iterator: grain.DatasetIterator,
+    iterator: StatefulIterator,
     merge_states: MergeStates | None = None,
 ) -> tuple[TrainState, dict[str, Any]]:
     """Restores the state that another run branches off from; changes nothing there.
@@ -321,7 +330,7 @@ def _read_step(
     """Reads state, progress and the iterators' states of a step."""
     states = _read_iterator_states(directory / "data")
     optimizer = {"step": shapes.step, "opt_state": shapes.opt_state}
-    restored = manager.restore(
+    restored: Any = manager.restore(
         int(directory.name),
         args=ocp.args.Composite(
             params=DigestedRestore(shapes.params),
@@ -340,7 +349,8 @@ def _read_step(
 def _read_iterator_states(directory: pathlib.Path) -> list[IteratorState]:
     """The states that the processes saved, in their order."""
     files = [path for path in directory.iterdir() if STATE_FILE.fullmatch(path.name)]
-    counts = {int(STATE_FILE.fullmatch(path.name)[1]) for path in files}
+    matches = [STATE_FILE.fullmatch(path.name) for path in directory.iterdir()]
+    counts = {int(match[1]) for match in matches if match}
     if counts != {len(files)}:
         raise FileNotFoundError(f"{directory}: states of {len(files)} of {counts} processes")
     names = [f"process_{index}-of-{len(files)}.json" for index in range(len(files))]

@@ -66,9 +66,9 @@ class StepDeletedError(ValueError):
     """A step was deleted while it was read, as a run deletes what it need not keep."""
 
 
-def is_unavailable(error: Exception) -> bool:
+def is_unavailable(raised: Exception) -> bool:
     """Whether the error is of reading and says nothing of what is stored."""
-    error = _unwrapped(error)
+    error = _unwrapped(raised)
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno not in _ABSENT
     number = _SYSTEM_ERROR.search(str(error))

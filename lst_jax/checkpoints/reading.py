@@ -30,6 +30,7 @@ from lst_jax.checkpoints.layout import (
 )
 
 _T = TypeVar("_T")
+_Failure = TypeVar("_Failure", bound=Exception | None)
 
 # A deletion takes files away one after another; damage stays as it is for so long.
 _STABLE_SECONDS = 0.5
@@ -158,7 +159,7 @@ class StepWatch:
             raise self.explain(self._damaged(damage))
         return True
 
-    def explain(self, failure: Exception | None) -> Exception | None:
+    def explain(self, failure: _Failure) -> Exception | _Failure:
         """Returns what a failure, or none, really was: a deletion explains all of them."""
         lost = self._lost()
         if not lost and isinstance(failure, UnreadableCheckpointError):

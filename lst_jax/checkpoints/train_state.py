@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import flax.struct
@@ -17,6 +17,7 @@ from lst_jax.config import ModelConfig
 from lst_jax.model.models import abstract_params, build_model
 from lst_jax.sharding import (
     DEFAULT_RULES,
+    AnyMesh,
     LogicalRules,
     batch_mesh_size,
     check_heads,
@@ -47,7 +48,7 @@ class TrainState(flax.struct.PyTreeNode):
 def state_shardings(
     config: ModelConfig,
     optimizer: optax.GradientTransformation,
-    mesh: jax.sharding.Mesh,
+    mesh: AnyMesh,
     rules: LogicalRules = DEFAULT_RULES,
 ) -> tuple[TrainState, TrainState]:
     """Shapes of a run's state, and where each array lives.
@@ -69,19 +70,17 @@ def state_shardings(
 def _state_shardings(
     config: ModelConfig,
     optimizer: optax.GradientTransformation,
-    mesh: jax.sharding.Mesh,
+    mesh: AnyMesh,
     rules: LogicalRules,
 ) -> tuple[TrainState, TrainState]:
     params = abstract_params(config)
     step = jax.ShapeDtypeStruct((), jnp.int32)
     with no_mesh():
-        boxed = TrainState(step, params, jax.eval_shape(optimizer.init, params))
+        boxed = TrainState(cast(Any, step), params, jax.eval_shape(optimizer.init, params))
         return _with_shardings(boxed, mesh, rules)
 
 
-def param_shapes(
-    config: ModelConfig, mesh: jax.sharding.Mesh, rules: LogicalRules = DEFAULT_RULES
-) -> Any:
+def param_shapes(config: ModelConfig, mesh: AnyMesh, rules: LogicalRules = DEFAULT_RULES) -> Any:
     """The parameter tree as `jax.ShapeDtypeStruct`s with their shardings on `mesh`."""
     with no_mesh():
         return _with_shardings(abstract_params(config), mesh, rules)[0]
@@ -147,7 +146,7 @@ def state_from_params(
         )(params)
 
 
-def _with_shardings(boxed: Any, mesh: jax.sharding.Mesh, rules: LogicalRules) -> tuple[Any, Any]:
+def _with_shardings(boxed: Any, mesh: AnyMesh, rules: LogicalRules) -> tuple[Any, Any]:
     shardings = tree_shardings(boxed, mesh, rules)
     shapes = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),

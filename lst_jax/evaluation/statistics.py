@@ -7,6 +7,8 @@ import statistics
 
 import numpy as np
 
+from lst_jax.shapes import Shaped, check_shapes
+
 
 def wilson_interval(successes: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson score interval of a proportion.
@@ -40,9 +42,10 @@ def wilson_interval(successes: float, n: int, confidence: float = 0.95) -> tuple
     return max(0.0, min(p, center - half_width)), min(1.0, max(p, center + half_width))
 
 
+@check_shapes
 def bootstrap_ratio_interval(
-    numerators: np.ndarray,
-    denominators: np.ndarray,
+    numerators: Shaped[np.ndarray, " n"],
+    denominators: Shaped[np.ndarray, " m"],
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,

@@ -39,7 +39,7 @@ from lst_jax.inference.sampling import (
 from lst_jax.inference.trained_model import TrainedModel
 from lst_jax.model.models import LatentSpeechTextTransformer, TokenTransformer
 from lst_jax.patching import Document, PatchingConfig, fill_row
-from lst_jax.settings import Bounds, configuration, require
+from lst_jax.settings import Bounds, configuration, quote, require
 from lst_jax.sharding import (
     LogicalRules,
     batch_sharding,
@@ -132,7 +132,8 @@ def make_decoder(model: nn.Module, vocabulary: Vocabulary, patching: PatchingCon
     )
     if isinstance(model, LatentSpeechTextTransformer):
         return LSTDecoder(model, vocabulary, patching)
-    require(isinstance(model, TokenTransformer), "model", model, "an LST or its baseline")
+    if not isinstance(model, TokenTransformer):
+        raise ValueError(f"model is {quote(model)}, expected an LST or its baseline")
     strategy = patching.strategy
     require(strategy == "none", "patching.strategy", strategy, '"none" for the unpatched baseline')
     return TokenDecoder(model, vocabulary, patching)
@@ -177,7 +178,7 @@ def generate(
     check_rows(batch_rows, mesh, rules=rules)
     check_heads(trained.model.config, mesh, rules)
     allowed = allowed_ids(trained.vocabulary, modality)
-    seeds = _check_seeds(range(len(prompts)) if seeds is None else seeds, len(prompts))
+    all_seeds = _check_seeds(range(len(prompts)) if seeds is None else seeds, len(prompts))
     documents = prompt_documents(decoder, prompts, limits.max_patches)
     max_tokens = limits.max_tokens
     if limits.max_patches:  # no room for tokens that the context cannot hold; the last one stops
@@ -193,7 +194,7 @@ def generate(
         capacity = min(capacity, limits.max_patches or capacity)
         state = _prefill(decoder, trained, batch, batch_rows, capacity)
         row_seeds = np.zeros(batch_rows, np.uint32)
-        row_seeds[: len(batch)] = seeds[first : first + batch_rows]
+        row_seeds[: len(batch)] = all_seeds[first : first + batch_rows]
         stop = (np.arange(batch_rows) >= len(batch)).astype(np.int32)
         drawing = sampling_arrays(sampling, allowed, row_seeds)
         with mesh_context(mesh, rules):
@@ -336,11 +337,11 @@ class _Limits(NamedTuple):
 
 def _limit_arrays(limits: GenerationLimits) -> _Limits:
     return _Limits(
-        np.int32(limits.max_tokens),
-        np.int32(limits.max_units or _UNLIMITED),
-        np.int32(limits.max_patches or _UNLIMITED),
-        np.int32(limits.min_tokens),
-        np.bool_(limits.stop_at_mode),
+        np.asarray(limits.max_tokens, np.int32),
+        np.asarray(limits.max_units or _UNLIMITED, np.int32),
+        np.asarray(limits.max_patches or _UNLIMITED, np.int32),
+        np.asarray(limits.min_tokens, np.int32),
+        np.asarray(limits.stop_at_mode, np.bool_),
     )
 
 
@@ -362,20 +363,20 @@ def _stop(decoder: Decoder, limits: _Limits, tokens: Array, now: Progress) -> Ar
 
 
 def _generations(made: Mapping[str, Array], count: int) -> list[Generation]:
-    made = jax.tree.map(np.asarray, dict(made))
-    batch_steps = Steps(int(made["batch_token_steps"]), int(made["batch_global_steps"]))
+    arrays = {name: np.asarray(array) for name, array in made.items()}
+    batch_steps = Steps(int(arrays["batch_token_steps"]), int(arrays["batch_global_steps"]))
     generations = []
     for row in range(count):
-        size = made["made"][row]
-        log_probs = made["log_probs"][row, :size]
+        size = arrays["made"][row]
+        log_probs = arrays["log_probs"][row, :size]
         if not np.isfinite(log_probs).all():
             raise ValueError("params give log-probabilities that are not finite; expected finite")
         generations.append(
             Generation(
-                made["tokens"][row, :size],
+                arrays["tokens"][row, :size],
                 log_probs,
-                STOP_REASONS[made["stop"][row]],
-                Steps(int(made["token_steps"][row]), int(made["global_steps"][row])),
+                STOP_REASONS[arrays["stop"][row]],
+                Steps(int(arrays["token_steps"][row]), int(arrays["global_steps"][row])),
                 batch_steps,
             )
         )

@@ -10,6 +10,7 @@ import numpy as np
 from jax import Array
 
 from lst_jax.settings import Bounds, NaturalFloat, PositiveInt, configuration, require
+from lst_jax.shapes import Bool, Float, Float32, Int32, UInt32, check_shapes
 from lst_jax.vocabulary import Vocabulary
 
 Modality = Literal["speech", "text"]
@@ -42,24 +43,30 @@ class SamplingArrays(NamedTuple):
       seeds: (B,) uint32, one for each row.
     """
 
-    temperature: Array | np.ndarray
-    top_k: Array | np.ndarray
-    top_p: Array | np.ndarray
-    allowed: Array | np.ndarray
-    seeds: Array | np.ndarray
+    temperature: Float32[Array | np.ndarray, ""]
+    top_k: Int32[Array | np.ndarray, ""]
+    top_p: Float32[Array | np.ndarray, ""]
+    allowed: Bool[Array | np.ndarray, " V"]
+    seeds: UInt32[Array | np.ndarray, " B"]
 
 
+@check_shapes
 def sampling_arrays(
-    config: SamplingConfig, allowed: np.ndarray, seeds: np.ndarray
+    config: SamplingConfig, allowed: Bool[np.ndarray, " V"], seeds: UInt32[np.ndarray, " B"]
 ) -> SamplingArrays:
     """The arrays of a configuration; `allowed` (V,) bool, `seeds` (B,) uint32."""
     top_k = len(allowed) if config.top_k is None else min(config.top_k, len(allowed))
     return SamplingArrays(
-        np.float32(config.temperature), np.int32(top_k), np.float32(config.top_p), allowed, seeds
+        np.asarray(config.temperature, np.float32),
+        np.asarray(top_k, np.int32),
+        np.asarray(config.top_p, np.float32),
+        allowed,
+        seeds,
     )
 
 
-def allowed_ids(vocabulary: Vocabulary, modality: Modality | None) -> np.ndarray:
+@check_shapes
+def allowed_ids(vocabulary: Vocabulary, modality: Modality | None) -> Bool[np.ndarray, " V"]:
     """Which ids a model may make: bool (vocabulary.size,).
 
     Args:
@@ -83,7 +90,10 @@ def allowed_ids(vocabulary: Vocabulary, modality: Modality | None) -> np.ndarray
     return allowed
 
 
-def sample(logits: Array, positions: Array, sampling: SamplingArrays) -> Array:
+@check_shapes
+def sample(
+    logits: Float[Array, "B V"], positions: Int32[Array, " B"], sampling: SamplingArrays
+) -> Int32[Array, " B"]:
     """Draws a token for every row, from (seed, position, logits) of the row alone.
 
     Args:
@@ -108,13 +118,18 @@ def sample(logits: Array, positions: Array, sampling: SamplingArrays) -> Array:
         def draw_row(seed: Array, position: Array, row: Array) -> Array:
             return jax.random.categorical(jax.random.fold_in(jax.random.key(seed), position), row)
 
-        return jax.vmap(draw_row)(sampling.seeds, positions, scaled)
+        return jax.vmap(draw_row)(jnp.asarray(sampling.seeds), positions, scaled)
 
     greedy = jnp.argmax(logits, axis=-1)
     return jax.lax.cond(sampling.temperature > 0, draw, lambda: greedy).astype(jnp.int32)
 
 
-def truncate(logits: Array, top_k: Array | int, top_p: Array | float) -> Array:
+@check_shapes
+def truncate(
+    logits: Float[Array, "B V"],
+    top_k: Int32[Array | np.ndarray, ""] | int,
+    top_p: Float32[Array | np.ndarray, ""] | float,
+) -> Float[Array, "B V"]:
     """Sets all but the most probable tokens to −inf; at least one stays.
 
     Args:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -181,7 +181,7 @@ def group_by_prompt(
     return groups
 
 
-def pack(needs: Sequence[Sequence[int]], budget: Sequence[int]) -> list[list[int]]:
+def pack(needs: Sequence[Sequence[int]] | np.ndarray, budget: Sequence[int]) -> list[list[int]]:
     """First-fit packing under several budgets at once, among the `_OPEN_ROWS` latest rows.
 
     Args:
@@ -214,18 +214,18 @@ def _plan_rows(
     if not documents:
         return RowSize(0, 0, 0, 0), []
     slots = _row_slots([measure_row([document])[2:] for document in documents], patching, shape)
-    limit = RowSize(*(_MOST_PLACES * count for count in slots), *slots)
+    limit = RowSize(_MOST_PLACES * slots[0], _MOST_PLACES * slots[1], *slots)
     groups = group_by_prompt(documents, prompts, limit)
     needs = np.array([measure_row([documents[i] for i in group]) for group in groups])
     slots = _row_slots(needs[:, 2:], patching, shape)
     sums = needs.sum(axis=0)
     places = np.maximum(_SPARE_PLACES * np.array(slots) * sums[:2] / sums[2:], needs[:, :2].max(0))
-    size = RowSize(*(_round_up(count) for count in places.tolist()), *slots)
+    size = RowSize(_round_up(places[0]), _round_up(places[1]), *slots)
     return size, [[i for group in row for i in groups[group]] for row in pack(needs, size)]
 
 
 def _row_slots(
-    needs: Sequence[Sequence[int]], patching: PatchingConfig, shape: ScoringShape
+    needs: Sequence[Sequence[int]] | np.ndarray, patching: PatchingConfig, shape: ScoringShape
 ) -> tuple[int, int]:
     """Patch and token slots of a row (P, N), checked against what the continuations need.
 
@@ -290,9 +290,10 @@ def _run_items(model: nn.Module, params: Any, batch: SharedBatch) -> jax.Array:
     if isinstance(model.config, LSTConfig):
         ranges = shared_lst_key_ranges(batch, model.config)
         inputs = batch.item_tokens, batch.item_patch_ids, ranges
-        return model.apply({"params": params}, *inputs, method="run_tokens")["hidden"]
-    key_range = shared_token_key_range(batch, None)
-    return model.apply({"params": params}, batch.item_tokens, key_range, method="run_tokens")
+        outputs: Any = model.apply({"params": params}, *inputs, method="run_tokens")
+        return cast(Mapping[str, jax.Array], outputs)["hidden"]
+    inputs = batch.item_tokens, shared_token_key_range(batch, None)
+    return cast(jax.Array, model.apply({"params": params}, *inputs, method="run_tokens"))
 
 
 def _place(batch: SharedBatch, sharding: jax.sharding.Sharding) -> SharedBatch:

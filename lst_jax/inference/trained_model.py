@@ -17,7 +17,7 @@ from lst_jax.checkpoints.description import (
 from lst_jax.checkpoints.layout import find_checkpoint
 from lst_jax.model.models import build_model
 from lst_jax.patching import PatchingConfig, Visibility
-from lst_jax.settings import require
+from lst_jax.settings import given
 from lst_jax.sharding import DEFAULT_RULES, LogicalRules, make_mesh
 from lst_jax.vocabulary import TextTokenizer, Vocabulary
 
@@ -61,8 +61,7 @@ class TrainedModel:
         Raises:
           ValueError: they came from no checkpoint.
         """
-        require(self.checkpoint is not None, "checkpoint", None, "a step's directory")
-        return int(self.checkpoint.name)
+        return int(given(self.checkpoint, "checkpoint", "a step's directory").name)
 
     @property
     def text_tokenizer(self) -> TextTokenizer:
@@ -71,8 +70,7 @@ class TrainedModel:
         Raises:
           ValueError: there is none.
         """
-        require(self.tokenizer is not None, "tokenizer", None, "the model's text tokenizer")
-        return self.tokenizer
+        return given(self.tokenizer, "tokenizer", "the model's text tokenizer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,8 +117,8 @@ class SavedModel:
             mesh=mesh,
             vocabulary=description.vocabulary,
             tokenizer=self.tokenizer,
-            patching=data.patching,
-            visibility=data.visibility,
+            patching=given(data.patching, "patching", "that of the run"),
+            visibility=given(data.visibility, "visibility", "that of the run"),
             context_patches=data.patches_per_row,
             checkpoint=checkpoint,
             rules=rules,

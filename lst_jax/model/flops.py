@@ -36,7 +36,7 @@ def forward_flops(config: ModelConfig, batch: Batch) -> dict[str, Array]:
 def training_flops(config: ModelConfig, batch: Batch) -> Array:
     """FLOPs of one forward and backward pass over a batch, a float32 scalar."""
     forward = forward_flops(config, batch)
-    return (1.0 + BACKWARD_FACTOR) * sum(forward.values())
+    return (1.0 + BACKWARD_FACTOR) * sum(forward.values(), start=jnp.zeros((), jnp.float32))
 
 
 def _pairs(key_range: KeyRange) -> Array:

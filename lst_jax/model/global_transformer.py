@@ -8,6 +8,7 @@ from jax import Array
 from lst_jax.config import LSTConfig
 from lst_jax.model.key_ranges import AnyKeyRange
 from lst_jax.model.layers import Linear, TransformerLayers
+from lst_jax.shapes import Float, check_shapes
 
 
 class GlobalTransformer(nn.Module):
@@ -16,15 +17,18 @@ class GlobalTransformer(nn.Module):
     config: LSTConfig
 
     @nn.compact
-    def __call__(self, latents: Array, key_range: AnyKeyRange) -> Array:
+    @check_shapes
+    def __call__(
+        self, latents: Float[Array, "B Pk d"], key_range: AnyKeyRange
+    ) -> Float[Array, "B Q D"]:
         """Runs the patches.
 
         Args:
           latents: (B, P * k, d), the k latent vectors of every patch.
-          key_range: (B, P) ranges over patches.
+          key_range: (B, Q) ranges over patches, Q = P.
 
         Returns:
-          (B, P, D); no final norm.
+          (B, Q, D); no final norm.
         """
         config = self.config
         rows, _, width = latents.shape

@@ -8,7 +8,7 @@ become those pairs of int32 vectors, one pair for each attention.
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +16,14 @@ from jax import Array
 
 from lst_jax.batch import Batch, SharedBatch
 from lst_jax.config import LSTConfig
+from lst_jax.shapes import Int32, Shaped, check_shapes
 
 
 class KeyRange(NamedTuple):
     """Query i of row b may read keys start[b, i] … end[b, i] - 1; both (B, Q) int32."""
 
-    start: Array
-    end: Array
+    start: Int32[Array, "B Q"]
+    end: Int32[Array, "B Q"]
 
 
 class SharedKeyRange(NamedTuple):
@@ -33,24 +34,26 @@ class SharedKeyRange(NamedTuple):
 
     Attributes:
       start, end: (B, Q) int32, query i reads what stands in the places start … end - 1.
-      items: (B, K) int32, the item in each place.
+      items: (B, S) int32, the item in each place; S is not that of another range.
       positions: (B, Q) int32 of self-attention, the queries' (and items') own within documents.
     """
 
-    start: Array
-    end: Array
-    items: Array
-    positions: Array | None = None
+    start: Int32[Array, "B Q"]
+    end: Int32[Array, "B Q"]
+    items: Int32[Array, "B _"]
+    positions: Int32[Array, "B Q"] | None = None
 
-    def spread(self, x: Array) -> Array:
-        """Puts the items (B, L, H, D) in their places: (B, K, H, D)."""
+    @check_shapes
+    def spread(self, x: Shaped[Array, "B L H D"]) -> Shaped[Array, "B S H D"]:
+        """Puts the items (B, L, H, D) in their places: (B, S, H, D)."""
         return jnp.take_along_axis(x, self.items[..., None, None], axis=1)
 
 
 AnyKeyRange = KeyRange | SharedKeyRange
+_Range = TypeVar("_Range", KeyRange, SharedKeyRange, AnyKeyRange)
 
 
-class LSTKeyRanges(NamedTuple):
+class LSTKeyRanges(NamedTuple, Generic[_Range]):
     """The four attentions of the LST and the token spans of its patches.
 
     Attributes:
@@ -62,22 +65,23 @@ class LSTKeyRanges(NamedTuple):
         an unused slot is empty.
     """
 
-    token_self: AnyKeyRange
-    encoder_cross: AnyKeyRange
-    global_self: AnyKeyRange
-    decoder_cross: AnyKeyRange
-    patch_start: Array
-    patch_end: Array
+    token_self: _Range
+    encoder_cross: _Range
+    global_self: _Range
+    decoder_cross: _Range
+    patch_start: Int32[Array, "B P"]
+    patch_end: Int32[Array, "B P"]
 
 
-def document_starts(document_ids: Array) -> Array:
+@check_shapes
+def document_starts(document_ids: Int32[Array, "B L"]) -> Int32[Array, "B L"]:
     """Position of the first token (or patch) of each token's (or patch's) document.
 
     Args:
-      document_ids: (B, N) int32, the same number along each document.
+      document_ids: (B, L) int32, the same number along each document.
 
     Returns:
-      (B, N) int32.
+      (B, L) int32.
     """
     positions = jnp.arange(document_ids.shape[1], dtype=jnp.int32)
     previous = jnp.pad(document_ids, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
@@ -85,15 +89,16 @@ def document_starts(document_ids: Array) -> Array:
     return jax.lax.cummax(starts, axis=1)
 
 
-def token_key_range(document_ids: Array, window: int | None) -> KeyRange:
+@check_shapes
+def token_key_range(document_ids: Int32[Array, "B Q"], window: int | None) -> KeyRange:
     """Causal self-attention over tokens, inside the document and the last `window` tokens.
 
     Args:
-      document_ids: (B, N) int32, 0 where padded; padding reads nothing.
+      document_ids: (B, Q) int32, 0 where padded; padding reads nothing.
       window: tokens that may be read, the query's own included; None is unbounded.
 
     Returns:
-      KeyRange over N keys.
+      KeyRange over as many keys.
     """
     length = document_ids.shape[1]
     positions = jnp.arange(length, dtype=jnp.int32)[None]
@@ -104,7 +109,8 @@ def token_key_range(document_ids: Array, window: int | None) -> KeyRange:
     return KeyRange(jnp.where(real, start, length), jnp.where(real, positions + 1, length))
 
 
-def lst_key_ranges(batch: Batch, config: LSTConfig) -> LSTKeyRanges:
+@check_shapes
+def lst_key_ranges(batch: Batch, config: LSTConfig) -> LSTKeyRanges[KeyRange]:
     """Key ranges of the four attentions of the LST (the table in `attention`'s docstring).
 
     Args:
@@ -154,6 +160,7 @@ def lst_key_ranges(batch: Batch, config: LSTConfig) -> LSTKeyRanges:
     )
 
 
+@check_shapes
 def shared_token_key_range(batch: SharedBatch, window: int | None) -> SharedKeyRange:
     """`token_key_range` for rows with shared items.
 
@@ -170,7 +177,8 @@ def shared_token_key_range(batch: SharedBatch, window: int | None) -> SharedKeyR
     return _share(key_range, places, batch.token_items, document_ids.shape[1], positions)
 
 
-def shared_lst_key_ranges(batch: SharedBatch, config: LSTConfig) -> LSTKeyRanges:
+@check_shapes
+def shared_lst_key_ranges(batch: SharedBatch, config: LSTConfig) -> LSTKeyRanges[SharedKeyRange]:
     """`lst_key_ranges` for rows with shared items; documents never read each other.
 
     Args:

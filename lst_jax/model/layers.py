@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.spmd import with_logical_constraint
 from jax import Array
 
 from lst_jax.config import LSTConfig, ModelConfig, hidden_width, padded_size
@@ -19,6 +20,7 @@ from lst_jax.model.attention import attend
 from lst_jax.model.attention.ring import ring_attention
 from lst_jax.model.key_ranges import AnyKeyRange, KeyRange, SharedKeyRange
 from lst_jax.settings import quote
+from lst_jax.shapes import Float, Int32, Shaped, check_shapes
 
 # What each layer keeps of its forward pass for the backward pass; the rest is computed again.
 REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
@@ -35,7 +37,7 @@ CACHE = "cache"
 Initializer = Callable[[Array, tuple[int, ...], Any], Array]
 
 
-def truncated_normal(stddev: float | Array) -> Initializer:
+def truncated_normal(stddev: float | Float[Array, ""]) -> Initializer:
     """Normal of standard deviation `stddev` before truncation at three of them."""
 
     def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
@@ -57,14 +59,22 @@ def remat_layer(layer: type[nn.Module], policy: str) -> type[nn.Module]:
     return nn.remat(layer, policy=REMAT_POLICIES[policy], prevent_cse=False)
 
 
-def constrain(x: Array, *axes: str | None) -> Array:
+def constrain(x: Shaped[Array, ...], *axes: str | None) -> Shaped[Array, ...]:
     """Names the logical axes of an activation; a no-op where no sharding rules are in force."""
-    return nn.with_logical_constraint(x, axes)
+    return with_logical_constraint(x, axes)
 
 
-def sow(module: nn.Module, name: str, x: Array) -> None:
+def sow(module: nn.Module, name: str, x: Shaped[Array, ...]) -> None:
     """Leaves `x` in the collection `SOWN` if the caller collects it; a no-op otherwise."""
-    module.sow(SOWN, name, x, reduce_fn=lambda _, new: new, init_fn=lambda: None)
+    module.sow(SOWN, name, x, reduce_fn=_newest, init_fn=_nothing)
+
+
+def _newest(_: Any, new: Any) -> Any:
+    return new
+
+
+def _nothing() -> Any:
+    return None
 
 
 class Linear(nn.Module):
@@ -81,10 +91,11 @@ class Linear(nn.Module):
     stddev: float | Array
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    @check_shapes
+    def __call__(self, x: Float[Array, "*b n"]) -> Float[Array, "*b m"]:
         """(…, in) to (…, features)."""
         init = nn.with_logical_partitioning(truncated_normal(self.stddev), self.axes)
-        kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
+        kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32, unbox=True)
         return x @ kernel.astype(x.dtype)
 
 
@@ -94,16 +105,20 @@ class RMSNorm(nn.Module):
     epsilon: float
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    @check_shapes
+    def __call__(self, x: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
         """(…, width) to the same shape and dtype."""
         init = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
-        scale = self.param("scale", init, (x.shape[-1],), jnp.float32)
+        scale = self.param("scale", init, (x.shape[-1],), jnp.float32, unbox=True)
         wide = x.astype(jnp.float32)
         variance = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
         return (wide * jax.lax.rsqrt(variance + self.epsilon) * scale).astype(x.dtype)
 
 
-def rotary(x: Array, theta: float, positions: Array) -> Array:
+@check_shapes
+def rotary(
+    x: Float[Array, "B L H D"], theta: float, positions: Int32[Array, " L"] | Int32[Array, "B L"]
+) -> Float[Array, "B L H D"]:
     """Rotary embedding of interleaved pairs (2i, 2i + 1).
 
     Args:
@@ -123,7 +138,7 @@ def rotary(x: Array, theta: float, positions: Array) -> Array:
     return rotated.reshape(x.shape).astype(x.dtype)
 
 
-def layer_stddev(width: int, depth: int | Array) -> Array:
+def layer_stddev(width: int, depth: int | Float[Array, ""]) -> float | Float[Array, ""]:
     """Initial deviation in layer `depth` (from 0): width^-1/2 / sqrt(2 (depth + 1))."""
     return (2.0 * width * (depth + 1)) ** -0.5
 
@@ -155,33 +170,50 @@ class Attention(nn.Module):
         self.value = Linear(self.width, ("embed", "heads"), stddev)
         self.out = Linear(self.width, ("heads", "embed"), stddev)
 
-    def __call__(self, queries: Array, memory: Array | None, key_range: AnyKeyRange) -> Array:
+    @check_shapes
+    def __call__(
+        self,
+        queries: Float[Array, "B Q d"],
+        memory: Float[Array, "B K d"] | None,
+        key_range: AnyKeyRange,
+    ) -> Float[Array, "B Q d"]:
         """queries (B, Q, d), memory (B, K, d), ranges (B, Q) to (B, Q, d).
 
         With a cache, the memory is what is at the queries' own positions (self-attention, which
         is causal), or None where all is in the cache.
         """
         cached = self.has_variable(CACHE, "keys")
-        shared = isinstance(key_range, SharedKeyRange)
-        if shared:
+        if isinstance(key_range, SharedKeyRange):
             positions = key_range.positions
         elif cached:
             positions = key_range.end - 1  # a causal query reads up to its own position
         else:
             positions = jnp.arange(queries.shape[1], dtype=jnp.int32)
         q = self._heads(self.query(queries), positions)
-        new = None if memory is None else self.keys_values(memory, positions)
+        new = (
+            None
+            if memory is None
+            else self.keys_values(memory, positions if self.use_rotary else None)
+        )
         if cached:
             past = self.get_variable(CACHE, "keys"), self.get_variable(CACHE, "values")
             out = ring_attention(q, past, new, key_range)
+        elif new is None:
+            raise ValueError("memory is None, expected what queries read where there is no cache")
         else:
-            if shared:
-                new = tuple(map(key_range.spread, new))
+            k, v = new
+            if isinstance(key_range, SharedKeyRange):
+                k, v = key_range.spread(k), key_range.spread(v)
                 key_range = KeyRange(key_range.start, key_range.end)
-            out = attend(q, *new, key_range, self.config.attention)
+            out = attend(q, k, v, key_range, self.config.attention)
         return self.out(out.reshape(queries.shape))
 
-    def keys_values(self, memory: Array, positions: Array | None = None) -> tuple[Array, Array]:
+    @check_shapes
+    def keys_values(
+        self,
+        memory: Float[Array, "B K d"],
+        positions: Int32[Array, "B K"] | Int32[Array, " K"] | None = None,
+    ) -> tuple[Float[Array, "B K H D"], Float[Array, "B K H D"]]:
         """memory (B, K, d) at positions (B, K) or (K,) to keys and values (B, K, H, D)."""
         k, v = self._heads(self.key(memory), positions), self._heads(self.value(memory))
         sow(self, "keys", k)
@@ -204,7 +236,8 @@ class FeedForward(nn.Module):
     depth: int | Array
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    @check_shapes
+    def __call__(self, x: Float[Array, "B L d"]) -> Float[Array, "B L d"]:
         """(B, L, d) to (B, L, d)."""
         width = x.shape[-1]
         hidden = hidden_width(width, self.config.multiple_of)
@@ -224,8 +257,9 @@ class Block(nn.Module):
     depth: int | Array
 
     @nn.compact
-    def __call__(self, h: Array, key_range: AnyKeyRange) -> Array:
-        """(B, L, d) to (B, L, d)."""
+    @check_shapes
+    def __call__(self, h: Float[Array, "B Q d"], key_range: AnyKeyRange) -> Float[Array, "B Q d"]:
+        """(B, Q, d) to (B, Q, d)."""
         epsilon = self.config.norm_eps
         x = RMSNorm(epsilon, name="attention_norm")(h)
         heads, width = self.num_heads, h.shape[-1]
@@ -254,13 +288,22 @@ class CrossAttention(nn.Module):
             config.dim_local, config.cross_attention_heads, config, self.depth, False
         )
 
-    def __call__(self, h: Array, memory: Array | None, key_range: AnyKeyRange) -> Array:
+    @check_shapes
+    def __call__(
+        self,
+        h: Float[Array, "B Q d"],
+        memory: Float[Array, "B K d"] | None,
+        key_range: AnyKeyRange,
+    ) -> Float[Array, "B Q d"]:
         """h (B, Q, d), memory (B, K, d) to (B, Q, d); without a memory, all is in the cache."""
         residual = 2 * h if self.config.cross_residual == "double" else h
         memory = None if memory is None else self.memory_norm(memory)
         return residual + self.attention(self.query_norm(h), memory, key_range)
 
-    def keys_values(self, memory: Array) -> tuple[Array, Array]:
+    @check_shapes
+    def keys_values(
+        self, memory: Float[Array, "B K d"]
+    ) -> tuple[Float[Array, "B K H D"], Float[Array, "B K H D"]]:
         """What queries will read of memory (B, K, d): keys and values (B, K, H, D)."""
         return self.attention.keys_values(self.memory_norm(memory))
 
@@ -280,20 +323,22 @@ class TransformerLayers(nn.Module):
     cross: bool = False
 
     @nn.compact
+    @check_shapes
     def __call__(
         self,
-        h: Array,
+        h: Float[Array, "B Q d"],
         key_range: AnyKeyRange,
-        memory: Array | None = None,
+        memory: Float[Array, "B K d"] | None = None,
         memory_range: AnyKeyRange | None = None,
-    ) -> Array:
-        """h (B, L, d), memory (B, K, d) to (B, L, d); without a memory, all is in the cache."""
+    ) -> Float[Array, "B Q d"]:
+        """h (B, Q, d), memory (B, K, d) to (B, Q, d); without a memory, all is in the cache."""
         layer = remat_layer(_ScannedLayer, self.config.remat)
         stack = nn.scan(
             layer,
             variable_axes={"params": 0, SOWN: 0, CACHE: 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            # Flax declares no type, so that a checker takes the default's.
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=self.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(self.num_heads, self.config, self.cross, name="layers")
@@ -316,6 +361,7 @@ class _ScannedLayer(nn.Module):
         memory_range: AnyKeyRange | None,
     ) -> tuple[Array, None]:
         if self.cross:
+            assert isinstance(self.config, LSTConfig) and memory_range is not None
             cross = CrossAttention(self.config, depth, name="cross_attention")
             h = cross(h, memory, memory_range)
         return Block(self.num_heads, self.config, depth, name="block")(h, key_range), None
@@ -343,14 +389,15 @@ class Embedding(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, tokens: Array) -> Array:
+    @check_shapes
+    def __call__(self, tokens: Int32[Array, "B N"]) -> Float[Array, "B N d"]:
         """(B, N) int32 to (B, N, features)."""
         init = nn.with_logical_partitioning(
             padded_vocabulary_init(self.features**-0.5, self.vocab_size, axis=0),
             ("vocab", "embed"),
         )
         shape = (padded_size(self.vocab_size), self.features)
-        table = self.param("table", init, shape, jnp.float32)
+        table = self.param("table", init, shape, jnp.float32, unbox=True)
         # Whole rows on every device: else each would look up the tokens of all of them.
         table = constrain(table.astype(self.dtype), "vocab", "embed_activation")
         x = jnp.take(table, tokens, axis=0)

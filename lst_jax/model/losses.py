@@ -15,15 +15,21 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import PartitionSpec
 
+from lst_jax.shapes import Float, Float32, Int32, check_shapes
 from lst_jax.sharding import ambient_mesh_axes
 
 # Tokens of a device whose logits exist at once.
 CHUNK = 512
 
 
+@check_shapes
 def token_nll(
-    hidden: Array, kernel: Array, targets: Array, vocab_size: int, chunk_size: int = CHUNK
-) -> Array:
+    hidden: Float[Array, "B N d"],
+    kernel: Float[Array, "d V"],
+    targets: Int32[Array, "B N"],
+    vocab_size: int,
+    chunk_size: int = CHUNK,
+) -> Float32[Array, "B N"]:
     """Negative log-likelihood of each target; logits exist for `chunk_size` tokens at most.
 
     Under a mesh (`sharding.mesh_context`) rows and vocabulary lie where the rules say, and the

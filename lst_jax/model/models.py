@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -23,6 +23,7 @@ from lst_jax.model.layers import Embedding, RMSNorm, TransformerLayers, padded_v
 from lst_jax.model.patch_decoder import PatchDecoder
 from lst_jax.model.patch_encoder import PatchEncoder
 from lst_jax.settings import quote
+from lst_jax.shapes import Float, Float32, Int32, check_shapes
 from lst_jax.sharding import no_mesh
 
 
@@ -51,7 +52,10 @@ class LatentSpeechTextTransformer(nn.Module):
         ranges = lst_key_ranges(batch, self.config)
         return self.run_tokens(batch.tokens, batch.patch_ids, ranges)
 
-    def run_tokens(self, tokens: Array, patch_ids: Array, ranges: LSTKeyRanges) -> dict[str, Array]:
+    @check_shapes
+    def run_tokens(
+        self, tokens: Int32[Array, "B N"], patch_ids: Int32[Array, "B N"], ranges: LSTKeyRanges
+    ) -> dict[str, Float[Array, "B _ _"]]:
         """Tokens and their patches, each (B, N) int32, to what `__call__` returns."""
         states, latents = self.encoder(tokens, patch_ids, ranges)
         patches = self.global_transformer(latents, ranges.global_self)
@@ -100,8 +104,11 @@ class TokenTransformer(nn.Module):
         key_range = token_key_range(batch.document_ids, None)
         return {"hidden": self.run_tokens(tokens, key_range)}
 
-    def run_tokens(self, tokens: Array, key_range: AnyKeyRange) -> Array:
-        """Tokens (B, N) to normalized states (B, N, D)."""
+    @check_shapes
+    def run_tokens(
+        self, tokens: Int32[Array, "B Q"], key_range: AnyKeyRange
+    ) -> Float[Array, "B Q D"]:
+        """Tokens (B, Q) to normalized states (B, Q, D)."""
         return self.norm(self.transformer(self.embedding(tokens), key_range))
 
 
@@ -128,12 +135,21 @@ def build_model(config: ModelConfig) -> LatentSpeechTextTransformer | TokenTrans
     raise ValueError(f"config is {quote(config)}, expected LSTConfig or TokenTransformerConfig")
 
 
-def output_kernel(params: Mapping[str, Any]) -> Array:
+def output_kernel(params: Mapping[str, Any]) -> Float[Array, "d V"]:
     """The output projection (width, padded vocabulary) of either model's parameters."""
     return params["output_kernel"]
 
 
-def logits(hidden: Array, kernel: Array, vocab_size: int) -> Array:
+@check_shapes
+def hidden_states(model: nn.Module, params: Any, batch: Batch) -> Float[Array, "*b N d"]:
+    """Runs a model: states (B, N, width) for the output projection."""
+    return cast(Mapping[str, Array], model.apply({"params": params}, batch))["hidden"]
+
+
+@check_shapes
+def logits(
+    hidden: Float[Array, "*b d"], kernel: Float[Array, "d V"], vocab_size: int
+) -> Float32[Array, "*b n"]:
     """Next-token logits.
 
     Args:

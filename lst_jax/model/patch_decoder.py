@@ -8,6 +8,7 @@ from jax import Array
 from lst_jax.config import LSTConfig
 from lst_jax.model.key_ranges import AnyKeyRange, LSTKeyRanges
 from lst_jax.model.layers import Linear, RMSNorm, TransformerLayers
+from lst_jax.shapes import Float, check_shapes
 
 
 class PatchDecoder(nn.Module):
@@ -28,7 +29,10 @@ class PatchDecoder(nn.Module):
         )
         self.norm = RMSNorm(config.norm_eps)
 
-    def __call__(self, h: Array, patches: Array, ranges: LSTKeyRanges) -> Array:
+    @check_shapes
+    def __call__(
+        self, h: Float[Array, "B N d"], patches: Float[Array, "B P D"], ranges: LSTKeyRanges
+    ) -> Float[Array, "B N d"]:
         """Decodes a batch.
 
         Args:
@@ -42,15 +46,21 @@ class PatchDecoder(nn.Module):
         memory = self.latent_vectors(patches)
         return self.decode_tokens(h, memory, ranges.token_self, ranges.decoder_cross)
 
-    def latent_vectors(self, patches: Array) -> Array:
+    @check_shapes
+    def latent_vectors(self, patches: Float[Array, "B P D"]) -> Float[Array, "B Pk d"]:
         """Patches (B, P, D) to the vectors that tokens read, (B, P * k, d)."""
         config = self.config
         if config.dim_global != config.dim_local:
             patches = self.patch_projection(patches)
         return patches.reshape(patches.shape[0], -1, config.dim_local)
 
+    @check_shapes
     def decode_tokens(
-        self, h: Array, memory: Array | None, token_self: AnyKeyRange, decoder_cross: AnyKeyRange
-    ) -> Array:
-        """Token states (B, N, d) to normalized ones; without a memory, all is in the cache."""
+        self,
+        h: Float[Array, "B Q d"],
+        memory: Float[Array, "B Pk d"] | None,
+        token_self: AnyKeyRange,
+        decoder_cross: AnyKeyRange,
+    ) -> Float[Array, "B Q d"]:
+        """Token states (B, Q, d) to normalized ones; without a memory, all is in the cache."""
         return self.norm(self.transformer(h, token_self, memory, decoder_cross))

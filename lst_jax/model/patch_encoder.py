@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from lst_jax.config import LSTConfig
-from lst_jax.model.key_ranges import KeyRange, LSTKeyRanges
+from lst_jax.model.key_ranges import AnyKeyRange, LSTKeyRanges
 from lst_jax.model.layers import (
     Block,
     CrossAttention,
@@ -20,6 +20,7 @@ from lst_jax.model.layers import (
     sow,
 )
 from lst_jax.model.pooling import pool_patches
+from lst_jax.shapes import Float, Int32, check_shapes
 
 
 class PatchEncoder(nn.Module):
@@ -50,9 +51,10 @@ class PatchEncoder(nn.Module):
             config.latent_vectors_per_patch * width, ("embed", "latent"), width**-0.5
         )
 
+    @check_shapes
     def __call__(
-        self, tokens: Array, patch_ids: Array, ranges: LSTKeyRanges
-    ) -> tuple[Array, Array]:
+        self, tokens: Int32[Array, "B N"], patch_ids: Int32[Array, "B N"], ranges: LSTKeyRanges
+    ) -> tuple[Float[Array, "B N d"], Float[Array, "B Pk d"]]:
         """Encodes a batch.
 
         Args:
@@ -73,7 +75,10 @@ class PatchEncoder(nn.Module):
             z = cross(z, h, ranges.encoder_cross)
         return h, z
 
-    def encode_token(self, tokens: Array, token_self: KeyRange) -> Array:
+    @check_shapes
+    def encode_token(
+        self, tokens: Int32[Array, "B 1"], token_self: AnyKeyRange
+    ) -> Float[Array, "B 1 d"]:
         """One token (B, 1) to its state (B, 1, d), earlier ones being in the cache.
 
         Sows what the patches will read of it.
@@ -85,7 +90,10 @@ class PatchEncoder(nn.Module):
             cross.keys_values(h)
         return h
 
-    def encode_patch(self, pooled: Array, encoder_cross: KeyRange) -> Array:
+    @check_shapes
+    def encode_patch(
+        self, pooled: Float[Array, "B 1 d"], encoder_cross: AnyKeyRange
+    ) -> Float[Array, "B k d"]:
         """One pooled patch (B, 1, d) to its latent vectors (B, k, d), tokens being in the cache."""
         z = self._initial_queries(pooled)
         for cross in self.cross_attentions:
@@ -96,7 +104,7 @@ class PatchEncoder(nn.Module):
         """The layers after the one whose states are pooled, each with its cross-attention."""
         return zip(self.layers[self.first_read + 1 :], self.cross_attentions[1:], strict=True)
 
-    def _pooled_states(self, tokens: Array, token_self: KeyRange) -> Array:
+    def _pooled_states(self, tokens: Array, token_self: AnyKeyRange) -> Array:
         """Tokens (B, N) to the states that queries start from, those that are read first."""
         h = self.embedding(tokens)
         for layer in self.layers[: self.first_read + 1]:

@@ -14,11 +14,17 @@ import jax.numpy as jnp
 from jax import Array
 
 from lst_jax.config import Pooling
+from lst_jax.shapes import Float, Int32, check_shapes
 
 
+@check_shapes
 def pool_patches(
-    h: Array, patch_ids: Array, patch_start: Array, patch_end: Array, pooling: Pooling
-) -> Array:
+    h: Float[Array, "B N d"],
+    patch_ids: Int32[Array, "B N"],
+    patch_start: Int32[Array, "B P"],
+    patch_end: Int32[Array, "B P"],
+    pooling: Pooling,
+) -> Float[Array, "B P d"]:
     """Maximum or mean of the hidden states of each patch's own tokens.
 
     Args:

@@ -99,14 +99,17 @@ class OrbaxStep:
             self._block = None  # before the next one is read, not after
             array = self._arrays[leaf]
             layer_bytes = array.size // array.shape[0] * array.dtype.numpy_dtype.itemsize
-            count = array.chunk_layout.read_chunk.shape[0]
-            count = max(1, min(count, _MAX_READ_BYTES // layer_bytes))
+            stored = array.chunk_layout.read_chunk.shape or array.shape
+            count = max(1, min(stored[0] or 1, _MAX_READ_BYTES // layer_bytes))
             first = layer - layer % count
             self._block = leaf, first, self._read(leaf, slice(first, first + count))
+        assert self._block is not None
         _, first, values = self._block
         return values[layer - first]
 
     def _holds(self, layer: int) -> bool:
+        if self._block is None:
+            return False
         _, first, values = self._block
         return first <= layer < first + len(values)
 
@@ -211,7 +214,7 @@ class _StreamedLeaf:
 class _StreamedLeafHandler(ocp.type_handlers.NumpyHandler):
     """Writes `_StreamedLeaf`s, one tensor at a time, as the NumPy arrays that they stand for."""
 
-    async def serialize(
+    async def serialize(  # pyright: ignore[reportIncompatibleMethodOverride]  # of leaves of ours
         self,
         values: Sequence[_StreamedLeaf],
         infos: Sequence[ocp.type_handlers.ParamInfo],
@@ -222,7 +225,7 @@ class _StreamedLeafHandler(ocp.type_handlers.NumpyHandler):
             await info.await_path_creation()
             spec = ocp.type_handlers.get_json_tspec_write(
                 info,
-                use_ocdbt=info.is_ocdbt_checkpoint,
+                use_ocdbt=bool(info.is_ocdbt_checkpoint),
                 global_shape=leaf.shape,
                 local_shape=leaf.shape,
                 dtype=leaf.dtype,

@@ -76,7 +76,9 @@ class PublishedTensor:
 @functools.lru_cache(maxsize=16)
 def parameter_shapes(config: ModelConfig) -> Mapping[tuple[str, ...], tuple[int, ...]]:
     """Shape of every leaf of the parameter tree, by its keys."""
-    leaves = flax.traverse_util.flatten_dict(nn.unbox(abstract_params(config)))
+    leaves: dict[tuple[str, ...], Any] = flax.traverse_util.flatten_dict(
+        nn.unbox(abstract_params(config))
+    )
     return types.MappingProxyType({path: leaf.shape for path, leaf in leaves.items()})
 
 
@@ -131,7 +133,7 @@ def tree_from_published(config: ModelConfig, tensors: Mapping[str, np.ndarray]) 
 
 def published_from_tree(config: ModelConfig, params: Any) -> dict[str, np.ndarray]:
     """The tensors of a PyTorch checkpoint from a parameter tree (or its gradients) in memory."""
-    leaves = flax.traverse_util.flatten_dict(jax.device_get(params))
+    leaves: dict[tuple[str, ...], Any] = flax.traverse_util.flatten_dict(jax.device_get(params))
     return {
         tensor.name: tensor.to_published(
             leaves[tensor.path] if tensor.layer is None else leaves[tensor.path][tensor.layer]

@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lst_jax.checkpoints.description import DataDescription, ModelDescription
-from lst_jax.config import LSTConfig
-from lst_jax.patching import PatchingConfig
+from lst_jax.config import LSTConfig, Pooling
+from lst_jax.patching import PatchingConfig, Strategy
 from lst_jax.settings import list_names, quote
 from lst_jax.strict_json import parse_json, read_json_object
 from lst_jax.vocabulary import Vocabulary
@@ -27,8 +27,12 @@ PUBLISHED_CONVENTIONS: Mapping[str, Any] = {
 PUBLISHED_VISIBILITY = "reference"
 PUBLISHED_UNIT_COUNT = 502
 
-POOLINGS = {"max": "max", "avg": "mean", "mean": "mean"}
-_STRATEGIES = {"lst_static": "static", "lst_align": "aligned", "lst_curriculum": "curriculum"}
+POOLINGS: dict[str, Pooling] = {"max": "max", "avg": "mean", "mean": "mean"}
+_STRATEGIES: dict[str, Strategy] = {
+    "lst_static": "static",
+    "lst_align": "aligned",
+    "lst_curriculum": "curriculum",
+}
 _SPECIAL_IDS = Vocabulary(text_size=3).first_unit_id - 3
 
 _LONGEST_MESSAGE = 300  # characters

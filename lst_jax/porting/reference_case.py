@@ -28,7 +28,7 @@ from lst_jax.batch import Batch
 from lst_jax.config import LSTConfig
 from lst_jax.files import read_arrays
 from lst_jax.model.losses import token_nll
-from lst_jax.model.models import build_model, logits, output_kernel
+from lst_jax.model.models import build_model, hidden_states, logits, output_kernel
 from lst_jax.porting.parameter_names import (
     published_from_tree,
     published_tensors,
@@ -149,7 +149,7 @@ def compare(case: ReferenceCase, attention: str = "auto") -> Differences:
     return Differences(
         max_abs_logit_diff=float(np.max(np.abs(np.asarray(ours) - case.logits))),
         loss_diff=abs(float(loss) - case.loss),
-        max_rel_grad_norm_diff=float(np.max(relative)),
+        max_rel_grad_norm_diff=float(np.max(np.asarray(relative, np.float64))),
     )
 
 
@@ -159,7 +159,7 @@ def _run(config: LSTConfig, params: Any, batch: Batch) -> tuple[Array, Array, An
     weights = batch.loss_weights / jnp.sum(batch.loss_weights)
 
     def loss(params: Any) -> tuple[Array, Array]:
-        hidden = model.apply({"params": params}, batch)["hidden"]
+        hidden = hidden_states(model, params, batch)
         kernel = output_kernel(params)
         nll = token_nll(hidden, kernel, batch.targets, config.vocab_size)
         return jnp.sum(nll * weights), logits(hidden, kernel, config.vocab_size)

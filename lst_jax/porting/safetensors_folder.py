@@ -46,7 +46,8 @@ class SafetensorsFolder:
                 for name in sorted(shard.keys()):
                     if self._files.get(name) == file:
                         header = shard.get_slice(name)
-                        dtype = _TYPES.get(header.get_dtype(), header.get_dtype())
+                        dtype = str(header.get_dtype())
+                        dtype = _TYPES.get(dtype, dtype)
                         self.specs[name] = TensorSpec(tuple(header.get_shape()), dtype)
         absent = sorted(self._files.keys() - self.specs.keys())
         if absent:

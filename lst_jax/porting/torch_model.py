@@ -28,7 +28,7 @@ import pathlib
 import pickle
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn, cast
 
 import numpy as np
 import safetensors
@@ -285,6 +285,7 @@ def _patching_from_json(data: Mapping[str, Any]) -> Patching | None:
 def _section(values: Mapping[str, Any], name: str) -> dict[str, Any]:
     section = values.get(name)
     _require(isinstance(section, Mapping), name, section, "an object")
+    assert isinstance(section, Mapping)
     return dict(section)
 
 
@@ -294,7 +295,7 @@ def _require_absent(name: str, options: object) -> None:
     _require(unset, name, options, "none set")
 
 
-def _check_fields(config: object) -> None:
+def _check_fields(config: Any) -> None:
     """Integers are positive (ids: not negative), numbers positive, truth values Boolean."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -304,7 +305,8 @@ def _check_fields(config: object) -> None:
             _require(type(value) is int and value > 0, field.name, value, "a positive integer")
         elif field.type == "float":
             number = type(value) in (int, float)
-            _require(number and 0 < value < 1e300, field.name, value, "a positive number")
+            good = number and 0 < cast(float, value) < 1e300
+            _require(good, field.name, value, "a positive number")
         elif field.type == "bool":
             _require(type(value) is bool, field.name, value, "true or false")
 
@@ -362,7 +364,8 @@ def make_batch(
     Raises:
       ValueError: documents, patch lengths or sizes do not fit.
     """
-    if config.patching is None:
+    vocabulary, patching = config.vocabulary, config.patching
+    if patching is None:
         raise ValueError("patching=None: expected a configuration that says how speech is patched")
     sizes = [len(row) for row in rows]
     lengths = [[None] * n for n in sizes] if aligned_lengths is None else aligned_lengths
@@ -370,7 +373,7 @@ def make_batch(
     _require(sizes != [], "rows", rows, "at least one row")
     _require(given == sizes, "aligned_lengths", given, f"as many as documents, {sizes}")
     filled = [
-        _fill_row([_patch(tokens, config, words) for tokens, words in zip(*row, strict=True)])
+        _fill_row([_patch(*pair, vocabulary, patching) for pair in zip(*row, strict=True)])
         for row in zip(rows, lengths, strict=True)
     ]
     longest = max(1, *(row.shape[1] for row in filled))
@@ -401,7 +404,10 @@ def _fill_row(documents: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) ->
 
 
 def _patch(
-    tokens: np.ndarray, config: Config, aligned_lengths: np.ndarray | None
+    tokens: np.ndarray,
+    aligned_lengths: np.ndarray | None,
+    vocabulary: Vocabulary,
+    patching: Patching,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A document, and for each of its tokens two Booleans (T,).
 
@@ -411,15 +417,15 @@ def _patch(
     tokens = np.asarray(tokens)
     if tokens.ndim != 1 or not tokens.size or not np.issubdtype(tokens.dtype, np.integer):
         raise ValueError(f"document has {tokens.dtype} {tokens.shape}: expected integers (T,)")
-    size = config.vocabulary.size
+    size = vocabulary.size
     if tokens.min() < 0 or tokens.max() >= size:
         raise ValueError(f"document has ids {tokens.min()} … {tokens.max()}: expected 0 … {size}−1")
     if aligned_lengths is None:
-        begins, proven = _static_patches(tokens, config.vocabulary, config.patching)
+        begins, proven = _static_patches(tokens, vocabulary, patching)
     else:
-        begins, proven = _aligned_patches(tokens, config.vocabulary, aligned_lengths)
+        begins, proven = _aligned_patches(tokens, vocabulary, aligned_lengths)
     ends = np.append(begins[1:], True)
-    return tokens, begins, ends if config.patching.visibility == "reference" else proven
+    return tokens, begins, ends if patching.visibility == "reference" else proven
 
 
 def _static_patches(
@@ -742,6 +748,7 @@ class PatchEncoder(nn.Module):
                 latents = latents.reshape(h.shape[0], -1, h.shape[2])
             read = self.cross_attn_layers[index - first_read]
             latents = read(latents, h, masks.encoder_cross)
+        assert latents is not None  # there is a layer
         return h, latents
 
 
@@ -1077,7 +1084,7 @@ def describe_token(index: int, vocabulary: Vocabulary, tokenizer: Tokenizer | No
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         raise ValueError(message)
 
 

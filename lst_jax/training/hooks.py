@@ -17,15 +17,21 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+import jax
 from jax import Array
 
 from lst_jax.checkpoints.train_state import TrainState
 
 Batch = Any  # arrays with the rows first, in any tree; a `batch.Batch` for this library's models
 Sums = dict[str, Array]
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Sums]]
+TrainStep = jax.stages.Wrapped  # (TrainState, Batch) -> (TrainState, Sums)
 LossSums = Callable[[Any, Batch], Sums]
 Record = dict[str, int | float | None]
+
+
+def step_of(record: Record) -> int:
+    """Returns how many updates were made before a record, which every one says."""
+    return int(record["step"] or 0)
 
 
 class Batches(Protocol):
@@ -139,8 +145,11 @@ class Evaluator(Protocol):
       names: of the metrics that `evaluate` gives, known before the run begins.
     """
 
-    every: int
-    names: Sequence[str]
+    @property
+    def every(self) -> int: ...
+
+    @property
+    def names(self) -> Sequence[str]: ...
 
     def evaluate(self, params: Any) -> Mapping[str, float]:
         """Returns the metrics of parameters; all processes of a run call it at the same step."""

@@ -226,7 +226,7 @@ class _Run:
         end = read_end(self._checkpointer.workdir)
         steps = self._checkpointer.all_steps()
         left = steps_to_leave(end, steps)
-        if left:
+        if left and end is not None:
             report(
                 f"the loss was not finite at step {end.step}, {end.times} times: going back to the "
                 f"checkpoint of step {max(set(steps) - set(left))}; "

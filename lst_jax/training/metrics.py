@@ -173,6 +173,7 @@ def format_record(record: Record, num_steps: int) -> str:
     """Returns the console's line of a record: of a language model's training, or of any other."""
     if "loss_text" not in record:
         return _format_names(record, num_steps)
+    eta = record["eta_seconds"]
     fields = [
         f"step {record['step']}/{num_steps}",
         f"loss {_number(record['loss'], '.3f')} (text {_number(record['loss_text'], '.3f')}, "
@@ -186,7 +187,7 @@ def format_record(record: Record, num_steps: int) -> str:
         f"patch {_number(record['mean_patch_length'], '.2f')}",
         f"aligned {_number(record['aligned_fraction'], '.0%')}",
         f"{record['step_seconds']:.3g} s/step",
-        f"ETA {format_duration(record['eta_seconds'])}",
+        f"ETA {'–' if eta is None else format_duration(eta)}",
     ]
     return "  ".join(fields)
 
@@ -211,7 +212,9 @@ def _number(value: float | None, spec: str) -> str:
     return "–" if value is None else format(value, spec)
 
 
-def _rate(value: float) -> str:
+def _rate(value: float | None) -> str:
+    if value is None:
+        return "–"
     for scale, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= scale:
             return f"{value / scale:.3g}{suffix}"

@@ -107,6 +107,7 @@ def learning_rate_schedule(config: OptimizerConfig, num_steps: int) -> optax.Sch
     else:
         pieces.append(optax.constant_schedule(peak))
     if config.schedule == "wsd":
+        assert config.decay_steps is not None  # a check of the configuration's
         decay_begin = num_steps - config.decay_steps
         if decay_begin < config.warmup_steps:
             raise ValueError(
@@ -128,8 +129,8 @@ def _warmup(peak: float, steps: int) -> optax.Schedule:
 def _cosine(peak: float, final: float, steps: int) -> optax.Schedule:
     """Returns half a cosine from the peak at update 0 to `final` at update `steps`."""
 
-    def schedule(count: jax.Array) -> jax.Array:
-        cosine = 0.5 * (1 + jnp.cos(math.pi * jnp.clip(count / steps, 0, 1)))
+    def schedule(count: jax.typing.ArrayLike) -> jax.Array:
+        cosine = 0.5 * (1 + jnp.cos(math.pi * jnp.clip(jnp.asarray(count) / steps, 0, 1)))
         return final + (peak - final) * cosine
 
     return schedule

@@ -19,7 +19,7 @@ from lst_jax.checkpoints.train_state import TrainState, param_shapes, state_shar
 from lst_jax.config import ModelConfig
 from lst_jax.model.flops import training_flops
 from lst_jax.model.losses import token_nll
-from lst_jax.model.models import build_model, output_kernel
+from lst_jax.model.models import build_model, hidden_states, output_kernel
 from lst_jax.paths import PathText
 from lst_jax.settings import PositiveInt, Seed32, configuration, require
 from lst_jax.sharding import DEFAULT_RULES, LogicalRules, batch_sharding, replicated
@@ -196,7 +196,7 @@ def _nll_sums_function(config: ModelConfig, first_unit_id: int) -> LossSums:
     model = build_model(config)
 
     def nll_sums(params: Any, batch: Batch) -> Sums:
-        hidden = model.apply({"params": params}, batch)["hidden"]
+        hidden = hidden_states(model, params, batch)
         with jax.named_scope("loss"):
             kernel = output_kernel(params)
             nll = token_nll(hidden, kernel, batch.targets, config.vocab_size)

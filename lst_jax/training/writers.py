@@ -19,11 +19,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TextIO
 
 from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
+
+# Modules that build their classes when they are imported, without stubs.
+from tensorboardX.proto.event_pb2 import (
+    Event,  # pyright: ignore[reportAttributeAccessIssue]
+    SessionLog,  # pyright: ignore[reportAttributeAccessIssue]
+)
+from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
 from lst_jax.files import write_file
-from lst_jax.training.hooks import OpenWriter, Record, Writer
+from lst_jax.training.hooks import OpenWriter, Record, Writer, step_of
 from lst_jax.training.log import LOGGER
 from lst_jax.training.metrics import METRICS_FILE, format_record, read_all_records
 
@@ -135,11 +140,11 @@ class TensorBoardWriter:
           records: of the run so far, in the order of steps.
         """
         known = read_scalars(directory)
-        earlier = [record for record in records if record["step"] <= start_step]
+        earlier = [record for record in records if step_of(record) <= start_step]
         missing = [
-            record["step"]
+            step_of(record)
             for record in earlier
-            if any((name, record["step"]) not in known for name, _ in _scalars(record))
+            if any((name, step_of(record)) not in known for name, _ in _scalars(record))
         ]
         first = min(missing, default=start_step + 1)
         pathlib.Path(directory).mkdir(parents=True, exist_ok=True)
@@ -149,7 +154,7 @@ class TensorBoardWriter:
         session = SessionLog(status=SessionLog.START)
         self._writer.write_event(Event(wall_time=time.time(), step=first, session_log=session))
         for record in earlier:
-            if record["step"] >= first:
+            if step_of(record) >= first:
                 self.write(record)
 
     def write(self, record: Record) -> None:

@@ -20,6 +20,7 @@ from lst_jax.model.models import build_model
 from lst_jax.patching import PatchingConfig
 from lst_jax.sharding import (
     DEFAULT_RULES,
+    RowShare,
     check_heads,
     check_rows,
     make_mesh,
@@ -182,7 +183,7 @@ def test_checks_count_the_devices_of_the_rules(case):
     check_rows(parts, mesh, rules=case_rules)
     with pytest.raises(ValueError, match=f"expected a multiple of {2 * parts} = 2 "):
         check_rows(parts, mesh, 2, case_rules)
-    assert row_share(mesh, case_rules) == (0, 1)
+    assert row_share(mesh, case_rules) == RowShare(0, 1)
     odd = dataclasses.replace(LST, dim_global=48, num_heads_global=3)
     if columns is None:
         return check_heads(odd, mesh, case_rules)

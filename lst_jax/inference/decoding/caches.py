@@ -15,7 +15,7 @@ one query a row, a matrix product for each head, whose keys then lie side by sid
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import flax.linen as nn
 import jax
@@ -56,9 +56,10 @@ def apply(
     Returns:
       What it returns, and the variables that the modules have sown.
     """
-    result, made = model.apply(
+    outputs = model.apply(
         {"params": params, CACHE: variables}, *args, method=function, mutable=[SOWN]
     )
+    result, made = cast(tuple[Any, Mapping[str, Any]], outputs)  # a pair, where some are mutable
     return result, made.get(SOWN, {})
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 from jax import Array
@@ -58,8 +58,7 @@ class Decoder(Protocol[S]):
     @property
     def patching(self) -> PatchingConfig: ...
 
-    @property
-    def has_global_steps(self) -> bool: ...
+    has_global_steps: ClassVar[bool]
 
     def document(self, tokens: np.ndarray) -> Document:
         """Returns tokens (T,) in the patches that decoding them one by one would make."""

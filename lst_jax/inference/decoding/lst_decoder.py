@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -266,9 +266,10 @@ class LSTDecoder:
         cross = CrossAttention(self.model.config, depth=0)
         layers = params["decoder"]["transformer"]["layers"]["cross_attention"]
         read = jax.vmap(lambda p: cross.apply({"params": p}, latents, method="keys_values"))(layers)
+        keys_values = KeysValues(*cast(tuple[Array, Array], read))
         cache = state.cache
         own = caches.append(cache.global_self, _sown_by_layers(sown, "global"), patch, active)
-        vectors = caches.append(cache.decoder_cross, KeysValues(*read), patch, active)
+        vectors = caches.append(cache.decoder_cross, keys_values, patch, active)
         cache = cache._replace(global_self=own, decoder_cross=vectors)
         return state._replace(cache=cache, run=state.run + active)
 

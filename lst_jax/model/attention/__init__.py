@@ -41,6 +41,7 @@ from jax.sharding import PartitionSpec
 from lst_jax.model.attention.platform import target
 from lst_jax.model.key_ranges import KeyRange
 from lst_jax.settings import quote
+from lst_jax.shapes import Float
 from lst_jax.sharding import ambient_mesh_axes
 
 _Attention = Callable[[Array, Array, Array, KeyRange], Array]
@@ -53,7 +54,14 @@ _BEST = {"tpu": "pallas_tpu", "gpu": "gpu", "cpu": "blocked"}
 BACKENDS = ("auto", *_MODULES)
 
 
-def attend(q: Array, k: Array, v: Array, key_range: KeyRange, backend: str = "blocked") -> Array:
+# Without `check_shapes`: its shapes are checked always, below.
+def attend(
+    q: Float[Array, "B Q H D"],
+    k: Float[Array, "B K H D"],
+    v: Float[Array, "B K H D"],
+    key_range: KeyRange,
+    backend: str = "blocked",
+) -> Float[Array, "B Q H D"]:
     """Softmax attention in which query i reads the keys of its range, scaled by 1/sqrt(D).
 
     Under a mesh (`sharding.mesh_context`) each device runs the backend on the rows and heads that
@@ -105,7 +113,7 @@ def _over_mesh(attention: _Attention) -> _Attention:
     # check_vma=False: the loops carry accumulators that start as replicated zeros.
     return functools.partial(
         jax.shard_map,
-        in_specs=(arrays, arrays, arrays, KeyRange(ranges, ranges)),
+        in_specs=(arrays, arrays, arrays, ranges),
         out_specs=arrays,
         check_vma=False,
     )(attention)

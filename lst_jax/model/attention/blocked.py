@@ -22,6 +22,7 @@ from lst_jax.model.attention.blocks import by_blocks, output_products, spans_of_
 from lst_jax.model.attention.lockstep import lockstep_attention
 from lst_jax.model.attention.platform import target
 from lst_jax.model.key_ranges import KeyRange
+from lst_jax.shapes import Float, check_shapes
 
 # Queries and keys of a block; the fastest powers of two on a CPU.
 QUERY_BLOCK = 64
@@ -30,7 +31,13 @@ KEY_BLOCK = 64
 _einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
-def blocked_attention(q: Array, k: Array, v: Array, key_range: KeyRange) -> Array:
+@check_shapes
+def blocked_attention(
+    q: Float[Array, "B Q H D"],
+    k: Float[Array, "B K H D"],
+    v: Float[Array, "B K H D"],
+    key_range: KeyRange,
+) -> Float[Array, "B Q H D"]:
     """Interval attention by blocks; see the module's docstring.
 
     Args:

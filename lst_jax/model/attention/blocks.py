@@ -8,13 +8,14 @@ one span of blocks, and so are the queries that read a block of keys.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from lst_jax.model.key_ranges import KeyRange
+from lst_jax.shapes import Float, Float32, Int32, Shaped, check_shapes
 
 
 class Spans(NamedTuple):
@@ -24,7 +25,15 @@ class Spans(NamedTuple):
     last: Array
 
 
-def end_to_end(x: Array, block: int, width: int | None = None) -> Array:
+def with_gradient(static: int) -> Callable[[Callable[..., Array]], Any]:
+    """Decorates a function that has a backward pass of ours; argument number `static` is static."""
+    return lambda function: jax.custom_vjp(function, nondiff_argnums=(static,))
+
+
+@check_shapes
+def end_to_end(
+    x: Shaped[Array, "B L *d"], block: int, width: int | None = None
+) -> Shaped[Array, " n *m"]:
     """Pads the rows of (B, L, …) to whole blocks and lays them end to end: (B * L', …).
 
     Features, the last axis, are padded to `width` if it is given.
@@ -37,25 +46,28 @@ def end_to_end(x: Array, block: int, width: int | None = None) -> Array:
     return padded.reshape(-1, *padded.shape[2:])
 
 
-def split_blocks(x: Array, size: int) -> Array:
+@check_shapes
+def split_blocks(x: Float[Array, "B L H D"], size: int) -> Float[Array, "n H m D"]:
     """(B, L, H, D) to blocks of the rows laid end to end, heads apart: (blocks, H, size, D)."""
     x = end_to_end(x, size)
     return jnp.swapaxes(x.reshape(-1, size, *x.shape[1:]), 1, 2)
 
 
-def join_blocks(x: Array, rows: int, length: int) -> Array:
+@check_shapes
+def join_blocks(x: Float[Array, "n H m D"], rows: int, length: int) -> Float[Array, "B L H D"]:
     """Undoes `split_blocks`: (blocks, H, size, D) to (B, L, H, D)."""
     x = jnp.swapaxes(x, 1, 2)
     return rows_again(x.reshape(-1, *x.shape[2:]), rows, length)
 
 
+@check_shapes
 def by_blocks(
     attention: Callable[..., Array],
-    arrays: tuple[Array, Array, Array],
+    arrays: tuple[Float[Array, "B Q H D"], Float[Array, "B K H D"], Float[Array, "B K H D"]],
     key_range: KeyRange,
     query_block: int,
     key_block: int,
-) -> Array:
+) -> Float[Array, "B Q H D"]:
     """Runs an attention over blocks.
 
     Args:
@@ -78,7 +90,10 @@ def by_blocks(
     return join_blocks(out, rows, length)
 
 
-def output_products(out: Array, d_out: Array) -> Array:
+@check_shapes
+def output_products(
+    out: Float[Array, "*b D"], d_out: Float[Array, "*b D"]
+) -> Float32[Array, " *b"]:
     """The inner product of each output (…, D) with its cotangent, (…) float32.
 
     The derivative of a softmax subtracts from the gradient of each weight the mean of all of them,
@@ -88,7 +103,8 @@ def output_products(out: Array, d_out: Array) -> Array:
     return jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1)
 
 
-def rows_again(x: Array, rows: int, length: int) -> Array:
+@check_shapes
+def rows_again(x: Shaped[Array, " n *d"], rows: int, length: int) -> Shaped[Array, "B L *d"]:
     """Undoes `end_to_end`: (B * L', …) to (B, L, …)."""
     return x.reshape(rows, -1, *x.shape[1:])[:, :length]
 
@@ -129,7 +145,10 @@ def key_spans(key_range: KeyRange, query_block: int, key_block: int) -> Spans:
     return Spans(jnp.minimum(first, last), last)
 
 
-def spans_of_blocks(start: Array, end: Array, k: Array) -> Spans:
+@check_shapes
+def spans_of_blocks(
+    start: Int32[Array, "n Q"], end: Int32[Array, "n Q"], k: Float[Array, "m H K D"]
+) -> Spans:
     """`key_spans` of ranges (blocks, q) and keys (blocks, H, k, D), all end to end."""
     return key_spans(KeyRange(start.reshape(-1), end.reshape(-1)), start.shape[1], k.shape[2])
 

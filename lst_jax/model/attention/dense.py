@@ -6,9 +6,16 @@ import jax.numpy as jnp
 from jax import Array
 
 from lst_jax.model.key_ranges import KeyRange
+from lst_jax.shapes import Float, check_shapes
 
 
-def dense_attention(q: Array, k: Array, v: Array, key_range: KeyRange) -> Array:
+@check_shapes
+def dense_attention(
+    q: Float[Array, "B Q H D"],
+    k: Float[Array, "B K H D"],
+    v: Float[Array, "B K H D"],
+    key_range: KeyRange,
+) -> Float[Array, "B Q H D"]:
     """Interval attention through a full score matrix; O(Q K) time and memory.
 
     Args:

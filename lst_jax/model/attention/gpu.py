@@ -25,12 +25,19 @@ from lst_jax.model.attention.blocked import blocked_attention
 from lst_jax.model.attention.numerics import Attention, check_numerics
 from lst_jax.model.attention.platform import Target, target
 from lst_jax.model.key_ranges import KeyRange
+from lst_jax.shapes import Float, check_shapes
 
 # In the order of preference.
 KERNELS = ("mosaic_gpu", "triton")
 
 
-def gpu_attention(q: Array, k: Array, v: Array, key_range: KeyRange) -> Array:
+@check_shapes
+def gpu_attention(
+    q: Float[Array, "B Q H D"],
+    k: Float[Array, "B K H D"],
+    v: Float[Array, "B K H D"],
+    key_range: KeyRange,
+) -> Float[Array, "B Q H D"]:
     """Interval attention by this card's best kernel, or by XLA where no kernel serves.
 
     Args:

@@ -23,6 +23,7 @@ from lst_jax.model.attention.blocks import (
     spans_of_blocks,
 )
 from lst_jax.model.key_ranges import KeyRange
+from lst_jax.shapes import Float, check_shapes
 
 # A turn's products are large enough for matrix units, and a window of 512 has five turns.
 QUERY_BLOCK = 128
@@ -33,7 +34,13 @@ _LOWEST = -1e30
 _einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
-def lockstep_attention(q: Array, k: Array, v: Array, key_range: KeyRange) -> Array:
+@check_shapes
+def lockstep_attention(
+    q: Float[Array, "B Q H D"],
+    k: Float[Array, "B K H D"],
+    v: Float[Array, "B K H D"],
+    key_range: KeyRange,
+) -> Float[Array, "B Q H D"]:
     """Interval attention by blocks in lock step; see the module's docstring.
 
     Args:

@@ -40,9 +40,11 @@ from lst_jax.model.attention.blocks import (
     output_products,
     query_spans,
     rows_again,
+    with_gradient,
 )
 from lst_jax.model.attention.platform import target
 from lst_jax.model.key_ranges import KeyRange
+from lst_jax.shapes import Float, check_shapes
 
 # Rows that a warpgroup multiplies at a time, and computing warpgroups of a program.
 _ROWS = 64
@@ -75,6 +77,8 @@ if _NAMES[0] not in inspect.signature(plgpu.kernel).parameters:
 
 # How products expect blocks of a matrix in shared memory, and how they spread one over registers.
 _TILED = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
+# JAX has it in its documentation, and does not mark it as exported.
+_ACC: Any = plgpu.ACC  # pyright: ignore[reportPrivateImportUsage]
 _MATRIX = plgpu.Layout.WGMMA
 _OF_ROWS, _OF_COLUMNS = _MATRIX.reduce(1), _MATRIX.reduce(0)
 
@@ -114,7 +118,7 @@ class _Rows(NamedTuple):
       bounds: scalars of the program's block; the first two are its span's ends.
     """
 
-    first: Array
+    first: Array | int
     matrices: Sequence[Any]
     vectors: Sequence[Array]
     bounds: Sequence[Array]
@@ -137,7 +141,13 @@ def unsupported(dtype: str, width: int, capability: str | None = _CAPABILITY) ->
     return None
 
 
-def mosaic_gpu_attention(q: Array, k: Array, v: Array, key_range: KeyRange) -> Array:
+@check_shapes
+def mosaic_gpu_attention(
+    q: Float[Array, "B Q H D"],
+    k: Float[Array, "B K H D"],
+    v: Float[Array, "B K H D"],
+    key_range: KeyRange,
+) -> Float[Array, "B Q H D"]:
     """Interval attention on a Hopper GPU; elsewhere the same kernels run in Pallas's interpreter.
 
     Args:
@@ -167,7 +177,7 @@ def mosaic_gpu_attention(q: Array, k: Array, v: Array, key_range: KeyRange) -> A
     return rows_again(out, rows, length)[..., :width]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+@with_gradient(static=5)
 def _attention(q: Array, k: Array, v: Array, start: Array, end: Array, problem: _Problem) -> Array:
     return _forward(q, k, v, start, end, problem)[0]
 
@@ -261,9 +271,10 @@ def _call(
             _fill(slots, blocks, limits[:2], size, head)
 
     results = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in outputs]
+    made: dict[str, Any] = dict(zip(_NAMES, (results, scratch), strict=True))
     return plgpu.kernel(
         body,
-        **dict(zip(_NAMES, (results, scratch), strict=True)),
+        **made,
         grid=(matrices[0].shape[1], len(bounds[0])),
         grid_names=("head", "block"),
         num_threads=_GROUPS + 1,
@@ -359,7 +370,7 @@ def _store(values: Sequence[Array], buffers: Sequence[Any], targets: Sequence[An
     plgpu.wait_smem_to_gmem(0)
 
 
-def _products(*pairs: tuple[Any, Any]) -> list[Array]:
+def _products(*pairs: tuple[Any, Any]) -> list[Any]:
     """Each `a` times the transpose of its `b`, references to shared memory; (M, N) float32."""
 
     def multiply(*outs: Any) -> list[Array]:
@@ -368,10 +379,10 @@ def _products(*pairs: tuple[Any, Any]) -> list[Array]:
         return [out[...] for out in outs]
 
     shapes = [(a.shape[0], b.shape[0]) for a, b in pairs]
-    return pl.run_scoped(multiply, *(plgpu.ACC(shape, jnp.float32) for shape in shapes))
+    return pl.run_scoped(multiply, *(_ACC(shape, jnp.float32) for shape in shapes))
 
 
-def _add_products(problem: _Problem, *terms: tuple[Array, Array, Any]) -> list[Array]:
+def _add_products(problem: _Problem, *terms: tuple[Array, Array, Any]) -> list[Any]:
     """Each total, (M, N) float32, plus `a` in registers times what `b` in shared memory holds."""
     totals, lefts, rights = zip(*terms, strict=True)
     lefts = [a.astype(b.dtype) for a, b in zip(lefts, rights, strict=True)]
@@ -385,18 +396,18 @@ def _add_products(problem: _Problem, *terms: tuple[Array, Array, Any]) -> list[A
         for out, a, b in zip(outs, lefts, rights, strict=True):
             plgpu.wgmma(out, a, b)
 
-    return pl.run_state(multiply)([plgpu.ACC.init(total) for total in totals])
+    return pl.run_state(multiply)([_ACC.init(total) for total in totals])
 
 
 def _load(ref: Any, layout: Any, problem: _Problem) -> Array:
     """Loads a vector, spread over the threads as the rows or columns of a matrix are."""
     if problem.interpreted:
         return ref[...]
-    load = functools.partial(plgpu.load, ref, layout=layout, optimized=False)
+    options: dict[str, Any] = {"layout": layout, "optimized": False}
     try:
-        return load()
+        return plgpu.load(ref, **options)
     except TypeError:  # JAX before 0.11 asks for an index.
-        return load(idx=())
+        return plgpu.load(ref, idx=(), **options)
 
 
 def _laid_out(x: Array, problem: _Problem) -> Array:
@@ -411,7 +422,11 @@ def _spread(x: Array, shape: tuple[int, ...], axis: int = 0) -> Array:
 
 
 def _mask(
-    ranges: Sequence[Array], first_key: Array, shape: tuple[int, int], axis: int, problem: _Problem
+    ranges: Sequence[Array],
+    first_key: Array | int,
+    shape: tuple[int, int],
+    axis: int,
+    problem: _Problem,
 ) -> Array:
     """Which keys are read, in a matrix with queries along `axis` and keys along the other."""
     keys = _laid_out(lax.broadcasted_iota(jnp.int32, shape, 1 - axis), problem)
@@ -473,7 +488,7 @@ def _dq_kernel(problem: _Problem, rows: _Rows, streams: Sequence[_Stream]) -> tu
         return dq
 
     zeros = _laid_out(jnp.zeros(q.shape, jnp.float32), problem)
-    return (lax.fori_loop(*rows.bounds, step, zeros) * problem.scale,)
+    return (lax.fori_loop(rows.bounds[0], rows.bounds[1], step, zeros) * problem.scale,)
 
 
 def _dkv_kernel(problem: _Problem, rows: _Rows, streams: Sequence[_Stream]) -> tuple[Array, Array]:
@@ -496,5 +511,5 @@ def _dkv_kernel(problem: _Problem, rows: _Rows, streams: Sequence[_Stream]) -> t
         return dk, dv
 
     zeros = _laid_out(jnp.zeros(k.shape, jnp.float32), problem)
-    dk, dv = lax.fori_loop(*rows.bounds, step, (zeros, zeros))
+    dk, dv = lax.fori_loop(rows.bounds[0], rows.bounds[1], step, (zeros, zeros))
     return dk * problem.scale, dv

@@ -157,7 +157,7 @@ def _all_cases(
 ) -> dict[str, dict[str, Array]]:
     results = {}
     for name, ((q, k, v, cotangent), key_range) in inputs.items():
-        out, pull = jax.vjp(lambda *x, r=key_range: attention(*x, r), q, k, v)
+        out, pull = jax.vjp(lambda q, k, v, r=key_range: attention(q, k, v, r), q, k, v)
         dq, dk, dv = pull(cotangent)
         results[name] = {"out": out, "dq": dq, "dk": dk, "dv": dv}
     return results

@@ -30,9 +30,11 @@ from lst_jax.model.attention.blocks import (
     key_spans,
     query_spans,
     rows_again,
+    with_gradient,
 )
 from lst_jax.model.attention.kernels import dot, on_platform
 from lst_jax.model.key_ranges import KeyRange
+from lst_jax.shapes import Float, check_shapes
 
 QUERY_BLOCK = 256
 KEY_BLOCK = 256
@@ -49,11 +51,11 @@ _LOWEST = -1e30
 
 
 class _Visits(NamedTuple):
-    """Visit t pairs block outer[t] with block inner[t], or with none (-1); there are `count`."""
+    """Visit t pairs block outer[t] with block inner[t], or with none (-1); there are `number`."""
 
     outer: Array
     inner: Array
-    count: Array
+    number: Array
 
 
 class _Shape(NamedTuple):
@@ -69,7 +71,13 @@ class _Shape(NamedTuple):
         return self.heads * self.width
 
 
-def pallas_tpu_attention(q: Array, k: Array, v: Array, key_range: KeyRange) -> Array:
+@check_shapes
+def pallas_tpu_attention(
+    q: Float[Array, "B Q H D"],
+    k: Float[Array, "B K H D"],
+    v: Float[Array, "B K H D"],
+    key_range: KeyRange,
+) -> Float[Array, "B Q H D"]:
     """Interval attention on a TPU; elsewhere the same kernels run in Pallas's interpreter.
 
     Args:
@@ -131,7 +139,7 @@ class _Problem(NamedTuple):
     shape: _Shape
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+@with_gradient(static=5)
 def _attention(q: Array, k: Array, v: Array, start: Array, end: Array, problem: _Problem) -> Array:
     return _forward(q, k, v, start, end, problem)[0]
 
@@ -251,7 +259,7 @@ def _call(
         functools.partial(kernel, shape=shape, scale=problem.scale),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
-            grid=(inputs["query"][0].shape[1] // shape.lanes, visits.count),
+            grid=(inputs["query"][0].shape[1] // shape.lanes, visits.number),
             in_specs=[spec(kind) for kind in inputs for _ in inputs[kind]],
             out_specs=[spec(kind) for kind, *_ in outputs],
             scratch_shapes=[pltpu.VMEM(dims, jnp.float32) for dims in scratch],

@@ -27,7 +27,7 @@ _HOPPER = ("H100", "H200", "H800", "H20", "GH200")
 
 def target() -> Target:
     """Returns the platform of the mesh in force, else of the default device."""
-    device = jax.sharding.get_abstract_mesh().abstract_device or jax.config.jax_default_device
+    device = jax.sharding.get_abstract_mesh().abstract_device or jax.default_device.value
     if device is None:
         platform = jax.default_backend()
     else:

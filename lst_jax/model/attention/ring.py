@@ -10,15 +10,17 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lst_jax.model.key_ranges import KeyRange
+from lst_jax.model.key_ranges import AnyKeyRange
+from lst_jax.shapes import Bool, Float, Int32, Shaped, check_shapes
 
 
+@check_shapes
 def ring_attention(
-    q: Array,
-    past: tuple[Array, Array],
-    own: tuple[Array, Array] | None,
-    key_range: KeyRange,
-) -> Array:
+    q: Float[Array, "B Q H D"],
+    past: tuple[Float[Array, "B H C D"], Float[Array, "B H C D"]],
+    own: tuple[Float[Array, "B Q H D"], Float[Array, "B Q H D"]] | None,
+    key_range: AnyKeyRange,
+) -> Float[Array, "B Q H D"]:
     """Interval attention, as `attend`, over keys and values in rings.
 
     Items of the range must still be in the ring: it is no longer than C.
@@ -56,7 +58,14 @@ def ring_attention(
     return out.astype(q.dtype)
 
 
-def write(ring: Array, items: Array, index: Array, active: Array, axis: int = 1) -> Array:
+@check_shapes
+def write(
+    ring: Shaped[Array, " B *c"],
+    items: Shaped[Array, " B *n"],
+    index: Int32[Array, " B"],
+    active: Bool[Array, " B"],
+    axis: int = 1,
+) -> Shaped[Array, " B *c"]:
     """Puts the items index · n … index · n + n − 1 of some rows into their rings.
 
     Args:
@@ -79,13 +88,17 @@ def write(ring: Array, items: Array, index: Array, active: Array, axis: int = 1)
     return jax.vmap(write_row)(ring, slots, items)
 
 
-def take(ring: Array, index: Array) -> Array:
+@check_shapes
+def take(ring: Shaped[Array, "B C *d"], index: Int32[Array, "B n"]) -> Shaped[Array, "B n *d"]:
     """Items (B, n, …) of the ring (B, C, …) by their index (B, n) int32."""
     slots = index % ring.shape[1]
     return jnp.take_along_axis(ring, slots.reshape(*slots.shape, *[1] * (ring.ndim - 2)), axis=1)
 
 
-def latest(sequence: Array, length: Array, capacity: int) -> Array:
+@check_shapes
+def latest(
+    sequence: Shaped[Array, "B L *d"], length: Int32[Array, " B"], capacity: int
+) -> Shaped[Array, "B C *d"]:
     """The ring (B, capacity, …) after the first `length` items of each row of a sequence.
 
     Args:

@@ -28,9 +28,11 @@ from lst_jax.model.attention.blocks import (
     output_products,
     query_spans,
     rows_again,
+    with_gradient,
 )
 from lst_jax.model.attention.kernels import dot, on_platform
 from lst_jax.model.key_ranges import KeyRange
+from lst_jax.shapes import Float, check_shapes
 
 QUERY_BLOCK = 64
 KEY_BLOCK = 64
@@ -72,7 +74,13 @@ def unsupported(dtype: str, width: int, capability: str | None = None) -> str | 
     return None
 
 
-def triton_attention(q: Array, k: Array, v: Array, key_range: KeyRange) -> Array:
+@check_shapes
+def triton_attention(
+    q: Float[Array, "B Q H D"],
+    k: Float[Array, "B K H D"],
+    v: Float[Array, "B K H D"],
+    key_range: KeyRange,
+) -> Float[Array, "B Q H D"]:
     """Interval attention on a GPU; elsewhere the same kernels run in Pallas's interpreter.
 
     Args:
@@ -109,7 +117,7 @@ def _padded_width(width: int) -> int:
     return pl.next_power_of_2(max(width, _NARROWEST_HEAD))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+@with_gradient(static=5)
 def _attention(q: Array, k: Array, v: Array, start: Array, end: Array, problem: _Problem) -> Array:
     return _forward(q, k, v, start, end, problem)[0]
 
