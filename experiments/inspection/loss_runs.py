@@ -122,6 +122,7 @@ def train_side(
     """
     done = subprocess.run(
         _command(code, settings, workdir),
+        cwd=code,  # where Gin looks for what files include
         env=_environment(code, settings, instruction_set),
         capture_output=True,
         text=True,
@@ -153,7 +154,7 @@ def _command(code: pathlib.Path, settings: RunSettings, workdir: pathlib.Path) -
     bindings += [f"MESH_{axis.upper()}={size}" for axis, size in mesh.items()]
     bindings += [_locate_data(binding) for binding in settings.bindings]
     return [
-        *(sys.executable, "-P", "-m", "experiments.train"),  # -P: not from the directory we are in
+        *(sys.executable, "-m", "experiments.train"),
         *(f"--gin_file={_locate(code, file)}" for file in settings.files),
         *(f"--gin.{binding}" for binding in bindings),
         f"--workdir={workdir.absolute()}",
@@ -163,14 +164,16 @@ def _command(code: pathlib.Path, settings: RunSettings, workdir: pathlib.Path) -
 def _locate(code: pathlib.Path, file: str) -> str:
     """Returns a side's own file of that path, else the user's."""
     own = code / file
-    return str(own if own.is_file() else file)
+    return str(own if own.is_file() else pathlib.Path(file).absolute())
 
 
 def _locate_data(binding: str) -> str:
-    """Returns the binding; a path that is only in this checkout as a whole one."""
+    """Returns the binding; a path of what is here, or in this checkout, as a whole one."""
     name, _, value = binding.partition("=")
-    here = ROOT / value
-    return f"{name}={here}" if here.exists() and not pathlib.Path(value).exists() else binding
+    for place in (pathlib.Path.cwd(), ROOT):
+        if (place / value).exists():
+            return f"{name}={place / value}"
+    return binding
 
 
 def _environment(
