@@ -183,7 +183,7 @@ def check_packages() -> None:
 
 
 def configure(name: str, workdir: pathlib.Path, unit_count: int) -> Experiment:
-    """What a model of the demo is trained with; its corpus need not be there yet.
+    """Returns what a model of the demo is trained with; its corpus need not be there yet.
 
     Args:
       name: the model's directory in `workdir`.
@@ -225,7 +225,7 @@ def train_model(name: str, workdir: pathlib.Path, unit_count: int) -> None:
 
 
 def evaluate_model(workdir: pathlib.Path, name: str, corpus: MicroworldPaths) -> ModelReport:
-    """Story completion of the last checkpoint, read from its file where it was measured before."""
+    """Evaluates story completion of the last checkpoint, or reads what was measured before."""
     trained = load_trained_model(workdir)
     path = workdir / "story_completion.json"
     sets = [corpus.test_set(kind) for kind in TEST_SETS]
@@ -251,7 +251,7 @@ def evaluate_model(workdir: pathlib.Path, name: str, corpus: MicroworldPaths) ->
 
 
 def speak(workdir: pathlib.Path, corpus: MicroworldPaths) -> list[SpeechExample]:
-    """The examples of speech continued, transcribed and spoken."""
+    """Returns the examples of speech continued, transcribed and spoken."""
     names = ("base", "asr", "tts")
     directories = (MODELS[0][0], *TASKS)
     models = {
@@ -271,7 +271,7 @@ def speak(workdir: pathlib.Path, corpus: MicroworldPaths) -> list[SpeechExample]
 
 
 def first_stories(corpus: MicroworldPaths, unit_count: int) -> list[StoryExample]:
-    """The first item of each test set."""
+    """Returns the first item of each test set."""
     sets = [corpus.test_set(kind) for kind in TEST_SETS]
     examples = read_story_examples(sets, unit_count)
     return [next(group) for _, group in itertools.groupby(examples, lambda x: x.set_name)]

@@ -69,7 +69,7 @@ def main(argv: list[str]) -> None:
 
 
 def _given_recognizer() -> str:
-    """The name of the flag that names the recognizer."""
+    """Returns the name of the flag that names the recognizer."""
     given = [name for name in _RECOGNIZERS if flags.FLAGS[name].value]
     if len(given) != 1:
         expected = ", ".join(f"--{name}" for name in _RECOGNIZERS)

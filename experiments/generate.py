@@ -183,7 +183,7 @@ def _check_output(output: str | None) -> None:
 
 
 def _given_prompts() -> list[_Given]:
-    """The prompts of flags and files; those without a name are named by number."""
+    """Returns the prompts of flags and files; those without a name are named by number."""
     given = [
         _Given(
             kind,
@@ -251,7 +251,7 @@ def _make_prompt(given: _Given, trained: TrainedModel, encoder: MelKMeansEncoder
 
 
 def _encode(given: _Given, trained: TrainedModel, encoder: MelKMeansEncoder | None) -> np.ndarray:
-    """The ids of a prompt's text or speech, (T,) integers with T ≥ 1."""
+    """Returns the ids of a prompt's text or speech, (T,) integers with T ≥ 1."""
     if given.kind == "text":
         ids = trained.text_tokenizer.encode(given.value.strip())
         if not len(ids):

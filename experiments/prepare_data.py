@@ -86,7 +86,7 @@ def main(argv: list[str]) -> None:
 
 
 def summarize(metadata: records.RecordMetadata) -> str:
-    """The totals of records in one line."""
+    """Returns the totals of records in one line."""
     totals = metadata.totals
     summary = (
         f"{totals.documents:,} documents, {totals.words:,} words, "

@@ -33,12 +33,12 @@ LANE = 128
 
 
 def hidden_width(width: int, multiple_of: int) -> int:
-    """SwiGLU hidden width: `multiple_of * ceil(floor(8 * width / 3) / multiple_of)`."""
+    """Returns SwiGLU hidden width: `multiple_of * ceil(floor(8 * width / 3) / multiple_of)`."""
     return multiple_of * -(-(8 * width // 3) // multiple_of)
 
 
 def padded_size(size: int) -> int:
-    """The vocabulary size rounded up to a multiple of `LANE`."""
+    """Returns the vocabulary size rounded up to a multiple of `LANE`."""
     return LANE * -(-size // LANE)
 
 
@@ -155,7 +155,7 @@ ModelConfig = LSTConfig | TokenTransformerConfig
 
 
 def baseline_of(config: LSTConfig) -> TokenTransformerConfig:
-    """The unpatched baseline: the global transformer of `config` on its own."""
+    """Returns the unpatched baseline: the global transformer of `config` on its own."""
     shared = {f.name for f in dataclasses.fields(TokenTransformerConfig)}
     return TokenTransformerConfig(
         **{name: value for name, value in dataclasses.asdict(config).items() if name in shared}

@@ -56,7 +56,7 @@ def differences(there: Any, here: Any, name: str = "") -> Iterator[Difference]:
 
 
 def _parts(value: Any) -> dict[str, Any] | None:
-    """The parts of a value by their names, None where it has none."""
+    """Returns the parts of a value by their names, None where it has none."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):

@@ -85,7 +85,7 @@ _CHIPS: dict[str, Chip] = {
 
 
 def tpu_chip(device_kind: str) -> Chip:
-    """The chip of a TPU device.
+    """Returns the chip of a TPU device.
 
     Raises:
       ValueError: the figures of that kind are not known.
@@ -107,7 +107,7 @@ class PeakRate(NamedTuple):
 
 
 def peak_rate(device: Device) -> PeakRate:
-    """The peak rate of matrix products on a device.
+    """Returns the peak rate of matrix products on a device.
 
     Accelerators are looked up by name; a CPU, or a kind that is not in the table, is measured:
     its best rate in a float32 product of two 1024 × 1024 matrices, shared fairly among the

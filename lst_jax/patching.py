@@ -71,7 +71,7 @@ class PatchingConfig:
 
 
 def aligned_probability(config: PatchingConfig, step: int) -> float:
-    """P(u): the probability that an example of step u is aligned; never grows with u.
+    """Returns P(u), the probability that an example of step u is aligned; it never grows with u.
 
     For the curriculum 1 for u < τ₁, then linear down to 0 at τ₂, then 0. A pipeline that gives
     every example one uniform draw in [0, 1) and aligns it where the draw is below P(u) follows
@@ -178,7 +178,7 @@ def static_patches(
 def aligned_run_lengths(
     unit_counts: Int[np.ndarray, " W"], is_silence: Bool[np.ndarray, " W"], silence: Silence
 ) -> Int32[np.ndarray, " Q"]:
-    """Patch lengths of one speech run by its words.
+    """Returns the patch lengths of one speech run by its words.
 
     Args:
       unit_counts: int (W,), units of each word or silence of the run, in order.
@@ -272,7 +272,7 @@ def patch_document(
 
 
 def _cut_lengths(patch_lengths: np.ndarray, size: int, begin: int, end: int) -> np.ndarray:
-    """The lengths of the patches that cover tokens begin … end of `size`, int32."""
+    """Returns the lengths of the patches that cover tokens begin … end of `size`, int32."""
     patch_lengths = np.asarray(patch_lengths, np.int32)
     ends = np.cumsum(patch_lengths)
     if patch_lengths.min(initial=1) < 1 or ends[-1:].sum() != size:
@@ -291,7 +291,7 @@ def _cut_lengths(patch_lengths: np.ndarray, size: int, begin: int, end: int) -> 
 def visible_patches(
     patch_lengths: Int[np.ndarray, " Q"], provable: Bool[np.ndarray, " Q"]
 ) -> Int32[np.ndarray, " T"]:
-    """The last patch that is known to be complete at each token, so that predictions may use it.
+    """Returns the last patch known to be complete at each token, which predictions may use.
 
     At the last token of a patch that is the patch itself if it is provable; everywhere else it is
     the patch before, since a token of a new patch shows that the one before has ended. With
@@ -312,14 +312,14 @@ def visible_patches(
 
 
 def _continuation_prefix(tokens: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
-    """bos and the last mode token of `tokens` (…, the first token of the continuation)."""
+    """Returns bos and the last mode token of `tokens` (…, the first token of the continuation)."""
     is_mode = (tokens == vocabulary.text_mode_id) | (tokens == vocabulary.speech_mode_id)
     modes = [] if is_mode[-1] else tokens[is_mode][-1:].tolist()
     return np.array([vocabulary.bos_id, *modes], np.int32)
 
 
 def largest_head(document: Document, num_patches: int, num_tokens: int) -> int:
-    """How many patches from the document's start fit in the given patches and tokens."""
+    """Returns how many patches from the document's start fit in the given patches and tokens."""
     ends = np.cumsum(document.patch_lengths[: max(num_patches, 0)])
     return int(np.searchsorted(ends, num_tokens, side="right"))
 

@@ -77,7 +77,7 @@ class MeshConfig:
 def make_mesh(
     config: MeshConfig | None = None, devices: Sequence[Device] | None = None
 ) -> jax.sharding.Mesh:
-    """The mesh of the axes (data, fsdp, tensor) over `devices` (default: all of all processes).
+    """Makes the mesh (data, fsdp, tensor) over `devices` (default: all processes' devices).
 
     Devices of several slices are a hybrid mesh: slices differ along data, or also along fsdp.
 
@@ -183,7 +183,7 @@ def batch_sharding(mesh: AnyMesh, rules: LogicalRules = DEFAULT_RULES) -> NamedS
 
 
 def replicated(mesh: AnyMesh) -> NamedSharding:
-    """A whole copy on every device."""
+    """Returns a whole copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -302,7 +302,7 @@ def abstract_batch(
 
 
 def tree_shardings(boxed: Any, mesh: AnyMesh, rules: LogicalRules = DEFAULT_RULES) -> Any:
-    """The shardings of a tree of abstract arrays with logical axis names.
+    """Returns the shardings of a tree of abstract arrays with logical axis names.
 
     Args:
       boxed: tree of `jax.ShapeDtypeStruct`s in Flax's metadata boxes; leaves without a box are

@@ -77,7 +77,7 @@ class Vocabulary:
         return self.first_unit_id + self.unit_count
 
     def units_to_ids(self, units: np.ndarray | Sequence[int]) -> np.ndarray:
-        """Token ids of speech units.
+        """Returns the token ids of speech units.
 
         Args:
           units: integers (…,) in 0 … unit_count−1.
@@ -93,7 +93,7 @@ class Vocabulary:
         return units.astype(np.int32) + np.int32(self.first_unit_id)
 
     def ids_to_units(self, ids: np.ndarray | Sequence[int]) -> np.ndarray:
-        """Speech units of token ids, the inverse of `units_to_ids`.
+        """Returns the speech units of token ids, the inverse of `units_to_ids`.
 
         Raises:
           ValueError: an id is not a speech unit's, or not an integer.
@@ -103,18 +103,18 @@ class Vocabulary:
         return (ids - self.first_unit_id).astype(np.int32)
 
     def is_unit(self, ids: np.ndarray | Sequence[int]) -> np.ndarray:
-        """Bool (…,): which of the ids (…,) are speech units."""
+        """Returns bool (…,): which of the ids (…,) are speech units."""
         ids = np.asarray(ids)
         return (ids >= self.first_unit_id) & (ids < self.size)
 
     def is_text(self, ids: np.ndarray | Sequence[int]) -> np.ndarray:
-        """Bool (…,): which of the ids (…,) are text pieces, bos and eos aside."""
+        """Returns bool (…,): which of the ids (…,) are text pieces, bos and eos aside."""
         ids = np.asarray(ids)
         in_text = (ids >= 0) & (ids < self.text_size)
         return in_text & (ids != self.bos_id) & (ids != self.eos_id)
 
     def split_runs(self, ids: np.ndarray | Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """The maximal runs of speech units in a sequence of tokens.
+        """Returns the maximal runs of speech units in a sequence of tokens.
 
         Args:
           ids: token ids (T,).
@@ -168,7 +168,7 @@ class TextTokenizer:
         return TextTokenizer, (self.model_path,)
 
     def vocabulary(self, unit_count: int = 502) -> Vocabulary:
-        """The id space of this model's pieces and `unit_count` speech units.
+        """Returns the id space of this model's pieces and `unit_count` speech units.
 
         Raises:
           ValueError: the model has no bos or eos piece.
@@ -181,7 +181,7 @@ class TextTokenizer:
         return Vocabulary(self.size, bos_id, eos_id, unit_count)
 
     def encode(self, text: str) -> np.ndarray:
-        """Piece ids of `text`, int32 (T,), without bos and eos.
+        """Returns piece ids of `text`, int32 (T,), without bos and eos.
 
         Raises:
           ValueError: the text cannot be written as UTF-8 (it holds a lone surrogate).
@@ -192,7 +192,7 @@ class TextTokenizer:
         return np.asarray(pieces, np.int32)
 
     def encode_words(self, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Piece ids of every word, each as it reads after a space.
+        """Returns piece ids of every word, each as it reads after a space.
 
         Args:
           words: W words without whitespace.
@@ -221,7 +221,7 @@ class TextTokenizer:
         return int(np.count_nonzero(np.asarray(ids) == self._model.unk_id()))
 
     def decode(self, ids: np.ndarray | Sequence[int]) -> str:
-        """Text of piece ids (T,); bos and eos leave no trace.
+        """Returns the text of piece ids (T,); bos and eos leave no trace.
 
         Raises:
           ValueError: an id is not a text piece's.
@@ -231,7 +231,7 @@ class TextTokenizer:
         return self._model.decode(ids.tolist())
 
     def piece(self, piece_id: int) -> str:
-        """The piece with this id, U+2581 standing for the space before it.
+        """Returns the piece with this id, U+2581 standing for the space before it.
 
         Raises:
           ValueError: the id is not a text piece's.
@@ -241,7 +241,7 @@ class TextTokenizer:
         return self._model.id_to_piece(int(piece_id))
 
     def _find_prefix(self) -> str:
-        """What to put before a text so that its first word reads as after a space."""
+        """Returns what to put before a text so that its first word reads as after a space."""
         for prefix in ("", " "):  # most models add the space themselves
             if self._model.encode(prefix + "a", out_type=str)[0].startswith(_WORD_START):
                 return prefix

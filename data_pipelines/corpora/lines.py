@@ -114,7 +114,7 @@ def read_lines(
 
 
 def load_object(line: bytes, fields: dict[str, type]) -> dict[str, Any]:
-    """The JSON object in a line.
+    """Returns the JSON object in a line.
 
     Args:
       line: UTF-8.
@@ -163,7 +163,7 @@ def read_known_texts(value: Mapping[str, Any], keys: Iterable[str]) -> dict[str,
 
 
 def decode_line(line: bytes) -> str:
-    """The text of a line.
+    """Returns the text of a line.
 
     Raises:
       BadLine: it is blank or not UTF-8, or holds a NUL, which no text does: UTF-16 without its

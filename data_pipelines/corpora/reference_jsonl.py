@@ -189,7 +189,7 @@ def _count_piece_units(
 
 @functools.lru_cache(maxsize=8)
 def _unit_table(unit_count: int) -> dict[str, int]:
-    """Units by their digits: a look-up reads and checks a unit at once."""
+    """Returns the units by their digits: a look-up reads and checks a unit at once."""
     return {str(unit): unit for unit in range(unit_count)}
 
 

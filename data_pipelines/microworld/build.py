@@ -280,7 +280,7 @@ def _write_test_sets(
 
 
 def _test_line(item: stories.Cloze, spoken: Iterator[SpokenUnits]) -> dict[str, Any]:
-    """One line of a test set; takes the units of its prompt and endings from `spoken`."""
+    """Returns one line of a test set; takes the units of its prompt and endings from `spoken`."""
     passages = [
         {"text": text, "units": next(spoken).units.tolist()}
         for text in (item.prompt, *item.endings)
@@ -295,7 +295,7 @@ def _test_line(item: stories.Cloze, spoken: Iterator[SpokenUnits]) -> dict[str, 
 
 
 def _spoken_text(line: dict[str, Any]) -> dict[str, Any]:
-    """Prompt and right ending of a test set's line as one utterance."""
+    """Returns the prompt and right ending of a test set's line as one utterance."""
     parts = [line["prompt"], line["endings"][line["label"]]]
     return {
         "id": line["id"],
@@ -374,7 +374,7 @@ def _story_tasks(config: MicroworldConfig, count: int) -> Iterator[Task]:
 
 
 def _read_stories(paths: MicroworldPaths) -> Iterator[tuple[str, str]]:
-    """Id and text of every text training story."""
+    """Yields id and text of every text training story."""
     for _, line in read_numbered_lines(paths.text):
         fields = parse_object(line)
         yield fields["id"], fields["text"]

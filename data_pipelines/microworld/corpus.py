@@ -88,7 +88,7 @@ class MicroworldPaths:
         return self.root / "speech_records"
 
     def test_set(self, kind: stories.ClozeKind) -> pathlib.Path:
-        """Story-completion items in the format of `lst_jax.evaluation.story_completion`."""
+        """Makes story-completion items in the format of `lst_jax.evaluation.story_completion`."""
         return self.root / "test_sets" / f"{kind}.jsonl"
 
     @property
@@ -108,20 +108,20 @@ class MicroworldPaths:
 
 
 def story_voice(seed: int, story_id: str) -> Voice:
-    """The voice of a story or of a test item (prompt and endings alike)."""
+    """Returns the voice of a story or of a test item (prompt and endings alike)."""
     return random.Random(f"voice/{seed}/{story_id}").choice(VOICES)
 
 
 def speech_story(seed: int, index: int) -> stories.Story:
-    """Spoken training story `index`; spoken ones have odd numbers in the training split."""
+    """Returns spoken training story `index`; these have odd numbers."""
     return stories.generate_story(seed, "train", 2 * index + 1)
 
 
 def text_story(seed: int, index: int) -> stories.Story:
-    """Training story `index` given as text; these have even numbers in the training split."""
+    """Returns training story `index` given as text; these have even numbers."""
     return stories.generate_story(seed, "train", 2 * index)
 
 
 def story_text(story: stories.Story) -> str:
-    """The story's sentences as one text."""
+    """Returns the story's sentences as one text."""
     return " ".join(story.sentences)

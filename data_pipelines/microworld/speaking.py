@@ -60,7 +60,7 @@ class SpokenUnits:
 
 
 def speak_frames(task: Task) -> tuple[np.ndarray, np.ndarray]:
-    """Log-mel frames (U, M) of a spoken text and what is said in each (U,)."""
+    """Returns log-mel frames (U, M) of a spoken text and what is said in each (U,)."""
     features = MelFeatures()
     spoken = synthesize(task.text, task.voice)
     frames = features.log_mels(spoken.samples, spoken.sample_rate)

@@ -277,7 +277,7 @@ def synthesize(text: str, voice: Voice) -> Speech:
 def _anchors(
     events: Sequence[_WordEvent], spans: Sequence[tuple[int, int]]
 ) -> dict[int, _WordEvent]:
-    """Word index -> its event, for the words that have their own event.
+    """Returns word index -> its event, for the words that have their own event.
 
     Of the events of one word ("ice-cream" has two) the first counts. The first word always has
     one: what is spoken before the first event is its.
@@ -305,7 +305,7 @@ def _merged_words(anchors: dict[int, _WordEvent], count: int) -> list[int]:
 
 
 def _phoneme_count(library: ctypes.CDLL, word: str) -> int:
-    """Number of phonemes of a word spoken alone; 0 for punctuation."""
+    """Returns the number of phonemes of a word spoken alone; 0 for punctuation."""
     text = ctypes.create_string_buffer(word.encode())
     pointer = ctypes.c_void_p(ctypes.addressof(text))
     phonemes = library.espeak_TextToPhonemes(

@@ -110,7 +110,7 @@ class Situation:
     inverted: bool
 
     def entities(self) -> str:
-        """Canonical name of what the story mentions; the same for every mirrored story."""
+        """Returns the canonical name of what the story mentions; mirrored stories share it."""
         objects = self.objects[:1] if self.plot == "gift" else self.objects
         places = () if self.plot == "race" else self.places
         mentioned = (*sorted(self.names), *sorted(objects), *sorted(places))
@@ -118,7 +118,7 @@ class Situation:
 
 
 def mirror(situation: Situation, roles: tuple[str, ...]) -> Situation:
-    """The situation in which the two entities of each given role ("hero", …) change places."""
+    """Returns the situation in which the entities of each given role change places."""
     changes = {
         "hero": 1 - situation.hero,
         "object": situation.objects[::-1],
@@ -129,7 +129,7 @@ def mirror(situation: Situation, roles: tuple[str, ...]) -> Situation:
 
 
 def tell(situation: Situation) -> tuple[str, ...]:
-    """The sentences of a situation; the last one is its ending."""
+    """Returns the sentences of a situation; the last one is its ending."""
     topic = lexicon.TOPICS[situation.topic]
     opening = [f"{situation.names[0]} and {situation.names[1]} {topic.setting}"]
     if situation.activity is not None:
@@ -145,14 +145,14 @@ def tell(situation: Situation) -> tuple[str, ...]:
 
 
 def split_of(situation: Situation) -> Split:
-    """The one split in which this situation and its mirrored ones may occur."""
+    """Returns the one split in which this situation and its mirrored ones may occur."""
     digest = hashlib.sha256(situation.entities().encode()).digest()
     bucket = int.from_bytes(digest[:4], "big") % 10
     return "test" if bucket == 0 else "validation" if bucket == 1 else "train"
 
 
 def generate_story(seed: int, split: Split, index: int) -> Story:
-    """Story `index` of a split.
+    """Generates story `index` of a split.
 
     Args:
       seed: of the corpus.
@@ -175,7 +175,7 @@ def generate_story(seed: int, split: Split, index: int) -> Story:
 
 
 def generate_cloze(kind: ClozeKind, seed: int, index: int) -> Cloze:
-    """Test item `index` of one kind, about a situation of the test split.
+    """Generates test item `index` of one kind, about a situation of the test split.
 
     * StoryCloze: two endings; the wrong one is that of a mirrored story.
     * TopicStoryCloze: two endings; the wrong one ends a story of the same plot with other
@@ -211,7 +211,7 @@ def generate_cloze(kind: ClozeKind, seed: int, index: int) -> Cloze:
 
 @functools.cache
 def vocabulary() -> frozenset[str]:
-    """Every word that a story can contain, without full stops."""
+    """Returns every word that a story can contain, without full stops."""
     texts = list(lexicon.NAMES)
     for number, topic in enumerate(lexicon.TOPICS):
         texts += [*topic.objects, *topic.places]
@@ -238,7 +238,7 @@ def _check_index(index: int) -> None:
 
 
 def _race(situation: Situation) -> list[str]:
-    """What two characters run for, and who is faster."""
+    """Returns what two characters run for, and who is faster."""
     hero, other = situation.names[situation.hero], situation.names[1 - situation.hero]
     prize, spare = situation.objects
     events = [f"they ran to win the {prize}", f"there was no {spare} to win"]
@@ -248,7 +248,7 @@ def _race(situation: Situation) -> list[str]:
 
 
 def _walk(situation: Situation) -> list[str]:
-    """How the hero comes to an object, and where both characters go afterwards."""
+    """Returns how the hero comes to an object, and where both characters go afterwards."""
     hero, other = situation.names[situation.hero], situation.names[1 - situation.hero]
     thing, spare = situation.objects
     if situation.plot == "loss":

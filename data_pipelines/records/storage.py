@@ -91,7 +91,7 @@ class RecordSource(Sequence[Record]):
         return self._read(shard, [position])[0]
 
     def __getitems__(self, indices: Sequence[SupportsIndex]) -> list[Record]:
-        """The records at `indices`, in that order; each shard is read once."""
+        """Returns the records at `indices`, in that order; each shard is read once."""
         places: dict[int, list[tuple[int, int]]] = {}
         for order, index in enumerate(indices):
             shard, position = self._locate(index)

@@ -97,7 +97,7 @@ def make_utterance(
     unit_counts: np.ndarray | Sequence[int],
     tokenizer: TextTokenizer,
 ) -> Utterance:
-    """An utterance with its words encoded.
+    """Returns an utterance with its words encoded.
 
     Args:
       file_id: name of the recording.
@@ -132,7 +132,7 @@ def make_text_document(
     license: str | None = None,
     source: str | None = None,
 ) -> TextDocument:
-    """A text document with its text encoded.
+    """Returns a text document with its text encoded.
 
     Args:
       file_id: name of the document.
@@ -185,7 +185,7 @@ class Totals:
 
 
 def count_record(record: Record) -> Totals:
-    """The totals of one record."""
+    """Returns the totals of one record."""
     if isinstance(record, TextDocument):
         return Totals(1, record.word_count, text_tokens=len(record.pieces))
     silent = record.is_silence

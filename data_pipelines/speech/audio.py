@@ -107,7 +107,7 @@ def read_wav(path: str | pathlib.Path, sample_rate: int) -> np.ndarray:
 
 
 def _from_pcm(data: bytes, width: int) -> np.ndarray:
-    """Little-endian integers of `width` bytes as float64 (S,), full scale at ±1."""
+    """Returns little-endian integers of `width` bytes as float64 (S,), full scale at ±1."""
     parts = np.frombuffer(data, np.uint8).reshape(-1, width)
     if width == 1:  # the only width without a sign
         return (parts[:, 0] - 128.0) / 128

@@ -63,7 +63,7 @@ class UnitEncoder(Protocol):
     def sample_rate(self) -> int: ...
 
     def encode(self, samples: np.ndarray, sample_rate: int) -> np.ndarray:
-        """Units of one utterance.
+        """Returns the units of one utterance.
 
         Args:
           samples: (S,) int16, or floating point with full scale at ±1; mono.
@@ -78,7 +78,7 @@ class UnitEncoder(Protocol):
         ...
 
     def encode_batch(self, batch: Sequence[np.ndarray], sample_rate: int) -> list[np.ndarray]:
-        """`encode` of every utterance, each as if it were alone."""
+        """Returns `encode` of every utterance, each as if it were alone."""
         ...
 
 
@@ -142,7 +142,7 @@ class MelFeatures:
         return (2 * self.context + 1) * self.cepstrum_count
 
     def log_mels(self, samples: np.ndarray, sample_rate: int) -> np.ndarray:
-        """Log power in mel bands.
+        """Returns log power in mel bands.
 
         Args:
           samples: (S,) int16, or floating point with full scale at ±1.
@@ -171,7 +171,7 @@ class MelFeatures:
         return np.log(power @ bank + np.float32(_LOG_FLOOR))
 
     def mel_bank(self, fft_size: int) -> np.ndarray:
-        """Triangular filters of height 1, float32 (fft_size // 2 + 1, M), bins to mel bands."""
+        """Returns triangular filters of height 1 from bins to bands, (fft_size // 2 + 1, M)."""
 
         def mel(hz: float) -> float:
             return 2595 * np.log10(1 + hz / 700)
@@ -184,7 +184,7 @@ class MelFeatures:
         return np.maximum(0, np.minimum(rising, falling)).astype(np.float32)
 
     def vectors(self, log_mels: np.ndarray) -> np.ndarray:
-        """Cepstra of every frame and its neighbors, whatever the loudness and the channel.
+        """Returns cepstra of every frame and its neighbors, whatever the loudness and the channel.
 
         Cepstra of one utterance are taken relative to their mean over its speech, which removes
         the gain, the channel and some of the speaker.
@@ -265,15 +265,15 @@ class MelKMeansEncoder:
         return self.features.sample_rate
 
     def encode(self, samples: np.ndarray, sample_rate: int) -> np.ndarray:
-        """Units of one utterance; see `UnitEncoder.encode`."""
+        """Returns the units of one utterance; see `UnitEncoder.encode`."""
         return self.assign(self.features.log_mels(samples, sample_rate))
 
     def encode_batch(self, batch: Sequence[np.ndarray], sample_rate: int) -> list[np.ndarray]:
-        """Units of every utterance; see `UnitEncoder.encode_batch`."""
+        """Returns the units of every utterance; see `UnitEncoder.encode_batch`."""
         return [self.encode(samples, sample_rate) for samples in batch]
 
     def assign(self, log_mels: np.ndarray) -> np.ndarray:
-        """Units, int32 (U,), of the log-mel frames (U, M) of one utterance."""
+        """Returns the units, int32 (U,), of the log-mel frames (U, M) of one utterance."""
         points = (self.features.vectors(log_mels) - self.mean) @ self.projection
         return np.argmax(points @ self.centroids.T - self._half_norms, axis=1).astype(np.int32)
 
@@ -397,20 +397,20 @@ def _real(name: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 @functools.lru_cache(maxsize=4)
 def _spectrum_tables(features: MelFeatures) -> tuple[np.ndarray, np.ndarray]:
-    """The window (window,) and the mel filters (bins, M), float32."""
+    """Returns the window (window,) and the mel filters (bins, M), float32."""
     hann = np.hanning(features.window).astype(np.float32)
     return hann, features.mel_bank(features.fft_size)
 
 
 @functools.lru_cache(maxsize=4)
 def _cosines(mel_count: int, cepstrum_count: int) -> np.ndarray:
-    """Orthonormal type-2 cosine transform, float32 (M, cepstra)."""
+    """Returns the orthonormal type-2 cosine transform, float32 (M, cepstra)."""
     angles = np.outer(np.arange(mel_count) + 0.5, np.arange(cepstrum_count)) * (np.pi / mel_count)
     return (np.cos(angles) * np.sqrt(2 / mel_count)).astype(np.float32)
 
 
 def _discriminant_projection(vectors: np.ndarray, labels: np.ndarray, width: int) -> np.ndarray:
-    """Linear discriminant analysis: directions in which labels differ most from each other.
+    """Finds the directions in which labels differ most: linear discriminant analysis.
 
     Args:
       vectors: float32 (F, D), mean 0.
@@ -454,7 +454,7 @@ def _cluster(points: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def _cluster_means(rows: np.ndarray, index: np.ndarray, count: int) -> np.ndarray:
-    """Mean row of every cluster, float32 (count, …); of an empty one, the mean of all rows."""
+    """Returns the mean row of every cluster, float32 (count, …); an empty one has that of all."""
     sums = np.zeros((count, rows.shape[1]))
     order = np.argsort(index, kind="stable")
     present, starts = np.unique(index[order], return_index=True)

@@ -47,7 +47,7 @@ class UnitVocoder(Protocol):
     def sample_rate(self) -> int: ...
 
     def decode(self, units: np.ndarray) -> np.ndarray:
-        """Audio of one utterance.
+        """Returns the audio of one utterance.
 
         Args:
           units: (U,) of any integer type, U at least 1, not deduplicated.
@@ -62,7 +62,7 @@ class UnitVocoder(Protocol):
 
 
 def decode_known(vocoder: UnitVocoder, units: np.ndarray) -> np.ndarray:
-    """Audio of those units of an utterance that a vocoder has.
+    """Returns the audio of those units of an utterance that a vocoder has.
 
     A model's vocabulary may have more units than the encoder: no speech has taught it those, and it
     hardly ever makes one.
@@ -112,12 +112,12 @@ class MelVocoder:
 
     @classmethod
     def from_encoder(cls, encoder: MelKMeansEncoder) -> MelVocoder:
-        """The vocoder of an encoder's units."""
+        """Returns the vocoder of an encoder's units."""
         return cls(encoder.features, encoder.unit_log_mels)
 
     @classmethod
     def load(cls, path: str | pathlib.Path) -> MelVocoder:
-        """The vocoder of an encoder's file; raises what `MelKMeansEncoder.load` does."""
+        """Returns the vocoder of an encoder's file; raises what `MelKMeansEncoder.load` does."""
         return cls.from_encoder(MelKMeansEncoder.load(path))
 
     @property
@@ -136,7 +136,7 @@ class MelVocoder:
         return self.features.sample_rate
 
     def decode(self, units: np.ndarray) -> np.ndarray:
-        """Audio of one utterance, exactly S = U · sample_rate / frame_rate; see `UnitVocoder`.
+        """Returns the audio of an utterance, exactly S = U · sample_rate / frame_rate.
 
         The same units always give the same samples. An utterance that would exceed full scale is
         made quieter as a whole.
@@ -149,7 +149,7 @@ class MelVocoder:
         return signal / max(np.float32(1), np.abs(signal).max())
 
     def _invert_mels(self, log_mels: np.ndarray) -> np.ndarray:
-        """Smooth log magnitudes (C, bins) whose power in mel bands is that of the frames.
+        """Returns smooth log magnitudes (C, bins) whose power in mel bands is that of the frames.
 
         A band's power is first spread evenly; multiplicative updates (Lee and Seung, 1999, for
         the divergence of Kullback and Leibler) then make the bands right. They keep the spectrum
@@ -197,8 +197,10 @@ class MelVocoder:
             yield np.exp(envelopes[units[left]] * (1 - share) + envelopes[units[right]] * share)
 
     def _impose(self, envelopes: list[np.ndarray], signal: np.ndarray) -> np.ndarray:
-        """The signal whose short-time spectrum is nearest to the phases of `signal` with the
-        magnitudes of `envelopes`: one round of Griffin and Lim's algorithm."""
+        """Gives a signal the magnitudes of `envelopes`, keeping its phases as far as they fit.
+
+        One round of Griffin and Lim's algorithm: the signal whose short-time spectrum is nearest.
+        """
         step, size = self._step, self._window.size
         lead = (_OVERLAP - 1) * step
         frames = sum(map(len, envelopes))
@@ -221,7 +223,7 @@ class MelVocoder:
 
 
 def _voicing(log_mels: np.ndarray) -> np.ndarray:
-    """How far units are voiced, 0…1, (C,): whether low or high bands are the stronger ones."""
+    """Returns how far units are voiced, 0 … 1, (C,): whether low bands are the stronger ones."""
     third = max(1, log_mels.shape[1] // 3)
     power = np.exp(log_mels.astype(np.float64))
     low, high = power[:, :third].mean(axis=1), power[:, -third:].mean(axis=1)

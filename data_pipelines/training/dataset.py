@@ -32,7 +32,7 @@ def make_training_dataset(
     host_count: int = 1,
     held_out: bool = False,
 ) -> TrainingDataset:
-    """The batches of a run, or this host's rows of them.
+    """Returns the batches of a run, or this host's rows of them.
 
     An element has B / host_count rows, which are the rows
     host_index · B / host_count … of the global batch. Element u is the batch of step u. The
@@ -64,7 +64,7 @@ def make_training_dataset(
 
 
 def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One state for all hosts, from the states of every host's iterator at the same step.
+    """Returns one state for all hosts, from the states of every host's iterator at the same step.
 
     Any host can be restored from it, also if there are more or fewer than before.
 
@@ -167,8 +167,10 @@ class _TrainingIterator(grain.DatasetIterator[Batch]):
         )
 
     def get_state(self) -> dict[str, Any]:
-        """`step`: the next batch's; `config`: a digest of `settings`, all that batches depend on;
-        `streams`: each stream's state, as JSON.
+        """Returns where the iterator is, as JSON.
+
+        `step` is the next batch's; `config` a digest of `settings`, all that batches depend on;
+        `streams` has each stream's state.
         """
         if self._states is None:
             start = self._documents.packer(self._streams[0][0]).get_state()

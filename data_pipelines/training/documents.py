@@ -26,7 +26,7 @@ def task_draft(
     silence: Silence = "separate",
     align: bool = False,
 ) -> Draft:
-    """The document of an utterance as a task.
+    """Returns the document of an utterance as a task.
 
     Args:
       utterance: with its units and its text.

@@ -52,7 +52,7 @@ class Draft:
 
 
 def text_draft(document: TextDocument, vocabulary: Vocabulary) -> Draft:
-    """The document bos `<t>` text eos."""
+    """Returns the document bos `<t>` text eos."""
     tokens = np.empty(len(document.pieces) + 3, np.int32)
     tokens[0] = vocabulary.bos_id
     tokens[1] = vocabulary.text_mode_id
@@ -68,7 +68,7 @@ def speech_draft(
     silence: Silence = "separate",
     align: bool = False,
 ) -> Draft:
-    """The document of an utterance.
+    """Returns the document of an utterance.
 
     Args:
       utterance: W words and silences with their units.
@@ -146,7 +146,7 @@ def choose_blocks(num_words: int, rng: np.random.Generator) -> tuple[list[int], 
 def _unit_cuts(
     utterance: Utterance, unit_ends: np.ndarray, spoken: np.ndarray, first_words: np.ndarray
 ) -> list[int]:
-    """Where each block's units start (K + 1,): in the middle of the silence before its words."""
+    """Returns where each block's units start (K + 1,): amid the silence before its words."""
     after = spoken[first_words[1:-1]]  # the word that opens each block but the first
     before = spoken[first_words[1:-1] - 1]
     silence_start = unit_ends[before]
@@ -158,7 +158,7 @@ def _unit_cuts(
 def _run_lengths(
     utterance: Utterance, unit_ends: np.ndarray, start: int, end: int, silence: Silence
 ) -> np.ndarray:
-    """Patch lengths by words of units start … end of the utterance."""
+    """Returns the patch lengths by words of units start … end of the utterance."""
     unit_starts = unit_ends - utterance.unit_counts
     counts = np.minimum(unit_ends, end) - np.maximum(unit_starts, start)
     inside = counts > 0

@@ -63,7 +63,7 @@ def document_weights(
     ratio_unit: RatioUnit,
     interleaved_share: float,
 ) -> list[float]:
-    """How often to take a document from each source.
+    """Returns how often to take a document from each source.
 
     Args:
       sources: at least one.
@@ -120,7 +120,7 @@ def spoken_share(totals: Totals, interleaved_share: float) -> float:
 
 @functools.lru_cache
 def expected_speech_share(num_words: int) -> float:
-    """Share of an utterance's words that interleaving leaves as speech, about 1/3 when it is long.
+    """Returns the share of words that interleaving leaves as speech, about 1/3 for long ones.
 
     An average over many draws, the same at every call.
     """
@@ -167,7 +167,7 @@ class MixedDrafts:
         return len(self._keys)
 
     def load(self, index: int, probability: float) -> Draft:
-        """Document `index`, with its patches by words if its draw is below `probability`."""
+        """Loads document `index`, with its patches by words if its draw is below `probability`."""
         if index not in self._ahead:
             # Reading several records at once halves the cost; a restored packer asks for a few
             # scattered ones first.
@@ -211,7 +211,7 @@ class DocumentRandom:
         self._state["state"]["key"][0] = seed
 
     def generator(self, key: DocumentKey) -> np.random.Generator:
-        """The generator at the start of this visit's numbers, to be used before the next call.
+        """Returns the generator at the start of this visit's numbers, for use before the next call.
 
         There is one generator, which is moved: making a new one takes ten times as long.
         """
@@ -230,7 +230,7 @@ def source_keys(
     num_epochs: int | None,
     records: np.ndarray | None = None,
 ) -> grain.MapDataset[DocumentKey]:
-    """The visits of a source's records in order: shuffled again in each epoch.
+    """Returns the visits of a source's records in order: shuffled again in each epoch.
 
     Args:
       source: number of the source.
@@ -260,7 +260,7 @@ def stream_keys(
     num_streams: int,
     endless: bool,
 ) -> grain.MapDataset[DocumentKey]:
-    """The documents of one stream.
+    """Returns the documents of one stream.
 
     Args:
       sources: the visits of each source.

@@ -55,7 +55,7 @@ class DraftStream(Protocol):
     def __len__(self) -> int: ...
 
     def load(self, index: int, probability: float) -> Draft:
-        """Document `index`, `aligned_lengths` too if spoken and its draw is below `probability`."""
+        """Loads document `index`, with `aligned_lengths` if drawn below `probability`."""
         ...
 
 
@@ -215,7 +215,7 @@ class RowPacker(Iterator[Batch]):
         raise StopIteration
 
     def get_state(self) -> str:
-        """The position, as JSON: references to the documents in open rows and the next one."""
+        """Returns the position as JSON: references to documents in open rows and the next one."""
         rows = [[row.free_patches, row.free_tokens, row.pieces] for row in self._rows]
         cursor = [self._index, self._begin, self._first_step]
         return json.dumps(
@@ -295,7 +295,7 @@ class RowPacker(Iterator[Batch]):
         return True
 
     def _candidate(self, row: OpenRow) -> Document:
-        """The next piece as it would be patched in a row: in one of two ways, made once."""
+        """Returns the next piece as it would be patched in a row: in one of two ways, made once."""
         assert self._draft is not None  # `_place` has read it
         aligned = self._draft.draw < row.probability
         if aligned not in self._candidates:

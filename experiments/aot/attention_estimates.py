@@ -49,7 +49,7 @@ def typical_batch(
     rows: int = 8,
     seed: int = 0,
 ) -> Batch:
-    """Rows full of interleaved utterances and text, 1:2 in tokens.
+    """Returns rows full of interleaved utterances and text, 1:2 in tokens.
 
     Args:
       vocabulary: the id space.
@@ -68,7 +68,7 @@ def typical_batch(
 
 
 def _documents(rng: np.random.Generator, vocabulary: Vocabulary) -> Iterator[np.ndarray]:
-    """Tokens of documents without end."""
+    """Yields tokens of documents without end."""
     speech = text = 0
     while True:
         if speech <= _SPEECH_TEXT_RATIO * text:
@@ -110,7 +110,7 @@ def _fill(
     num_patches: int,
     num_tokens: int,
 ) -> Batch:
-    """One row; what does not fit of its last document is dropped."""
+    """Fills one row; what does not fit of its last document is dropped."""
     row: list[Document] = []
     patches, length = num_patches, num_tokens
     while True:
@@ -178,12 +178,12 @@ class AttentionEstimates:
         self._loop_turns = {name: total / queries for name, (total, queries) in pairs.items()}
 
     def trip_count(self, name: str) -> float | None:
-        """Mean turns of the blocked backend's loop over the key blocks of a query block."""
+        """Returns the mean turns of the blocked backend's loop over key blocks."""
         attention = _attention_of(name)
         return None if attention is None else self._loop_turns.get(attention)
 
     def kernel_cost(self, name: str) -> KernelCost | None:
-        """Work of one call of a TPU kernel on a device's rows and heads."""
+        """Returns the work of one call of a TPU kernel on a device's rows and heads."""
         attention_name = _attention_of(name)
         kernel = next((kernel for kernel in _KERNELS if kernel in name), None)
         if attention_name not in self._attentions or kernel is None:
@@ -219,7 +219,7 @@ def _attentions(config: ModelConfig, batch: Batch) -> dict[str, _Attention]:
 
 
 def _attention_of(name: str) -> str | None:
-    """Which attention a loop or kernel belongs to."""
+    """Returns which attention a loop or kernel belongs to."""
     if "attention" not in name:
         return None
     if re.search(r"/cross_attention_\d", name):

@@ -175,7 +175,7 @@ def _memory(stats: Any, chip: Chip) -> dict[str, Any]:
 
 
 def _does_not_fit(error: RuntimeError, chip: Chip) -> dict[str, Any]:
-    """What the compiler said of a step that is too large; other errors are raised again."""
+    """Returns what the compiler said of a step that is too large; other errors are raised again."""
     match = _OUT_OF_MEMORY.search(str(error))
     if "RESOURCE_EXHAUSTED" not in str(error) or not match:
         raise error

@@ -94,7 +94,7 @@ class HloCosts:
         )
 
     def times(self, count: float) -> HloCosts:
-        """The cost of `count` runs."""
+        """Returns the cost of `count` runs."""
         return HloCosts(
             self.matrix_flops * count,
             self.memory_bytes * count,
@@ -238,7 +238,7 @@ class _Analysis:
         return max(0, -(-(int(limit.arguments) - start) // step))
 
     def _step(self, loop: Instruction, index: int) -> int | None:
-        """What a loop's body adds to element `index` of its state; unrolled loops add several."""
+        """Returns what a loop's body adds to element `index` of its state."""
         body = self._computations[loop.callee("body")]
         root = body.instructions[body.root]
         if root.opcode != "tuple":
@@ -257,7 +257,7 @@ class _Analysis:
             name = operands[constants.index(None)]
 
     def _summands(self, x: Instruction) -> list[str]:
-        """What an addition adds, also one that is a fusion of its own."""
+        """Returns what an addition adds, also one that is a fusion of its own."""
         if x.opcode == "add":
             return x.operands
         if x.opcode == "fusion":
@@ -364,7 +364,7 @@ def _bytes_written(name: str, within: Computation) -> float:
 
 
 def _own_estimate(kernel: Instruction) -> KernelCost | None:
-    """What the kernel's author said of it (`pallas_call(cost_estimate=…)`)."""
+    """Returns what the kernel's author said of it (`pallas_call(cost_estimate=…)`)."""
     match = re.search(r'"cost_estimate":\{([^}]*)\}', kernel.attributes)
     if not match:
         return None

@@ -58,7 +58,7 @@ def message_of(x: Instruction, within: Computation) -> tuple[Collective, float] 
 
 
 def _bytes_sent(kind: str, size: float, members: int) -> float:
-    """What each of a ring's members sends of arrays of `size` bytes, which it has before."""
+    """Returns what each of a ring's members sends of arrays of `size` bytes."""
     share = (members - 1) / members
     factors = {
         "all-gather": members - 1,

@@ -59,7 +59,7 @@ class Instruction:
         return match[1] if match else self.name
 
     def callee(self, role: str) -> str:
-        """The computation that the attribute `role` names, or an empty string."""
+        """Returns the computation that the attribute `role` names, or an empty string."""
         match = re.search(rf"\b{role}=%([\w.\-]+)", self.attributes)
         return match[1] if match else ""
 
@@ -101,7 +101,7 @@ def _element_bytes(dtype: str) -> int:
 
 
 def _closing(text: str, start: int) -> int:
-    """Index of the parenthesis that closes the one at `start`."""
+    """Returns the index of the parenthesis that closes the one at `start`."""
     depth = 0
     for index in range(start, len(text)):
         depth += (text[index] == "(") - (text[index] == ")")
@@ -111,7 +111,7 @@ def _closing(text: str, start: int) -> int:
 
 
 def _parse_instruction(name: str, text: str) -> Instruction:
-    """`text` is `TYPE OPCODE(ARGUMENTS), ATTRIBUTES`."""
+    """Returns `text` is `TYPE OPCODE(ARGUMENTS), ATTRIBUTES`."""
     end = _closing(text, 0) + 1 if text.startswith("(") else text.index(" ")
     shapes = tuple(
         Shape(

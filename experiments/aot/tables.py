@@ -6,7 +6,7 @@ from typing import Any
 
 
 def format_table(report: dict[str, Any]) -> str:
-    """The report as lines of quantity, value and how the value was made."""
+    """Returns the report as lines of quantity, value and how the value was made."""
     lines = [_header(report), *_memory_lines(report)]
     if report["fits"] and "work" in report:
         lines += [*_work_lines(report), *_roofline_lines(report)]

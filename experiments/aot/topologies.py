@@ -25,7 +25,7 @@ _ENVIRONMENT = {
 
 
 def tpu_devices(topology: str, num_slices: int = 1) -> list[Device]:
-    """The devices of TPU slices, for ahead-of-time compilation; works on any machine.
+    """Returns the devices of TPU slices, for ahead-of-time compilation; works on any machine.
 
     Args:
       topology: chip and shape of a slice, such as `v5e:16x16` or `v5p:8x8x4`.

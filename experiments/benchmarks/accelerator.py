@@ -133,7 +133,7 @@ def _check_device() -> None:
 
 
 def _chosen(name: str, texts: Sequence[str], known: Sequence[str]) -> list[str]:
-    """The values of a flag, each once and known.
+    """Returns the values of a flag, each once and known.
 
     Raises:
       ValueError: one is unknown, or there are none.
@@ -146,7 +146,7 @@ def _chosen(name: str, texts: Sequence[str], known: Sequence[str]) -> list[str]:
 
 
 def _describe(models: Sequence[str], minutes: float) -> Record:
-    """What is run, on what, and with what: the first record of a run."""
+    """Returns what is run, on what, and with what: the first record of a run."""
     device = jax.local_devices()[0]
     versions = {}
     for name in _PACKAGES:

@@ -108,7 +108,7 @@ class Bench:
                 self._keep_best(model, measurement, record["patches_per_second"], policy, rows)
 
     def jobs(self, stages: Iterable[str]) -> Iterator[Job]:
-        """The jobs of the stages, in their order."""
+        """Yields the jobs of the stages, in their order."""
         for stage in stages:
             yield from getattr(self, f"_{stage}_jobs")()
 
@@ -118,7 +118,7 @@ class Bench:
         yield Job("device", "rates", 15, self._device_rates)
 
     def _device_rates(self) -> Iterator[Record]:
-        """The two ceilings: FLOP/s of a product in bfloat16, bytes a second of a copy."""
+        """Yields the two ceilings: FLOP/s of a product in bfloat16, bytes a second of a copy."""
         size, length = (1024, 2**20) if self._on_cpu else (8192, 2**30)
         key = jax.random.key(0)
         a, b = (jax.random.normal(k, (size, size), jnp.bfloat16) for k in jax.random.split(key))
@@ -143,7 +143,7 @@ class Bench:
         yield Job("numerics", "auto", 15, self._auto)
 
     def _backends(self) -> list[str]:
-        """The backends that this platform has: its kernels, and those of XLA."""
+        """Returns the backends that this platform has: its kernels, and those of XLA."""
         kernels = {"gpu": KERNELS, "tpu": ("pallas_tpu",)}.get(jax.default_backend(), ())
         return [*kernels, "lockstep", *(() if jax.default_backend() == "gpu" else ("blocked",))]
 
@@ -182,7 +182,7 @@ class Bench:
         }
 
     def _auto(self) -> Iterator[Record]:
-        """What `auto` stands for here, by dtype and width of heads."""
+        """Yields what `auto` stands for here, by dtype and width of heads."""
         chosen = best_backend(jax.default_backend())
         for dtype in ("bfloat16", "float32"):
             for width in sorted(self._head_widths()):
@@ -206,7 +206,7 @@ class Bench:
         return StepMeasurement(config, self._mesh, make_batches(config, rows), _STEPS, self._peak)
 
     def _plan(self, model: str) -> Iterator[Record]:
-        """The most rows that fit under each policy, by the memory that XLA plans for 1 and 2."""
+        """Yields the most rows that fit under each policy, from the memory planned for 1 and 2."""
         sizes = [(policy, rows) for policy in _POLICIES for rows in (1, 2)]
         plan = functools.partial(planned_bytes, self._configs[model], self._mesh)
         with concurrent.futures.ThreadPoolExecutor(min(len(sizes), os.cpu_count() or 1)) as pool:
@@ -231,7 +231,7 @@ class Bench:
         return int(_MEMORY_SHARE * stats["bytes_limit"]) if "bytes_limit" in stats else None
 
     def _measure_step(self, model: str, policy: str) -> Iterator[Record]:
-        """The step with the largest batch of a policy; `full` only where others fit too little."""
+        """Times the step with the largest batch of a policy; `full` where others fit too little."""
         plans = self._plans.get(model)
         if plans is None:
             raise ValueError(f"step of {model}: its plan failed or was left out")
@@ -280,7 +280,7 @@ class Bench:
             self._state, self._state_of = None, ""
 
     def _best_step(self) -> _Best:
-        """The best setting of the first model; without the stage `step`, one row under full."""
+        """Returns the best setting of the first model; without the stage `step`, one row, full."""
         if self._first not in self._best:
             measurement = self._measurement(self._first, "full", 1)
             self._best[self._first] = _Best(measurement, 0.0, "full", 1)
@@ -360,7 +360,7 @@ class Bench:
         yield Job("trace", self._first, 60, self._trace)
 
     def _trace(self) -> Iterator[Record]:
-        """A trace of a few steps in the output directory, and the kernels that took longest."""
+        """Traces a few steps into the output directory; yields the kernels that took longest."""
         self._forget_state(self._first)
         best = self._best_step()
         best.measurement.compile()
@@ -443,7 +443,7 @@ def _with_model(config: StepConfig, **changes: Any) -> StepConfig:
 
 
 def _median_seconds(function: Callable[..., Any], *arrays: Any) -> float:
-    """Of ten runs after a warm-up of three."""
+    """Returns the median of ten runs after a warm-up of three."""
     times = []
     for _ in range(13):
         start = time.perf_counter()

@@ -106,14 +106,14 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _is_current(report: dict[str, Any], config: StepConfig) -> bool:
-    """Whether a report of earlier is of this model, by these versions."""
+    """Returns whether a report of earlier is of this model, by these versions."""
     setup = report.get("setup", {})
     same_model = setup.get("model") == dataclasses.asdict(config.model)
     return same_model and setup["versions"] == library_versions()
 
 
 def format_tables(reports: dict[str, Any]) -> str:
-    """Markdown: the pods, the weak scaling, the remat policies, the meshes."""
+    """Returns Markdown: the pods, the weak scaling, the remat policies, the meshes."""
     tables = [
         _markdown(_COLUMNS, [_row(pod, reports[pod.name]) for pod in pods])
         for pods in (PODS, WEAK_SCALING, REMAT, MESHES)

@@ -100,12 +100,12 @@ def _parse_lengths(texts: Sequence[str]) -> list[int]:
 
 
 def _device_backends() -> list[str]:
-    """Those that any device has, and its platform's best."""
+    """Returns the backends that any device has, and its platform's best."""
     return list(dict.fromkeys(["dense", "blocked", best_backend(jax.default_backend())]))
 
 
 def _cases(documents: str, length: int) -> list[AttentionCase]:
-    """The four attentions over one batch."""
+    """Returns the four attentions over one batch."""
     if documents not in ("packed", "one"):
         raise ValueError(f"documents is {documents!r}, expected packed or one")
     return attention_cases(
@@ -165,7 +165,7 @@ def _measure_case(documents: str, length: int, case: AttentionCase) -> list[dict
 
 
 def _speedups(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """At the largest N: dense time over blocked time, and how blocked memory grew with N."""
+    """Returns, at the largest N, dense over blocked time, and how blocked memory grew with N."""
     by_case: dict[tuple[str, str, int, str], dict[str, Any]] = {
         (r["documents"], r["attention"], r["tokens"], r["backend"]): r for r in results
     }

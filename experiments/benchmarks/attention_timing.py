@@ -64,7 +64,7 @@ def attention_cases(
     rows: int,
     one_document: bool = False,
 ) -> list[AttentionCase]:
-    """The four attentions of a model over a batch of typical rows.
+    """Returns the four attentions of a model over a batch of typical rows.
 
     Args:
       config: of the model: its windows, k, heads and widths.
@@ -118,7 +118,7 @@ class Alternative(NamedTuple):
 
 
 def alternatives(case: AttentionCase) -> dict[str, Alternative]:
-    """What a user could call instead of `attend` for a case, by name."""
+    """Returns what a user could call instead of `attend` for a case, by name."""
     cudnn = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
     found = {"cudnn mask": Alternative(functools.partial(_masked, cudnn), True)}
     if case.name in ("token self", "global"):
@@ -140,7 +140,7 @@ def _masked(
 
 
 def attend_with(name: str) -> Attention:
-    """`attend` with the backend of that name."""
+    """Returns `attend` with the backend of that name."""
     return functools.partial(attend, backend=name)
 
 

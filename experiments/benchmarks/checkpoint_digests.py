@@ -76,7 +76,7 @@ def main(argv: list[str]) -> None:
 
 
 def _make_state(gigabytes: float) -> TrainState:
-    """A state of random float32 numbers in leaves of at most 256 MB."""
+    """Returns a state of random float32 numbers in leaves of at most 256 MB."""
     count = max(1, round(gigabytes * 1e9 / 3 / _LEAF_BYTES))
     width = int(gigabytes * 1e9 / 3 / count / 4)
     keys = iter(jax.random.split(jax.random.key(0), 3 * count))

@@ -173,7 +173,7 @@ def _write_sources(directory: pathlib.Path) -> tuple[TextTokenizer, tuple[Source
 
 
 def _make_tokenizer(directory: pathlib.Path) -> TextTokenizer:
-    """Some SentencePiece model; the pieces of the records are random, so any will do."""
+    """Makes some SentencePiece model; the pieces of the records are random, so any will do."""
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(["a small model of a few pieces"] * 10),
         model_prefix=str(directory / "pieces"),

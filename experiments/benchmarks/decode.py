@@ -100,7 +100,7 @@ def main(argv: Sequence[str]) -> None:
 def _ratios(
     results: Sequence[dict[str, Any]], recomputed: dict[str, float], rows: int, prompt_s: float
 ) -> dict[str, float]:
-    """The figures that the goals are about, at one batch size and prompt."""
+    """Returns the figures that the goals are about, at one batch size and prompt."""
     lst, baseline = (
         next(
             result

@@ -49,7 +49,7 @@ class Subject:
 def make_subject(
     name: str, config: ModelConfig, vocabulary: Vocabulary, patching: PatchingConfig
 ) -> Subject:
-    """A model with random parameters, on one device."""
+    """Returns a model with random parameters, on one device."""
     mesh = make_mesh(devices=jax.devices()[:1])
     shapes = nn.unbox(abstract_params(config))
 

@@ -92,7 +92,7 @@ def _compile(width: int, mesh: jax.sharding.Mesh) -> None:
 
 
 def _read(path: pathlib.Path, width: int) -> dict[str, Any]:
-    """What ptxas and Mosaic reported of a kernel."""
+    """Returns what ptxas and Mosaic reported of a kernel."""
     text = path.read_text(encoding="utf-8")
     resources = path.with_suffix(".resources.txt").read_text(encoding="utf-8")
     name = re.match(r"mosaic_gpu_(\w+?)_kernel", path.name)

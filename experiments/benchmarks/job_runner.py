@@ -62,7 +62,7 @@ def read_records(path: str | pathlib.Path) -> list[Record]:
 
 
 def last_run(records: Sequence[Record]) -> list[Record]:
-    """The records from the last one of the stage `run` on, which describes a run."""
+    """Returns the records from the last one of the stage `run` on, which describes a run."""
     starts = [i for i, record in enumerate(records) if record["stage"] == "run"]
     return list(records[starts[-1] :]) if starts else []
 
@@ -190,7 +190,7 @@ def _passing_on_sigterm(worker: subprocess.Popen[bytes]) -> Iterator[None]:
 
 
 def _plain(value: Any) -> Any:
-    """The value in JSON's types; NaN and infinities, which JSON has no numbers for, as text."""
+    """Returns the value in JSON's types; NaN and infinities as text."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -202,7 +202,7 @@ def _plain(value: Any) -> Any:
 
 
 def _summary(record: Mapping[str, Any]) -> str:
-    """The record as a line for people: scalars alone."""
+    """Returns the record as a line for people: scalars alone."""
     parts = []
     for key, value in record.items():
         if isinstance(value, float):

@@ -95,7 +95,7 @@ def main(argv: list[str]) -> None:
 
 
 def _port(source: pathlib.Path, target: pathlib.Path, kind: str) -> dict[str, Any]:
-    """Peak memory, 10^9 bytes, and seconds of one run of the porting binary."""
+    """Returns the peak memory, 10^9 bytes, and seconds of one run of the porting binary."""
     command = [sys.executable, "-m", "experiments.port_checkpoint"]
     command += [f"--input={source}", f"--output={target}", f"--to={kind}"]
     start = time.perf_counter()
@@ -112,7 +112,7 @@ def _port(source: pathlib.Path, target: pathlib.Path, kind: str) -> dict[str, An
 
 
 def _make_run(workdir: pathlib.Path, gin_file: str, text_size: int) -> None:
-    """A run with one checkpoint of random float32 parameters, saved as the trainer saves them."""
+    """Makes a run with one checkpoint of random float32 parameters, saved as by the trainer."""
     data = ("experiments/configs/data/speech_text.gin", "experiments/configs/runs/pretrain.gin")
     paths = ("TOKENIZER=none", "SPEECH_RECORDS=none", "TEXT_RECORDS=none")
     gin_config.parse([gin_file, *data], paths)

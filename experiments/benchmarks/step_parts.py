@@ -57,7 +57,7 @@ class Part:
 
 
 def model_parts(config: ModelConfig) -> tuple[Part, ...]:
-    """The parts in the order of the forward pass; the last gives `nll` (B, N).
+    """Returns the parts in the order of the forward pass; the last gives `nll` (B, N).
 
     Each parameter of the model belongs to one of them.
     """
@@ -118,7 +118,7 @@ def backpropagate(
     compiler: Compiler,
     run: Runner,
 ) -> tuple[Array, Any]:
-    """The mean loss of a batch and its gradient, one part after another.
+    """Returns the mean loss of a batch and its gradient, one part after another.
 
     Call it inside `mesh_context`.
 
@@ -165,7 +165,7 @@ def backpropagate(
 
 
 def _part_step(part: Part, shardings: Any, mesh: jax.sharding.Mesh) -> Any:
-    """`(params, inputs, batch, ranges, cotangents) -> (outputs, d_params, d_inputs)`, jitted."""
+    """Makes the jitted step of a part: its outputs and gradients from its inputs and cotangents."""
 
     def step(params: Any, inputs: Arrays, batch: Batch, ranges: Ranges, cotangents: Arrays) -> Any:
         outputs, pull_back = jax.vjp(lambda p, x: part.apply(p, x, batch, ranges), params, inputs)
@@ -177,7 +177,7 @@ def _part_step(part: Part, shardings: Any, mesh: jax.sharding.Mesh) -> Any:
 
 
 def make_update(optimizer: optax.GradientTransformation, shardings: TrainState) -> Any:
-    """`(params, opt_state, gradients) -> (params, opt_state)`, jitted, the first two donated."""
+    """Makes `(params, opt_state, gradients) -> (params, opt_state)`, the first two donated."""
 
     def update(params: Any, opt_state: Any, gradients: Any) -> tuple[Any, Any]:
         updates, opt_state = optimizer.update(gradients, opt_state, params)

@@ -52,7 +52,7 @@ _ON_CHIP = re.compile(r"shared memory|vmem|smem", re.IGNORECASE)
 
 
 def make_batches(config: StepConfig, rows: int) -> list[Batch]:
-    """Different batches of `rows` typical rows, with drawn ids."""
+    """Returns different batches of `rows` typical rows, with drawn ids."""
     rng = np.random.default_rng(0)
     shape = config.num_patches, config.num_tokens, rows
     return [
@@ -62,7 +62,7 @@ def make_batches(config: StepConfig, rows: int) -> list[Batch]:
 
 
 def _draw_ids(batch: Batch, config: StepConfig, rng: np.random.Generator) -> Batch:
-    """The batch with ids drawn for its text and units, which are all one id each in it.
+    """Returns the batch with ids drawn for its text and units, which are all one id each in it.
 
     All tokens would look up the same two rows of the embedding else, and add to its gradient there.
     """
@@ -141,7 +141,7 @@ def measure_all(
 def _within_memory(
     measure: Callable[[], tuple[dict[str, Any], TrainState]],
 ) -> tuple[dict[str, Any], TrainState | None]:
-    """The figures and the state after them; where memory ran out, why, and no state."""
+    """Returns the figures and the state after them; where memory ran out, why, and no state."""
     try:
         return measure()
     except jax.errors.JaxRuntimeError as error:
@@ -151,7 +151,7 @@ def _within_memory(
 
 
 def _out_of_memory(error: RuntimeError) -> str:
-    """What the device said when its memory ran out; other errors are raised again."""
+    """Returns what the device said when its memory ran out; other errors are raised again."""
     message = " ".join(str(error).split())
     exhausted = "RESOURCE_EXHAUSTED" in message and _ALLOCATION.search(message)
     if not exhausted or _ON_CHIP.search(message):
@@ -178,7 +178,7 @@ class StepMeasurement:
         self._compile_s = 0.0
 
     def compile(self) -> Any:
-        """The compiled step; it is compiled once."""
+        """Returns the compiled step; it is compiled once."""
         if self._compiled is None:
             config = self._config
             with mesh_context(self._mesh):
@@ -189,7 +189,7 @@ class StepMeasurement:
         return self._compiled
 
     def lower(self) -> jax.stages.Lowered:
-        """The step, lowered for arrays of these shapes; none is made."""
+        """Returns the step, lowered for arrays of these shapes; none is made."""
         config = self._config
         with mesh_context(self._mesh):
             state = state_shardings(config.model, self._optimizer, self._mesh)[0]
@@ -200,7 +200,7 @@ class StepMeasurement:
         return planned_memory(self.compile())
 
     def init_state(self) -> TrainState:
-        """A new state."""
+        """Returns a new state."""
         config = self._config
         return init_state(config.model, self._optimizer, config.training.seed, self._mesh)
 
@@ -210,11 +210,11 @@ class StepMeasurement:
             return self._measure_step(self.init_state() if state is None else state)
 
     def run_steps(self, state: TrainState, count: int) -> TrainState:
-        """The state after some steps, once they are done."""
+        """Returns the state after some steps, once they are done."""
         return self._run(state, count)[0]
 
     def losses(self, count: int) -> list[float]:
-        """The losses of the first steps from a new state, in nats a target."""
+        """Returns the losses of the first steps from a new state, in nats a target."""
         history = jax.device_get(self._run(self.init_state(), count)[1])
         return [_loss(sums) for sums in history]
 
@@ -364,12 +364,12 @@ def planned_bytes(config: StepConfig, mesh: jax.sharding.Mesh, policy: str, rows
 
 
 def largest_batch(one_row: int, two_rows: int, limit: int) -> int:
-    """The most rows that fit, given the bytes for one and for two: every row adds as much."""
+    """Returns the most rows that fit, from the bytes for one and two: every row adds as much."""
     return max(0, 1 + (limit - one_row) // max(two_rows - one_row, 1))
 
 
 def compile_for(function: Any, *arguments: Any) -> Any:
-    """A jitted function compiled for arguments of these shapes."""
+    """Returns a jitted function compiled for arguments of these shapes."""
     return function.lower(*arguments).compile()
 
 
@@ -388,7 +388,7 @@ def time_runs(run: Callable[[], Any], count: int) -> tuple[list[float], Any]:
 
 
 def spread(times: Sequence[float]) -> dict[str, Any]:
-    """Median, quartiles and all times, in milliseconds."""
+    """Returns the median, quartiles and all times, in milliseconds."""
     milliseconds = [1e3 * x for x in times]
     low, high = np.percentile(milliseconds, (25, 75))
     return {
@@ -412,7 +412,7 @@ def planned_memory(compiled: Any) -> dict[str, int]:
 
 
 def device_memory(mesh: jax.sharding.Mesh, name: str) -> int | None:
-    """The largest such figure of the devices' allocators; None where they keep none."""
+    """Returns the largest such figure of the devices' allocators; None where they keep none."""
     stats = [device.memory_stats() or {} for device in mesh.local_devices]
     return max((x[name] for x in stats if name in x), default=None)
 

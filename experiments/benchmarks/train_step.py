@@ -98,7 +98,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def parse_rows(texts: Sequence[str]) -> list[int]:
-    """Different row counts, ascending.
+    """Returns different row counts, ascending.
 
     Raises:
       ValueError: there are none, or one is not a positive integer.
@@ -109,7 +109,7 @@ def parse_rows(texts: Sequence[str]) -> list[int]:
 
 
 def check_policies(names: Sequence[str]) -> list[str]:
-    """The policies, each once.
+    """Returns the policies, each once.
 
     Raises:
       ValueError: one is unknown.
@@ -121,7 +121,7 @@ def check_policies(names: Sequence[str]) -> list[str]:
 
 
 def describe(config: StepConfig, mesh: jax.sharding.Mesh) -> dict[str, Any]:
-    """What is measured, on what, and with what."""
+    """Returns what is measured, on what, and with what."""
     device = mesh.devices.flat[0]
     peak = peak_rate(device)
     model = dataclasses.asdict(config.model)
@@ -177,7 +177,7 @@ def check_measured(results: Sequence[dict[str, Any]]) -> None:
 
 
 def _remedy(rows: int, policy: str) -> str:
-    """What takes less memory than so many rows under that policy."""
+    """Returns what takes less memory than so many rows under that policy."""
     less = _POLICIES[_POLICIES.index(policy) + 1 :]
     options = [f"--rows={rows // 2}"] if rows > 1 else []
     options += [f"--remat={','.join(less)}"] if less else []
@@ -198,7 +198,7 @@ def _format_header(report: dict[str, Any]) -> str:
 
 
 def format_result(result: dict[str, Any], report: dict[str, Any]) -> str:
-    """The lines of one combination."""
+    """Returns the lines of one combination."""
     title = f"\nremat {result['remat']}, {result['rows_per_device']} row(s) a device: "
     if "out_of_memory" in result:
         remedy = _remedy(result["rows_per_device"], result["remat"])
@@ -233,7 +233,7 @@ def _format_anchor(measured: float, anchor: dict[str, int]) -> str:
 
 
 def format_breakdown(result: dict[str, Any], _: dict[str, Any]) -> str:
-    """The lines of the parts of one combination."""
+    """Returns the lines of the parts of one combination."""
     breakdown, step_ms = result["breakdown"], result["step"]["median_ms"]
     if "out_of_memory" in breakdown:
         return f"  the parts ran out of memory: {breakdown['out_of_memory']}"

@@ -158,12 +158,12 @@ def check_no_arguments(argv: list[str]) -> None:
 
 
 def is_user_error(error: BaseException) -> bool:
-    """Whether the error says what the user should change, rather than that the code is wrong."""
+    """Returns whether the error is one that the user can mend, rather than a fault of the code."""
     return isinstance(error, _USER_ERRORS) or any(mark in str(error) for mark in _MARKS)
 
 
 def describe_error(error: BaseException) -> str:
-    """One line that says what went wrong."""
+    """Returns one line that says what went wrong."""
     if isinstance(error, OSError) and error.filename and error.strerror:
         return one_line(f"{error.filename}: {error.strerror}")
     if isinstance(error, MemoryError) or _OUT_OF_MEMORY in str(error):

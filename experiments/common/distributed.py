@@ -64,7 +64,7 @@ def join_processes() -> None:
 
 
 def _number(name: str) -> int | None:
-    """The value of a flag, or else of its variable in the environment."""
+    """Returns the value of a flag, or else of its variable in the environment."""
     value = flags.FLAGS[name].value
     text = os.environ.get(_VARIABLES[name])
     if value is not None or text is None:

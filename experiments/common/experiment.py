@@ -69,14 +69,14 @@ class Experiment:
         require(not unknown, "train.writers", unknown, f"names of {', '.join(WRITERS)}")
 
     def settings(self) -> dict[str, Any]:
-        """What the record of the run's starts says besides model, optimizer and training."""
+        """Returns what the record of starts holds besides model, optimizer and training."""
         names = ("tokenizer", "unit_count", "num_workers", "prefetch")
         parts = flatten_settings(self.data, self.mesh, self.evaluation)
         parts |= {f"train.{name}": getattr(self, name) for name in names}
         return parts | {"train.writers": ", ".join(self.writers)}
 
     def describe(self) -> ModelDescription:
-        """What `model.json` will say.
+        """Returns what `model.json` will say.
 
         Raises:
           FileNotFoundError: there is no tokenizer.

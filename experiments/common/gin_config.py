@@ -49,7 +49,7 @@ _GIN_CALL = re.compile(
 
 
 def step_fraction(num_steps: int, fraction: float) -> int:
-    """The step at a share of a run, for schedules in a Gin file (a third of the run, say)."""
+    """Returns the step at a share of a run, for schedules in a Gin file (a third, say)."""
     num_steps = validate_value(PositiveInt, num_steps, "num_steps")
     return round(num_steps * validate_value(Fraction, fraction, "fraction"))
 
@@ -79,7 +79,7 @@ def define_flags() -> None:
 
 
 def rewrite_arguments(argv: Sequence[str]) -> list[str]:
-    """`--gin.NAME=VALUE` as a flag that absl can parse; other arguments as they are."""
+    """Returns `--gin.NAME=VALUE` as a flag that absl can parse; other arguments as they are."""
     return [
         f"--{_BINDING_FLAG}={arg.removeprefix(_FLAG_PREFIX)}"
         if arg.startswith(_FLAG_PREFIX)
@@ -122,7 +122,7 @@ def parse(files: Sequence[str], bindings: Sequence[str] = ()) -> None:
 
 
 def build_experiment() -> Experiment:
-    """The run that the configuration describes.
+    """Returns the run that the configuration describes.
 
     The model's settings are checked too, which are else only read when the tokenizer is there.
 
@@ -147,7 +147,7 @@ def build_experiment() -> Experiment:
 
 
 def _in_one_line(message: str) -> str:
-    """A message without what Gin appends to it, but for the scope, which tells calls apart."""
+    """Returns a message without what Gin appends to it, but for the scope, which tells calls."""
     short = _GIN_CALL.sub(lambda call: f" (in {call[2]}/{call[1]})" if call[2] else "", message)
     return one_line(short)
 
@@ -162,7 +162,7 @@ def _check_part(name: str) -> None:
 
 
 def _format_binding(binding: str, bound: Bindings) -> str:
-    """A binding in Gin's syntax."""
+    """Returns a binding in Gin's syntax."""
     name, equals, value = (part.strip() for part in binding.partition("="))
     if not (_NAME.fullmatch(name) and equals and value):
         raise ValueError(f"binding is {quote(binding)}, expected NAME=VALUE")

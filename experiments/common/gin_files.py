@@ -78,7 +78,7 @@ class Bindings(dict[str, Any]):
             gin.parse_config(_Source(text, file))
 
     def missing(self) -> list[str]:
-        """Names whose value a file leaves to the user."""
+        """Returns the names whose value a file leaves to the user."""
         return [name for name, value in self.items() if Macro(REQUIRED) in _references(value)]
 
     def check_references(self) -> None:
@@ -154,7 +154,7 @@ def _naming(file: str | None, text: str) -> Iterator[None]:
 
 
 def _includes(text: str, file: str | None, found: Bindings) -> Iterator[tuple[str, str | None]]:
-    """The text up to each include, below as many empty lines as come before it, and its file.
+    """Yields the text up to each include, below as many empty lines as precede it, and its file.
 
     Every binding is put into `found` on the way, those of a text before it is yielded.
     """
@@ -174,7 +174,7 @@ def _includes(text: str, file: str | None, found: Bindings) -> Iterator[tuple[st
 
 
 def _name(statement: config_parser.BindingStatement) -> str:
-    """The name that a statement binds, without the module of a configurable."""
+    """Returns the name that a statement binds, without the module of a configurable."""
     scope = f"{statement.scope}/" if statement.scope else ""
     if not statement.arg_name:
         return scope + statement.selector
@@ -182,7 +182,7 @@ def _name(statement: config_parser.BindingStatement) -> str:
 
 
 def _references(value: Any) -> Iterator[Macro]:
-    """The macros in a value; recursion is as deep as the parser's was."""
+    """Yields the macros in a value; recursion is as deep as the parser's was."""
     if isinstance(value, Macro):
         yield value
     elif isinstance(value, Mapping):

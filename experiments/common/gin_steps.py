@@ -21,7 +21,7 @@ def read_config(
     text_size: int = 32000,
     attention: str = "auto",
 ) -> StepConfig:
-    """The step that Gin files describe, after those of the paper's run.
+    """Returns the step that Gin files describe, after those of the paper's run.
 
     Args:
       files: a model file, and what should differ from `runs/pretrain.gin`.

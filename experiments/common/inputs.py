@@ -12,7 +12,7 @@ FORMATS = ("reference_jsonl", "text_jsonl", "text")
 
 
 def find_inputs(patterns: Sequence[str]) -> list[pathlib.Path]:
-    """The files that paths and glob patterns name, in the order given, each pattern's by name.
+    """Finds the files that paths and patterns name, in the order given, a pattern's by name.
 
     Raises:
       FileNotFoundError: a path or pattern names no file.

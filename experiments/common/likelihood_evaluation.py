@@ -57,12 +57,12 @@ def start(argv: list[str]) -> None:
 
 
 def open_model() -> SavedModel:
-    """The model that the flags name: the data are checked with its units before it is loaded."""
+    """Opens the model that the flags name; its units check the data before it is loaded."""
     return open_trained_model(flags.FLAGS.checkpoint, flags.FLAGS.tokenizer)
 
 
 def scoring_options(trained: TrainedModel) -> dict[str, Any]:
-    """How a model's likelihoods are computed: what `score_continuations` takes by name."""
+    """Returns how a model's likelihoods are computed: what `score_continuations` takes by name."""
     return {
         "shape": ScoringShape(
             batch_rows=_choose_batch_rows(flags.FLAGS.batch_rows, trained.mesh),
@@ -87,6 +87,6 @@ def report(trained: TrainedModel, results: ChoiceResults, table: str) -> None:
 
 
 def _choose_batch_rows(batch_rows: int | None, mesh: jax.sharding.Mesh) -> int:
-    """The rows given, or 8 rounded up to a multiple of the devices that share them."""
+    """Returns the rows given, or 8 rounded up to a multiple of the devices that share them."""
     parts = batch_mesh_size(mesh)
     return parts * -(-ScoringShape.batch_rows // parts) if batch_rows is None else batch_rows

@@ -11,7 +11,7 @@ _SIZE = re.compile(r"-?[0-9]+")  # -1 for what is left
 
 
 def parse_mesh(text: str) -> MeshConfig:
-    """`data=1,fsdp=256,tensor=1`; axes that are not named have their default size.
+    """Returns `data=1,fsdp=256,tensor=1`; axes that are not named have their default size.
 
     Raises:
       ValueError: it is not of that form.

@@ -20,7 +20,7 @@ _PROGRESS_PERIOD_S = 10.0
 
 
 def make_progress_printer() -> Callable[[int, int], None]:
-    """A callback that says on stderr, now and then, how far it is and how long is left."""
+    """Returns a callback that says on stderr, now and then, how far it is and how long is left."""
     start = last = time.monotonic()
 
     def report(done: int, total: int) -> None:

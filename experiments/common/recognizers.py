@@ -26,7 +26,7 @@ _WAV = "{wav}"
 
 
 def hear(recognizer: Recognizer, utterances: Sequence[np.ndarray]) -> list[str]:
-    """What a recognizer understands of utterances; nothing of those without units.
+    """Returns what a recognizer understands of utterances; nothing of those without units.
 
     Args:
       recognizer: of this module.
@@ -48,7 +48,7 @@ def hear(recognizer: Recognizer, utterances: Sequence[np.ndarray]) -> list[str]:
 
 
 def model_recognizer(trained: TrainedModel, batch_rows: int) -> Recognizer:
-    """A model that was fine-tuned for recognition."""
+    """Returns a model that was fine-tuned for recognition."""
 
     def run(utterances: Sequence[np.ndarray]) -> list[str]:
         return [answer.text for answer in transcribe(trained, utterances, batch_rows=batch_rows)]
@@ -57,7 +57,7 @@ def model_recognizer(trained: TrainedModel, batch_rows: int) -> Recognizer:
 
 
 def command_recognizer(command: str, vocoder: UnitVocoder | None) -> Recognizer:
-    """A command that prints what it understands of one utterance.
+    """Returns a command that prints what it understands of one utterance.
 
     Args:
       command: with `{wav}` where the name of a wav file goes; without it, the command reads units,
@@ -108,7 +108,7 @@ def command_recognizer(command: str, vocoder: UnitVocoder | None) -> Recognizer:
 
 
 def function_recognizer(name: str) -> Recognizer:
-    """A Python function `package.module:function` from units of utterances to their texts.
+    """Returns a Python function `package.module:function` from units of utterances to their texts.
 
     Raises:
       ValueError: there is no such function.

@@ -21,7 +21,7 @@ def define_flags(*, temperature: float, top_p: float, max_seconds: float) -> Non
 
 
 def sampling() -> SamplingConfig:
-    """How tokens are drawn.
+    """Returns how tokens are drawn.
 
     Raises:
       ValueError: a flag is out of range.
@@ -30,7 +30,7 @@ def sampling() -> SamplingConfig:
 
 
 def max_units() -> int:
-    """Units of speech that are made of a prompt, at most.
+    """Returns the units of speech that are made of a prompt, at most.
 
     Raises:
       ValueError: it is less than one, or more than a day's.

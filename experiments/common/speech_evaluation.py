@@ -51,7 +51,7 @@ class SpeechEvaluation:
         self._results: list[dict[str, Any]] = []
 
     def models(self) -> Iterator[TrainedModel]:
-        """The models, each loaded when it is needed."""
+        """Yields the models, each loaded when it is needed."""
         mesh = make_mesh()
         for saved in self._saved:
             yield saved.load(mesh)

@@ -141,7 +141,7 @@ def write_report(
 
 
 def spectrogram_figure(speech: Sequence[SpeechExample], directory: pathlib.Path) -> Figure:
-    """A spectrogram of every clip, all on one scale of time."""
+    """Returns a spectrogram of every clip, all on one scale of time."""
     clips = [clip for example in speech for clip in example.clips]
     figure, axes = plt.subplots(
         len(clips), 1, figsize=(10, 1.5 * len(clips)), sharex=True, layout="constrained"
@@ -182,7 +182,7 @@ def loss_figure(models: Sequence[ModelReport]) -> Figure:
 
 
 def utterance_figure(example: SpokenExample, tokenizer: TextTokenizer, patch_size: int) -> Figure:
-    """Waveform, words, units and the patches of every strategy over the first seconds."""
+    """Draws waveform, words, units and the patches of every strategy over the first seconds."""
     samples, sample_rate = _read_wav(example.wav)
     end = min(_SHOWN_S, len(example.units) / example.frame_rate)
     figure, (wave_axis, axis) = plt.subplots(
@@ -295,7 +295,7 @@ COST_HEADER = (
 
 
 def cost_row(model: ModelReport) -> list[str]:
-    """What a model's training took; cells in the order of `COST_HEADER`."""
+    """Returns what a model's training took; cells in the order of `COST_HEADER`."""
     last = model.records[-1]
     return [
         model.name,
@@ -311,7 +311,7 @@ def cost_row(model: ModelReport) -> list[str]:
 
 
 def mean_patch_length(records: Sequence[Record]) -> float:
-    """Mean over the records of the mean length of a speech patch, in units."""
+    """Returns the mean over the records of the mean length of a speech patch, in units."""
     return float(np.mean([r["mean_patch_length"] for r in records if r["mean_patch_length"]]))
 
 

@@ -72,7 +72,7 @@ def _accuracy(result: Record) -> str:
 
 
 def _apart(models: Sequence[Record]) -> list[str]:
-    """Which results of two models have intervals without a common point."""
+    """Returns which results of two models have intervals without a common point."""
     first, second = models
     return [
         f"{a['set_name']} {a['direction'].replace('-', '→')}"

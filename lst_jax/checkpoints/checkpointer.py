@@ -133,7 +133,7 @@ class Checkpointer:
         return self.workdir / CHECKPOINTS
 
     def latest_step(self) -> int | None:
-        """Step of the last complete checkpoint; None before the first."""
+        """Returns the step of the last complete checkpoint; None before the first."""
         return self._manager.latest_step()
 
     def all_steps(self) -> list[int]:
@@ -141,7 +141,7 @@ class Checkpointer:
         return sorted(self._manager.all_steps())
 
     def step_directory(self, step: int) -> pathlib.Path:
-        """Where the checkpoint of `step` is."""
+        """Returns where the checkpoint of `step` is."""
         return step_directory(self.workdir, step)
 
     def save(
@@ -226,7 +226,7 @@ class Checkpointer:
         return None
 
     def reached_preemption(self, step: int) -> bool:
-        """Whether the cluster asked the processes of a multi-host run to stop at this step."""
+        """Returns whether the cluster asked the processes of the run to stop at this step."""
         return self._manager.reached_preemption(step)
 
     def wait(self) -> None:
@@ -347,7 +347,7 @@ def _read_step(
 
 
 def _read_iterator_states(directory: pathlib.Path) -> list[IteratorState]:
-    """The states that the processes saved, in their order."""
+    """Returns the states that the processes saved, in their order."""
     files = [path for path in directory.iterdir() if STATE_FILE.fullmatch(path.name)]
     matches = [STATE_FILE.fullmatch(path.name) for path in directory.iterdir()]
     counts = {int(match[1]) for match in matches if match}
@@ -358,7 +358,7 @@ def _read_iterator_states(directory: pathlib.Path) -> list[IteratorState]:
 
 
 def _own_state(states: Sequence[IteratorState]) -> IteratorState:
-    """What this process saved."""
+    """Returns what this process saved."""
     if len(states) != jax.process_count():
         raise ValueError(
             f"the checkpoint was saved by {len(states)} processes; expected as many as there are, "

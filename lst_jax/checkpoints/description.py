@@ -170,7 +170,7 @@ def write_description(workdir: str | pathlib.Path, description: ModelDescription
 
 
 def read_description(path: str | pathlib.Path) -> ModelDescription:
-    """The description of the run that wrote `path`, a workdir or a step's directory in it.
+    """Returns the description of the run that wrote `path`, a workdir or a step's directory in it.
 
     Raises:
       FileNotFoundError: there is none.

@@ -67,7 +67,7 @@ class StepDeletedError(ValueError):
 
 
 def is_unavailable(raised: Exception) -> bool:
-    """Whether the error is of reading and says nothing of what is stored."""
+    """Returns whether the error is of reading and says nothing of what is stored."""
     error = _unwrapped(raised)
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno not in _ABSENT
@@ -78,7 +78,7 @@ def is_unavailable(raised: Exception) -> bool:
 
 
 def _unwrapped(error: Exception) -> BaseException:
-    """The error itself; Orbax puts one of reading a part of an array into a bare Exception."""
+    """Returns the error itself; Orbax wraps one of a part of an array in a bare Exception."""
     return error.__cause__ if type(error) is Exception and error.__cause__ else error
 
 
@@ -136,7 +136,7 @@ def split_path(path: str | pathlib.Path) -> tuple[pathlib.Path, int | None]:
 
 
 def find_checkpoint(path: str | pathlib.Path, below: int | None = None) -> pathlib.Path:
-    """The directory of a step: the one named, or the last of a workdir.
+    """Returns the directory of a step: the one named, or the last of a workdir.
 
     Args:
       path: WORKDIR, WORKDIR/STEP or WORKDIR/checkpoints/STEP.
@@ -172,7 +172,7 @@ def list_steps(workdir: pathlib.Path) -> list[int]:
 
 
 def exists(path: pathlib.Path) -> bool:
-    """Whether a path exists.
+    """Returns whether a path exists.
 
     Raises:
       OSError: nobody can tell; without permission, say.
@@ -185,10 +185,10 @@ def exists(path: pathlib.Path) -> bool:
 
 
 def step_directory(workdir: pathlib.Path, step: int) -> pathlib.Path:
-    """Where the checkpoint of `step` is."""
+    """Returns where the checkpoint of `step` is."""
     return workdir / CHECKPOINTS / str(step)
 
 
 def params_directory(checkpoint: pathlib.Path) -> pathlib.Path:
-    """Where the parameters of a step's directory are."""
+    """Returns where the parameters of a step's directory are."""
     return checkpoint / _PARAMS

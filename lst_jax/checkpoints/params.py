@@ -36,7 +36,7 @@ def restore_params(
     rules: LogicalRules = DEFAULT_RULES,
     description: ModelDescription | None = None,
 ) -> Any:
-    """The parameters of a run, on any mesh; see `restore_step_params`.
+    """Returns the parameters of a run, on any mesh; see `restore_step_params`.
 
     Returns:
       The parameter tree of `read_description(path).model`.
@@ -50,7 +50,7 @@ def restore_step_params(
     rules: LogicalRules = DEFAULT_RULES,
     description: ModelDescription | None = None,
 ) -> tuple[Any, pathlib.Path]:
-    """The parameters of a run, on any mesh, and the step that they are of.
+    """Returns the parameters of a run, on any mesh, and the step that they are of.
 
     Args:
       path: a workdir (its last checkpoint is read, or the one before it where that is damaged) or
@@ -87,7 +87,7 @@ def restore_step_params(
 
 
 def stored_tree(reader: ocp.StandardCheckpointer, directory: pathlib.Path) -> Any:
-    """The tree of what is stored, of metadata in place of arrays."""
+    """Returns the tree of what is stored, of metadata in place of arrays."""
     metadata = reader.metadata(directory).item_metadata
     if metadata is None:
         raise ValueError("its metadata are missing or damaged")
@@ -148,7 +148,7 @@ def restore_initial_params(
 def _changed_conventions(
     there: DataDescription, here: DataDescription
 ) -> Iterator[tuple[str, Any, Any]]:
-    """Name and both values of what a model has learned to rely on, where they differ."""
+    """Yields name and both values of changed conventions that a model relies on."""
     pairs = [("visibility", there.visibility, here.visibility)]
     if there.patching is not None and here.patching is not None:
         for name in ("patch_size", "join_speech_mode"):
@@ -160,7 +160,7 @@ def _changed_conventions(
 
 
 def params_save_args(params: Any) -> Any:
-    """How Orbax cuts parameters into chunks: by layers, so that one can be read without the others.
+    """Returns how Orbax cuts parameters into chunks: by layers, each readable alone.
 
     Args:
       params: parameter tree, of arrays or whatever stands for them.

@@ -168,7 +168,7 @@ class StepWatch:
         return self._deleted() if lost else failure
 
     def _lost(self) -> bool:
-        """Whether files are gone that were there."""
+        """Returns whether files are gone that were there."""
         try:
             return bool(self._files - set(list_files(self._checkpoint)))
         except FileNotFoundError:

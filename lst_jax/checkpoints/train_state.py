@@ -51,7 +51,7 @@ def state_shardings(
     mesh: AnyMesh,
     rules: LogicalRules = DEFAULT_RULES,
 ) -> tuple[TrainState, TrainState]:
-    """Shapes of a run's state, and where each array lives.
+    """Returns shapes of a run's state, and where each array lives.
 
     Args:
       config: of the model.
@@ -81,7 +81,7 @@ def _state_shardings(
 
 
 def param_shapes(config: ModelConfig, mesh: AnyMesh, rules: LogicalRules = DEFAULT_RULES) -> Any:
-    """The parameter tree as `jax.ShapeDtypeStruct`s with their shardings on `mesh`."""
+    """Returns the parameter tree as `jax.ShapeDtypeStruct`s with their shardings on `mesh`."""
     with no_mesh():
         return _with_shardings(abstract_params(config), mesh, rules)[0]
 
@@ -93,7 +93,7 @@ def init_state(
     mesh: jax.sharding.Mesh,
     rules: LogicalRules = DEFAULT_RULES,
 ) -> TrainState:
-    """A new state, every array made on the devices that will hold it.
+    """Returns a new state, every array made on the devices that will hold it.
 
     Args:
       config: of the model.
@@ -130,7 +130,7 @@ def state_from_params(
     mesh: jax.sharding.Mesh,
     rules: LogicalRules = DEFAULT_RULES,
 ) -> TrainState:
-    """The state at step 0 of a run that starts from parameters, which it takes over (donates)."""
+    """Returns the state at step 0 of a run that starts from parameters (donated)."""
     check_heads(config, mesh, rules)
     shardings = state_shardings(config, optimizer, mesh, rules)[1]
 

@@ -57,7 +57,7 @@ class TaskResult:
     errors: ErrorRates
 
     def as_dict(self) -> dict[str, Any]:
-        """The result as JSON values."""
+        """Returns the result as JSON values."""
         return dataclasses.asdict(self)
 
 
@@ -111,7 +111,7 @@ HEADER = (
 
 
 def table_row(name: str, result: TaskResult) -> list[str]:
-    """The cells of a result, in the order of `HEADER`; rates in percent with their intervals."""
+    """Returns the cells of a result in the order of `HEADER`; rates in percent, with intervals."""
     return [
         name,
         str(len(result.errors.utterances)),
@@ -124,5 +124,5 @@ def table_row(name: str, result: TaskResult) -> list[str]:
 
 
 def error_cells(errors: ErrorRates) -> list[str]:
-    """WER and CER in percent, with their intervals."""
+    """Returns the WER and CER in percent, with their intervals."""
     return [format_rate(rate.rate, rate.interval) for rate in (errors.wer, errors.cer)]

@@ -145,12 +145,12 @@ def count_errors(utterance_id: str, reference: str, hypothesis: str) -> Utteranc
 
 
 def word_error_rate(utterances: Sequence[UtteranceErrors]) -> ErrorRate:
-    """WER over all utterances, at least one."""
+    """Returns the WER over all utterances, at least one."""
     return _rate([u.word_errors for u in utterances], [u.words for u in utterances])
 
 
 def character_error_rate(utterances: Sequence[UtteranceErrors]) -> ErrorRate:
-    """CER over all utterances, at least one."""
+    """Returns the CER over all utterances, at least one."""
     return _rate([u.character_errors for u in utterances], [u.characters for u in utterances])
 
 

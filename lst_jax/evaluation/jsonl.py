@@ -101,7 +101,7 @@ def read_lines(
 
 
 def field(fields: Mapping[str, Any], name: str, kind: type) -> Any:
-    """The value of a required field, of exactly the type `kind` and, for a string, not empty."""
+    """Returns the value of a required field, of exactly the type `kind`; a string is not empty."""
     if name not in fields:
         raise ValueError(f"{name} is missing; expected {_KINDS[kind]}")
     value = fields[name]
@@ -123,7 +123,7 @@ def check_unicode(name: str, text: str) -> None:
 
 
 def parse_units(value: Any, name: str, unit_count: int) -> np.ndarray:
-    """Speech units (U,) int32, U ≥ 1, from a JSON list of integers 0 … unit_count − 1."""
+    """Returns speech units (U,) int32, U ≥ 1, from a JSON list of integers 0 … unit_count − 1."""
     if not isinstance(value, list) or not value:
         raise ValueError(f"{name} is {show(value)}; expected a list of units, not empty")
     for i, unit in enumerate(value):
@@ -142,6 +142,6 @@ def check_unit_count(unit_count: int) -> None:
 
 
 def show(value: Any) -> str:
-    """A value as JSON, cut to a length that fits into an error message."""
+    """Returns a value as JSON, cut to a length that fits into an error message."""
     shown = json.dumps(value)
     return shown if len(shown) <= 60 else shown[:57] + "..."

@@ -103,7 +103,7 @@ def _parse_member(value: Any, index: int, unit_count: int) -> np.ndarray:
 
 
 def build_continuations(pair: SpeechPair, vocabulary: Vocabulary) -> list[Continuation]:
-    """The documents whose units compete: given bos and `<s>`, scored every unit, without eos.
+    """Returns the documents whose units compete: bos and `<s>` given, every unit scored, no eos.
 
     Raises:
       ValueError: a unit is not in the vocabulary; names where the pair was read.

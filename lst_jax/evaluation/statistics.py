@@ -11,7 +11,7 @@ from lst_jax.shapes import Shaped, check_shapes
 
 
 def wilson_interval(successes: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson score interval of a proportion.
+    """Returns the Wilson score interval of a proportion.
 
     The interval holds the proportions p₀ that a two-sided score test would not reject, that is
     |p − p₀| ≤ z·√(p₀(1 − p₀)/n) with p = successes/n. Unlike p ± z·√(p(1 − p)/n) it stays inside
@@ -50,7 +50,7 @@ def bootstrap_ratio_interval(
     resamples: int = 2000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of Σ numerators / Σ denominators over independent items.
+    """Returns the percentile bootstrap interval of Σ numerators / Σ denominators over items.
 
     Items (utterances, for an error rate) are drawn with replacement, as many as there are.
 

@@ -147,7 +147,7 @@ def parse_direction(direction: str) -> tuple[str, str]:
 def build_continuations(
     example: StoryExample, direction: str, vocabulary: Vocabulary, tokenizer: TextTokenizer
 ) -> list[Continuation]:
-    """The token sequences whose endings compete.
+    """Returns the token sequences whose endings compete.
 
     Given are bos, the mode token of the prompt, the prompt and, only where the modality changes,
     the mode token of the ending; scored are the ending's tokens. So prompt and ending of the same
@@ -194,7 +194,7 @@ def build_continuations(
 def _encode(
     passage: Passage, modality: str, vocabulary: Vocabulary, tokenizer: TextTokenizer
 ) -> np.ndarray:
-    """Token ids (T,) int32 of a passage as speech or text, T ≥ 1."""
+    """Returns the token ids (T,) int32 of a passage as speech or text, T ≥ 1."""
     if modality == "S":
         if passage.units is None:
             raise ValueError("it has no units")

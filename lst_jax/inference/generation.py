@@ -113,7 +113,7 @@ class Generation:
 
 
 def make_decoder(model: nn.Module, vocabulary: Vocabulary, patching: PatchingConfig) -> Decoder:
-    """The cached decoder of a model.
+    """Returns the cached decoder of a model.
 
     Args:
       model: `LatentSpeechTextTransformer` or `TokenTransformer`.
@@ -267,7 +267,7 @@ def prompt_documents(
 
 
 def static_size(size: int) -> int:
-    """The smallest of 64, 96, 128, 192, 256, … that is at least `size`."""
+    """Returns the smallest of 64, 96, 128, 192, 256, … that is at least `size`."""
     rounded = _SMALLEST_SIZE
     while rounded < size:
         rounded = rounded * 3 // 2 if rounded & (rounded - 1) == 0 else rounded * 4 // 3
@@ -295,7 +295,7 @@ def _prefill(
 def _prefill_function(
     decoder: Decoder, capacity: int, mesh: jax.sharding.Mesh, rules: LogicalRules
 ) -> Callable[[Any, Batch], State]:
-    """The compiled (params, batch) -> state."""
+    """Returns the compiled (params, batch) -> state."""
     return jax.jit(lambda params, batch: decoder.prefill(params, batch, capacity))
 
 
@@ -303,7 +303,7 @@ def _prefill_function(
 def _generate_function(
     decoder: Decoder, max_tokens: int, mesh: jax.sharding.Mesh, rules: LogicalRules
 ) -> Callable[..., tuple[State, dict[str, Array]]]:
-    """The compiled (params, state, stop, sampling, limits) -> (state, what was made)."""
+    """Returns the compiled (params, state, stop, sampling, limits) -> (state, what was made)."""
 
     def run(
         params: Any, state: State, stop: Array, sampling: SamplingArrays, limits: _Limits
@@ -346,7 +346,7 @@ def _limit_arrays(limits: GenerationLimits) -> _Limits:
 
 
 def _stop(decoder: Decoder, limits: _Limits, tokens: Array, now: Progress) -> Array:
-    """(B,) int32 into `STOP_REASONS`, the first that holds."""
+    """Returns (B,) int32 into `STOP_REASONS`, the first that holds."""
     vocabulary = decoder.vocabulary
     is_mode = (tokens == vocabulary.text_mode_id) | (tokens == vocabulary.speech_mode_id)
     is_made = jnp.arange(now.tokens.shape[1]) < now.made[:, None]

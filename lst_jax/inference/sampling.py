@@ -54,7 +54,7 @@ class SamplingArrays(NamedTuple):
 def sampling_arrays(
     config: SamplingConfig, allowed: Bool[np.ndarray, " V"], seeds: UInt32[np.ndarray, " B"]
 ) -> SamplingArrays:
-    """The arrays of a configuration; `allowed` (V,) bool, `seeds` (B,) uint32."""
+    """Returns the arrays of a configuration; `allowed` (V,) bool, `seeds` (B,) uint32."""
     top_k = len(allowed) if config.top_k is None else min(config.top_k, len(allowed))
     return SamplingArrays(
         np.asarray(config.temperature, np.float32),
@@ -67,7 +67,7 @@ def sampling_arrays(
 
 @check_shapes
 def allowed_ids(vocabulary: Vocabulary, modality: Modality | None) -> Bool[np.ndarray, " V"]:
-    """Which ids a model may make: bool (vocabulary.size,).
+    """Returns which ids a model may make: bool (vocabulary.size,).
 
     Args:
       vocabulary: the id space.

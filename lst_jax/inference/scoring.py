@@ -93,7 +93,7 @@ def score_continuations(
     shape: ScoringShape | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
-    """Log-probability of every ending given its prompt, Σ_t log p(ending_t | what precedes it).
+    """Returns the log-probability of every ending given its prompt, Σ_t log p(ending_t | before).
 
     Equal continuations are scored once, so that they get the same number. A prompt of several
     endings runs once for as many of them as a row holds.
@@ -142,7 +142,7 @@ def score_continuations(
 def make_document(
     continuation: Continuation, vocabulary: Vocabulary, patching: PatchingConfig
 ) -> Document:
-    """The document of a continuation: its ending is scored, its prompt is only given."""
+    """Returns the document of a continuation: its ending is scored, its prompt is only given."""
     tokens = np.concatenate([continuation.prompt, continuation.ending])
     loss_weights = np.zeros(len(tokens), np.float32)
     loss_weights[len(continuation.prompt) - 1 : -1] = 1
@@ -182,7 +182,7 @@ def group_by_prompt(
 
 
 def pack(needs: Sequence[Sequence[int]] | np.ndarray, budget: Sequence[int]) -> list[list[int]]:
-    """First-fit packing under several budgets at once, among the `_OPEN_ROWS` latest rows.
+    """Packs first-fit under several budgets at once, among the `_OPEN_ROWS` latest rows.
 
     Args:
       needs: what each thing takes of every budget, all within them.
@@ -210,7 +210,7 @@ def _plan_rows(
     patching: PatchingConfig,
     shape: ScoringShape,
 ) -> tuple[RowSize, list[list[int]]]:
-    """The slots of a row, and the indices of the documents that each row holds, in order."""
+    """Returns the slots of a row, and the indices of the documents in each row, in order."""
     if not documents:
         return RowSize(0, 0, 0, 0), []
     slots = _row_slots([measure_row([document])[2:] for document in documents], patching, shape)
@@ -227,7 +227,7 @@ def _plan_rows(
 def _row_slots(
     needs: Sequence[Sequence[int]] | np.ndarray, patching: PatchingConfig, shape: ScoringShape
 ) -> tuple[int, int]:
-    """Patch and token slots of a row (P, N), checked against what the continuations need.
+    """Returns patch and token slots of a row (P, N), checked against what the continuations need.
 
     Args:
       needs: patches and tokens of every continuation or group of them.
@@ -275,7 +275,7 @@ def _sum_scores(row: SharedBatch, losses: np.ndarray, count: int) -> np.ndarray:
 def _item_losses_function(
     model: nn.Module, vocab_size: int, mesh: jax.sharding.Mesh, rules: LogicalRules
 ) -> Callable[[Any, SharedBatch], jax.Array]:
-    """The compiled (params, batch) -> losses −log p of each token item, (B, M) float32, whole."""
+    """Returns the compiled (params, batch) -> losses −log p of items, (B, M) float32, whole."""
 
     def item_losses(params: Any, batch: SharedBatch) -> jax.Array:
         hidden = _run_items(model, params, batch)
@@ -286,7 +286,7 @@ def _item_losses_function(
 
 
 def _run_items(model: nn.Module, params: Any, batch: SharedBatch) -> jax.Array:
-    """Hidden states (B, M, width) of the token items of a batch of shared rows."""
+    """Returns the hidden states (B, M, width) of the token items of a batch of shared rows."""
     if isinstance(model.config, LSTConfig):
         ranges = shared_lst_key_ranges(batch, model.config)
         inputs = batch.item_tokens, batch.item_patch_ids, ranges
@@ -297,7 +297,7 @@ def _run_items(model: nn.Module, params: Any, batch: SharedBatch) -> jax.Array:
 
 
 def _place(batch: SharedBatch, sharding: jax.sharding.Sharding) -> SharedBatch:
-    """Global arrays of a batch that every process holds as a whole, rows over the mesh."""
+    """Makes global arrays of a batch that every process holds whole, rows over the mesh."""
     return jax.tree.map(
         lambda x: jax.make_array_from_callback(x.shape, sharding, x.__getitem__), batch
     )

@@ -26,7 +26,7 @@ class Segment:
 def split_segments(
     tokens: np.ndarray, vocabulary: Vocabulary, tokenizer: TextTokenizer
 ) -> list[Segment]:
-    """The text and the speech in tokens; modes, bos and eos part them and are in none."""
+    """Returns the text and the speech in tokens; modes, bos and eos part them and are in none."""
     kinds = np.where(vocabulary.is_unit(tokens), 2, np.where(vocabulary.is_text(tokens), 1, 0))
     edges = [*np.flatnonzero(np.diff(kinds, prepend=-1)), len(tokens)]
     segments = []

@@ -40,7 +40,7 @@ class RowSize(NamedTuple):
 
 
 def count_common_patches(first: Document, second: Document) -> int:
-    """Patches with which both begin."""
+    """Returns patches with which both begin."""
     count = min(first.num_patches, second.num_patches)
     alike = (first.patch_lengths[:count] == second.patch_lengths[:count]) & (
         first.provable[:count] == second.provable[:count]
@@ -52,7 +52,7 @@ def count_common_patches(first: Document, second: Document) -> int:
 
 
 def measure_row(documents: Sequence[Document]) -> RowSize:
-    """The slots that a row of these documents, in this order, needs."""
+    """Returns the slots that a row of these documents, in this order, needs."""
     patches, tokens = _common(documents)
     place_patches = sum(document.num_patches for document in documents)
     place_tokens = sum(document.num_tokens for document in documents)
@@ -99,7 +99,7 @@ def fill_shared_row(
 
 
 def _common(documents: Sequence[Document]) -> tuple[list[int], list[int]]:
-    """Patches and tokens that each document shares with the one before it."""
+    """Returns patches and tokens that each document shares with the one before it."""
     patches = [count_common_patches(*pair) for pair in itertools.pairwise(documents)]
     patches = [0, *patches][: len(documents)]
     tokens = [
@@ -110,7 +110,7 @@ def _common(documents: Sequence[Document]) -> tuple[list[int], list[int]]:
 
 
 def _assign_items(sizes: Sequence[int], common: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """The item in each place, and the first place of each item.
+    """Returns the item in each place, and the first place of each item.
 
     Args:
       sizes: places of each document.
@@ -127,7 +127,7 @@ def _assign_items(sizes: Sequence[int], common: Sequence[int]) -> tuple[np.ndarr
 
 
 def _count_leading(values: np.ndarray) -> int:
-    """How many are true before the first that is not."""
+    """Returns how many are true before the first that is not."""
     return int(np.append(values, False).argmin())
 
 

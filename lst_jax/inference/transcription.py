@@ -53,7 +53,7 @@ def transcribe(
     batch_rows: int = 8,
     names: Sequence[str] | None = None,
 ) -> list[Answer]:
-    """The text of utterances, the most probable piece at each step.
+    """Returns the text of utterances, the most probable piece at each step.
 
     Args:
       trained: fine-tuned for recognition.
@@ -90,7 +90,7 @@ def synthesize(
     batch_rows: int = 8,
     names: Sequence[str] | None = None,
 ) -> list[Answer]:
-    """The units that say texts.
+    """Returns the units that say texts.
 
     Args:
       trained: fine-tuned for synthesis.

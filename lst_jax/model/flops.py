@@ -40,18 +40,18 @@ def training_flops(config: ModelConfig, batch: Batch) -> Array:
 
 
 def _pairs(key_range: KeyRange) -> Array:
-    """Query-key pairs that attention computes."""
+    """Returns query-key pairs that attention computes."""
     return jnp.sum((key_range.end - key_range.start).astype(jnp.float32))
 
 
 def _block(width: int, multiple_of: int, rows: Array, pairs: Array) -> Array:
-    """One transformer block over `rows` positions."""
+    """Counts one transformer block over `rows` positions."""
     weights = 4 * width * width + 3 * width * hidden_width(width, multiple_of)
     return 2.0 * weights * rows + 4.0 * width * pairs
 
 
 def _cross(width: int, queries: Array, keys: Array, pairs: Array) -> Array:
-    """One cross-attention: query and out projections on queries, key and value on keys."""
+    """Counts one cross-attention: query and out projections on queries, key and value on keys."""
     return 4.0 * width * width * (queries + keys) + 4.0 * width * pairs
 
 

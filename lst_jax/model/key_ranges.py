@@ -75,7 +75,7 @@ class LSTKeyRanges(NamedTuple, Generic[_Range]):
 
 @check_shapes
 def document_starts(document_ids: Int32[Array, "B L"]) -> Int32[Array, "B L"]:
-    """Position of the first token (or patch) of each token's (or patch's) document.
+    """Returns the position of the first token (or patch) of each token's (or patch's) document.
 
     Args:
       document_ids: (B, L) int32, the same number along each document.
@@ -91,7 +91,7 @@ def document_starts(document_ids: Int32[Array, "B L"]) -> Int32[Array, "B L"]:
 
 @check_shapes
 def token_key_range(document_ids: Int32[Array, "B Q"], window: int | None) -> KeyRange:
-    """Causal self-attention over tokens, inside the document and the last `window` tokens.
+    """Returns the ranges of causal self-attention in the document's last `window` tokens.
 
     Args:
       document_ids: (B, Q) int32, 0 where padded; padding reads nothing.
@@ -111,7 +111,7 @@ def token_key_range(document_ids: Int32[Array, "B Q"], window: int | None) -> Ke
 
 @check_shapes
 def lst_key_ranges(batch: Batch, config: LSTConfig) -> LSTKeyRanges[KeyRange]:
-    """Key ranges of the four attentions of the LST (the table in `attention`'s docstring).
+    """Returns the key ranges of the LST's four attentions (the table in `attention`'s docstring).
 
     Args:
       batch: of B rows; its `document_ids`, `patch_ids` and `visible_patch` are read.
@@ -162,7 +162,7 @@ def lst_key_ranges(batch: Batch, config: LSTConfig) -> LSTKeyRanges[KeyRange]:
 
 @check_shapes
 def shared_token_key_range(batch: SharedBatch, window: int | None) -> SharedKeyRange:
-    """`token_key_range` for rows with shared items.
+    """Returns `token_key_range` for rows with shared items.
 
     Args:
       batch: of B rows.
@@ -179,7 +179,7 @@ def shared_token_key_range(batch: SharedBatch, window: int | None) -> SharedKeyR
 
 @check_shapes
 def shared_lst_key_ranges(batch: SharedBatch, config: LSTConfig) -> LSTKeyRanges[SharedKeyRange]:
-    """`lst_key_ranges` for rows with shared items; documents never read each other.
+    """Returns `lst_key_ranges` for rows with shared items; documents never read each other.
 
     Args:
       batch: of B rows.
@@ -209,14 +209,14 @@ def shared_lst_key_ranges(batch: SharedBatch, config: LSTConfig) -> LSTKeyRanges
 
 
 def _patch_spans(patch_ids: Array, num_patches: int) -> tuple[Array, Array]:
-    """First token of each patch and the token after its last, (B, P) int32 each."""
+    """Returns the first token of each patch and the token after its last, (B, P) int32 each."""
     slots = jnp.arange(num_patches, dtype=jnp.int32)
     search = jax.vmap(lambda ids, side: jnp.searchsorted(ids, slots, side=side), (0, None))
     return search(patch_ids, "left").astype(jnp.int32), search(patch_ids, "right").astype(jnp.int32)
 
 
 def _positions(document_range: KeyRange, places: Array) -> Array:
-    """Where in their documents the `places` (B, L) are, by causal ranges without a window."""
+    """Returns where in their documents the `places` (B, L) are, by causal ranges, no window."""
     start, end = document_range
     return jnp.take_along_axis(end - 1 - start, places, axis=1, mode="clip")
 
@@ -228,7 +228,7 @@ def _share(
     num_keys: int,
     positions: Array | None = None,
 ) -> SharedKeyRange:
-    """The ranges of the queries at `places`; a place past the last is padding and reads nothing."""
+    """Returns the ranges of queries at `places`; a place past the last reads nothing."""
     start, end = (
         jnp.take_along_axis(x, places, axis=1, mode="fill", fill_value=num_keys) for x in key_range
     )

@@ -38,7 +38,7 @@ Initializer = Callable[[Array, tuple[int, ...], Any], Array]
 
 
 def truncated_normal(stddev: float | Float[Array, ""]) -> Initializer:
-    """Normal of standard deviation `stddev` before truncation at three of them."""
+    """Draws normal numbers of deviation `stddev` before truncation at three of them."""
 
     def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
         return stddev * jax.random.truncated_normal(key, -3.0, 3.0, shape, dtype)
@@ -47,7 +47,7 @@ def truncated_normal(stddev: float | Float[Array, ""]) -> Initializer:
 
 
 def remat_layer(layer: type[nn.Module], policy: str) -> type[nn.Module]:
-    """`layer` under the rematerialization policy of that name.
+    """Wraps `layer` in the rematerialization policy of that name.
 
     Raises:
       ValueError: the policy is unknown.
@@ -93,7 +93,7 @@ class Linear(nn.Module):
     @nn.compact
     @check_shapes
     def __call__(self, x: Float[Array, "*b n"]) -> Float[Array, "*b m"]:
-        """(…, in) to (…, features)."""
+        """Maps (…, in) to (…, features)."""
         init = nn.with_logical_partitioning(truncated_normal(self.stddev), self.axes)
         kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32, unbox=True)
         return x @ kernel.astype(x.dtype)
@@ -107,7 +107,7 @@ class RMSNorm(nn.Module):
     @nn.compact
     @check_shapes
     def __call__(self, x: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
-        """(…, width) to the same shape and dtype."""
+        """Maps (…, width) to the same shape and dtype."""
         init = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
         scale = self.param("scale", init, (x.shape[-1],), jnp.float32, unbox=True)
         wide = x.astype(jnp.float32)
@@ -119,7 +119,7 @@ class RMSNorm(nn.Module):
 def rotary(
     x: Float[Array, "B L H D"], theta: float, positions: Int32[Array, " L"] | Int32[Array, "B L"]
 ) -> Float[Array, "B L H D"]:
-    """Rotary embedding of interleaved pairs (2i, 2i + 1).
+    """Applies the rotary embedding to interleaved pairs (2i, 2i + 1).
 
     Args:
       x: (B, L, H, D) queries or keys, D even.
@@ -139,7 +139,7 @@ def rotary(
 
 
 def layer_stddev(width: int, depth: int | Float[Array, ""]) -> float | Float[Array, ""]:
-    """Initial deviation in layer `depth` (from 0): width^-1/2 / sqrt(2 (depth + 1))."""
+    """Returns the initial deviation in layer `depth` (from 0): width^-1/2 / sqrt(2 (depth + 1))."""
     return (2.0 * width * (depth + 1)) ** -0.5
 
 
@@ -177,7 +177,7 @@ class Attention(nn.Module):
         memory: Float[Array, "B K d"] | None,
         key_range: AnyKeyRange,
     ) -> Float[Array, "B Q d"]:
-        """queries (B, Q, d), memory (B, K, d), ranges (B, Q) to (B, Q, d).
+        """Maps queries (B, Q, d), memory (B, K, d), ranges (B, Q) to (B, Q, d).
 
         With a cache, the memory is what is at the queries' own positions (self-attention, which
         is causal), or None where all is in the cache.
@@ -214,14 +214,14 @@ class Attention(nn.Module):
         memory: Float[Array, "B K d"],
         positions: Int32[Array, "B K"] | Int32[Array, " K"] | None = None,
     ) -> tuple[Float[Array, "B K H D"], Float[Array, "B K H D"]]:
-        """memory (B, K, d) at positions (B, K) or (K,) to keys and values (B, K, H, D)."""
+        """Maps memory (B, K, d) at positions (B, K) or (K,) to keys and values (B, K, H, D)."""
         k, v = self._heads(self.key(memory), positions), self._heads(self.value(memory))
         sow(self, "keys", k)
         sow(self, "values", v)
         return k, v
 
     def _heads(self, x: Array, positions: Array | None = None) -> Array:
-        """(B, L, d) to (B, L, H, D), rotated by the positions if there are any and it is due."""
+        """Maps (B, L, d) to (B, L, H, D), rotated by the positions where there are any."""
         x = x.reshape(*x.shape[:2], self.num_heads, self.width // self.num_heads)
         x = constrain(x, "batch", "length", "heads", None)
         if self.use_rotary and positions is not None:
@@ -238,7 +238,7 @@ class FeedForward(nn.Module):
     @nn.compact
     @check_shapes
     def __call__(self, x: Float[Array, "B L d"]) -> Float[Array, "B L d"]:
-        """(B, L, d) to (B, L, d)."""
+        """Maps (B, L, d) to (B, L, d)."""
         width = x.shape[-1]
         hidden = hidden_width(width, self.config.multiple_of)
         stddev = layer_stddev(width, self.depth)
@@ -259,7 +259,7 @@ class Block(nn.Module):
     @nn.compact
     @check_shapes
     def __call__(self, h: Float[Array, "B Q d"], key_range: AnyKeyRange) -> Float[Array, "B Q d"]:
-        """(B, Q, d) to (B, Q, d)."""
+        """Maps (B, Q, d) to (B, Q, d)."""
         epsilon = self.config.norm_eps
         x = RMSNorm(epsilon, name="attention_norm")(h)
         heads, width = self.num_heads, h.shape[-1]
@@ -295,7 +295,7 @@ class CrossAttention(nn.Module):
         memory: Float[Array, "B K d"] | None,
         key_range: AnyKeyRange,
     ) -> Float[Array, "B Q d"]:
-        """h (B, Q, d), memory (B, K, d) to (B, Q, d); without a memory, all is in the cache."""
+        """Maps h (B, Q, d), memory (B, K, d) to (B, Q, d); without memory, the cache has it."""
         residual = 2 * h if self.config.cross_residual == "double" else h
         memory = None if memory is None else self.memory_norm(memory)
         return residual + self.attention(self.query_norm(h), memory, key_range)
@@ -304,7 +304,7 @@ class CrossAttention(nn.Module):
     def keys_values(
         self, memory: Float[Array, "B K d"]
     ) -> tuple[Float[Array, "B K H D"], Float[Array, "B K H D"]]:
-        """What queries will read of memory (B, K, d): keys and values (B, K, H, D)."""
+        """Returns what queries will read of memory (B, K, d): keys and values (B, K, H, D)."""
         return self.attention.keys_values(self.memory_norm(memory))
 
 
@@ -331,7 +331,7 @@ class TransformerLayers(nn.Module):
         memory: Float[Array, "B K d"] | None = None,
         memory_range: AnyKeyRange | None = None,
     ) -> Float[Array, "B Q d"]:
-        """h (B, Q, d), memory (B, K, d) to (B, Q, d); without a memory, all is in the cache."""
+        """Maps h (B, Q, d), memory (B, K, d) to (B, Q, d); without memory, the cache has it."""
         layer = remat_layer(_ScannedLayer, self.config.remat)
         stack = nn.scan(
             layer,
@@ -368,7 +368,7 @@ class _ScannedLayer(nn.Module):
 
 
 def padded_vocabulary_init(stddev: float, vocab_size: int, axis: int) -> Initializer:
-    """`truncated_normal` with zeros at the ids from `vocab_size` on, which pad `axis`.
+    """Returns `truncated_normal` with zeros at the ids from `vocab_size` on, which pad `axis`.
 
     Their gradients are zero, so they stay zero, and checkpoint formats without them lose nothing.
     """
@@ -391,7 +391,7 @@ class Embedding(nn.Module):
     @nn.compact
     @check_shapes
     def __call__(self, tokens: Int32[Array, "B N"]) -> Float[Array, "B N d"]:
-        """(B, N) int32 to (B, N, features)."""
+        """Maps (B, N) int32 to (B, N, features)."""
         init = nn.with_logical_partitioning(
             padded_vocabulary_init(self.features**-0.5, self.vocab_size, axis=0),
             ("vocab", "embed"),

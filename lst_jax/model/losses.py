@@ -30,7 +30,7 @@ def token_nll(
     vocab_size: int,
     chunk_size: int = CHUNK,
 ) -> Float32[Array, "B N"]:
-    """Negative log-likelihood of each target; logits exist for `chunk_size` tokens at most.
+    """Returns the negative log-likelihood of each target; `chunk_size` tokens' logits at a time.
 
     Under a mesh (`sharding.mesh_context`) rows and vocabulary lie where the rules say, and the
     chunk is one of each device's tokens.
@@ -56,7 +56,7 @@ def _nll(hidden: Array, kernel: Array, targets: Array, vocab_size: int, chunk: i
 def _forward(
     hidden: Array, kernel: Array, targets: Array, vocab_size: int, chunk: int
 ) -> tuple[Array, tuple[Array, ...]]:
-    """The loss, and what the backward pass needs, the log of each token's normalizer included."""
+    """Returns the loss and what the backward pass needs, each token's normalizer included."""
     local = functools.partial(_local_forward, vocab_size=vocab_size, chunk=chunk)
     run = _over_mesh(local, ("rows", "columns", "rows"), ("rows", "rows"))
     nll, normalizer = run(hidden, kernel, targets)
@@ -78,7 +78,7 @@ _nll.defvjp(_forward, _backward)
 def _over_mesh(
     function: Callable[..., tuple[Array, Array]], inputs: Sequence[str], outputs: Sequence[str]
 ) -> Callable[..., tuple[Array, Array]]:
-    """`function` on each device's part where a mesh of several devices is set.
+    """Runs `function` on each device's part where a mesh of several devices is set.
 
     Args:
       function: of arrays; takes by name the mesh axes that rows and columns lie on.
@@ -162,20 +162,20 @@ def _local_backward(
 
 
 def _column_ids(kernel: Array, vocab_axes: tuple[str, ...]) -> Array:
-    """(v,) vocabulary ids of a device's columns."""
+    """Returns (v,) vocabulary ids of a device's columns."""
     width = kernel.shape[1]
     first = jax.lax.axis_index(vocab_axes) * width if vocab_axes else 0
     return first + jnp.arange(width, dtype=jnp.int32)
 
 
 def _scores(h: Array, kernel: Array, columns: Array, vocab_size: int) -> Array:
-    """float32 logits (c, v), -inf where a column is padding."""
+    """Returns float32 logits (c, v), -inf where a column is padding."""
     scores = jnp.matmul(h, kernel, preferred_element_type=jnp.float32)
     return jnp.where(columns < vocab_size, scores, -jnp.inf)
 
 
 def _split(x: Array, chunk: int) -> Array:
-    """(b, N, …) to (chunks, c, …), c = min(chunk, b * N), zeros after the last token."""
+    """Maps (b, N, …) to (chunks, c, …), c = min(chunk, b * N), zeros after the last token."""
     x = x.reshape(-1, *x.shape[2:])
     chunk = min(chunk, len(x))
     x = jnp.pad(x, ((0, -len(x) % chunk), *((0, 0),) * (x.ndim - 1)))
@@ -183,6 +183,6 @@ def _split(x: Array, chunk: int) -> Array:
 
 
 def _join(x: Array, shape: tuple[int, ...]) -> Array:
-    """The inverse of `_split`."""
+    """Returns the inverse of `_split`."""
     x = x.reshape(-1, *x.shape[2:])
     return x[: shape[0] * shape[1]].reshape(shape)

@@ -56,7 +56,7 @@ class LatentSpeechTextTransformer(nn.Module):
     def run_tokens(
         self, tokens: Int32[Array, "B N"], patch_ids: Int32[Array, "B N"], ranges: LSTKeyRanges
     ) -> dict[str, Float[Array, "B _ _"]]:
-        """Tokens and their patches, each (B, N) int32, to what `__call__` returns."""
+        """Maps tokens and their patches, each (B, N) int32, to what `__call__` returns."""
         states, latents = self.encoder(tokens, patch_ids, ranges)
         patches = self.global_transformer(latents, ranges.global_self)
         hidden = self.decoder(states, patches, ranges)
@@ -108,7 +108,7 @@ class TokenTransformer(nn.Module):
     def run_tokens(
         self, tokens: Int32[Array, "B Q"], key_range: AnyKeyRange
     ) -> Float[Array, "B Q D"]:
-        """Tokens (B, Q) to normalized states (B, Q, D)."""
+        """Maps tokens (B, Q) to normalized states (B, Q, D)."""
         return self.norm(self.transformer(self.embedding(tokens), key_range))
 
 
@@ -123,7 +123,7 @@ def _declare_output(module: nn.Module, width: int) -> None:
 
 
 def build_model(config: ModelConfig) -> LatentSpeechTextTransformer | TokenTransformer:
-    """The module of a configuration.
+    """Returns the module of a configuration.
 
     Raises:
       ValueError: `config` is of neither kind.
@@ -136,7 +136,7 @@ def build_model(config: ModelConfig) -> LatentSpeechTextTransformer | TokenTrans
 
 
 def output_kernel(params: Mapping[str, Any]) -> Float[Array, "d V"]:
-    """The output projection (width, padded vocabulary) of either model's parameters."""
+    """Returns the output projection (width, padded vocabulary) of either model's parameters."""
     return params["output_kernel"]
 
 
@@ -150,7 +150,7 @@ def hidden_states(model: nn.Module, params: Any, batch: Batch) -> Float[Array, "
 def logits(
     hidden: Float[Array, "*b d"], kernel: Float[Array, "d V"], vocab_size: int
 ) -> Float32[Array, "*b n"]:
-    """Next-token logits.
+    """Returns next-token logits.
 
     Args:
       hidden: (…, width) of a model's outputs.
@@ -166,7 +166,7 @@ def logits(
 
 @functools.lru_cache(maxsize=32)  # the trace of a model takes seconds, and many ask for it
 def abstract_params(config: ModelConfig) -> Any:
-    """Shapes and dtypes of the parameters, boxed with their logical axes; nothing is computed."""
+    """Returns shapes and dtypes of the parameters, boxed with logical axes; computes nothing."""
     model = build_model(config)
     key = jax.ShapeDtypeStruct((2,), jnp.uint32)
     with no_mesh():
@@ -174,7 +174,7 @@ def abstract_params(config: ModelConfig) -> Any:
 
 
 def count_parameters(config: ModelConfig) -> int:
-    """Number of parameters of a configuration, without the padding of the vocabulary."""
+    """Counts the parameters of a configuration, without the padding of the vocabulary."""
     params = nn.unbox(abstract_params(config))
     total = sum(leaf.size for leaf in jax.tree.leaves(params))
     width = output_kernel(params).shape[0]

@@ -48,7 +48,7 @@ class PatchDecoder(nn.Module):
 
     @check_shapes
     def latent_vectors(self, patches: Float[Array, "B P D"]) -> Float[Array, "B Pk d"]:
-        """Patches (B, P, D) to the vectors that tokens read, (B, P * k, d)."""
+        """Maps patches (B, P, D) to the vectors that tokens read, (B, P * k, d)."""
         config = self.config
         if config.dim_global != config.dim_local:
             patches = self.patch_projection(patches)
@@ -62,5 +62,5 @@ class PatchDecoder(nn.Module):
         token_self: AnyKeyRange,
         decoder_cross: AnyKeyRange,
     ) -> Float[Array, "B Q d"]:
-        """Token states (B, Q, d) to normalized ones; without a memory, all is in the cache."""
+        """Maps token states (B, Q, d) to normalized ones; without a memory, all is in the cache."""
         return self.norm(self.transformer(h, token_self, memory, decoder_cross))

@@ -79,7 +79,7 @@ class PatchEncoder(nn.Module):
     def encode_token(
         self, tokens: Int32[Array, "B 1"], token_self: AnyKeyRange
     ) -> Float[Array, "B 1 d"]:
-        """One token (B, 1) to its state (B, 1, d), earlier ones being in the cache.
+        """Maps one token (B, 1) to its state (B, 1, d), earlier ones in the cache.
 
         Sows what the patches will read of it.
         """
@@ -94,18 +94,18 @@ class PatchEncoder(nn.Module):
     def encode_patch(
         self, pooled: Float[Array, "B 1 d"], encoder_cross: AnyKeyRange
     ) -> Float[Array, "B k d"]:
-        """One pooled patch (B, 1, d) to its latent vectors (B, k, d), tokens being in the cache."""
+        """Maps one pooled patch (B, 1, d) to latent vectors (B, k, d), its tokens in the cache."""
         z = self._initial_queries(pooled)
         for cross in self.cross_attentions:
             z = cross(z, None, encoder_cross)
         return z
 
     def _later_layers(self) -> Iterator[tuple[nn.Module, nn.Module]]:
-        """The layers after the one whose states are pooled, each with its cross-attention."""
+        """Returns the layers after the pooled one, each with its cross-attention."""
         return zip(self.layers[self.first_read + 1 :], self.cross_attentions[1:], strict=True)
 
     def _pooled_states(self, tokens: Array, token_self: AnyKeyRange) -> Array:
-        """Tokens (B, N) to the states that queries start from, those that are read first."""
+        """Maps tokens (B, N) to the states that queries start from, those that are read first."""
         h = self.embedding(tokens)
         for layer in self.layers[: self.first_read + 1]:
             h = layer(h, token_self)
@@ -113,6 +113,6 @@ class PatchEncoder(nn.Module):
         return h
 
     def _initial_queries(self, pooled: Array) -> Array:
-        """(B, P, d) pooled token states to (B, P * k, d) queries."""
+        """Maps (B, P, d) pooled token states to (B, P * k, d) queries."""
         queries = self.patch_projection(pooled).reshape(pooled.shape[0], -1, pooled.shape[-1])
         return constrain(queries, "batch", "length", "embed_activation")

@@ -25,7 +25,7 @@ def pool_patches(
     patch_end: Int32[Array, "B P"],
     pooling: Pooling,
 ) -> Float[Array, "B P d"]:
-    """Maximum or mean of the hidden states of each patch's own tokens.
+    """Pools the hidden states of each patch's own tokens by maximum or mean.
 
     Args:
       h: (B, N, d) token states.
@@ -44,7 +44,7 @@ def pool_patches(
 
 
 def _segmented_scan(x: Array, ids: Array, combine: Callable[[Array, Array], Array]) -> Array:
-    """Inclusive scan of x (B, N, d) by `combine` that restarts where ids (B, N) change."""
+    """Scans x (B, N, d) inclusively by `combine`, restarting where ids (B, N) change."""
     shift = 1
     while shift < x.shape[1]:
         same = (ids[:, shift:] == ids[:, :-shift])[..., None]
@@ -55,14 +55,14 @@ def _segmented_scan(x: Array, ids: Array, combine: Callable[[Array, Array], Arra
 
 
 def _at_last_token(x: Array, patch_start: Array, patch_end: Array) -> Array:
-    """x (B, N, d) at each patch's last token: (B, P, d), zero where the patch is empty."""
+    """Returns x (B, N, d) at each patch's last token: (B, P, d), zero where the patch is empty."""
     last = jnp.maximum(patch_end - 1, 0)[..., None]
     values = jnp.take_along_axis(x, last, axis=1)
     return jnp.where((patch_end > patch_start)[..., None], values, 0)
 
 
 def _to_tokens(x: Array, patch_ids: Array) -> Array:
-    """Patch values (B, P, d) at every token of the patch: (B, N, d), zero at padding."""
+    """Copies patch values (B, P, d) to every token of the patch: (B, N, d), zero at padding."""
     slots = x.shape[1]
     values = jnp.take_along_axis(x, jnp.minimum(patch_ids, slots - 1)[..., None], axis=1)
     return jnp.where((patch_ids < slots)[..., None], values, 0)
@@ -70,7 +70,7 @@ def _to_tokens(x: Array, patch_ids: Array) -> Array:
 
 @jax.custom_vjp
 def _sum_pool(h: Array, patch_ids: Array, patch_start: Array, patch_end: Array) -> Array:
-    """float32 sums (B, P, d)."""
+    """Returns float32 sums (B, P, d)."""
     total = _segmented_scan(h.astype(jnp.float32), patch_ids, jnp.add)
     return _at_last_token(total, patch_start, patch_end)
 

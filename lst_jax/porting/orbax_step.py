@@ -72,7 +72,7 @@ class OrbaxStep:
         self._block: tuple[tuple[str, ...], int, np.ndarray] | None = None
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor; cheapest in the order of `specs`.
+        """Returns one tensor; cheapest in the order of `specs`.
 
         Raises:
           OSError: the files cannot be read.
@@ -94,7 +94,7 @@ class OrbaxStep:
             raise failure
 
     def _read_layer(self, leaf: tuple[str, ...], layer: int) -> np.ndarray:
-        """One layer of a stacked leaf; those that are stored with it are kept for the next call."""
+        """Returns one layer of a stacked leaf; keeps those stored with it for the next call."""
         if self._block is None or self._block[0] != leaf or not self._holds(layer):
             self._block = None  # before the next one is read, not after
             array = self._arrays[leaf]
@@ -149,7 +149,7 @@ def _open_arrays(
 
 
 def is_orbax_run(path: pathlib.Path) -> bool:
-    """Whether the path is a run's workdir or a step in it."""
+    """Returns whether the path is a run's workdir or a step in it."""
     try:
         find_checkpoint(path)
     except FileNotFoundError:
@@ -241,7 +241,7 @@ class _StreamedLeafHandler(ocp.type_handlers.NumpyHandler):
 
 
 def _array_spec(directory: pathlib.Path, name: str, use_ocdbt: bool) -> dict[str, Any]:
-    """Where a leaf of an Orbax checkpoint is, as a TensorStore spec."""
+    """Returns where a leaf of an Orbax checkpoint is, as a TensorStore spec."""
     files = {"driver": "file", "path": f"{directory}/"}
     if use_ocdbt:
         store = {"driver": "ocdbt", "base": files, "path": f"{name}/"}

@@ -62,12 +62,12 @@ class PublishedTensor:
     layer: int | None
 
     def to_published(self, leaf: np.ndarray) -> np.ndarray:
-        """The tensor, contiguous, from its leaf, or from its layer of a stacked one."""
+        """Returns the tensor, contiguous, from its leaf, or from its layer of a stacked one."""
         values = leaf.T if _is_transposed(self.path) else leaf
         return np.ascontiguousarray(values[tuple(slice(size) for size in self.shape)])
 
     def from_published(self, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """The leaf, or the layer of a stacked one, of `shape`; what pads it is zero."""
+        """Returns the leaf, or the layer of a stacked one, of `shape`; what pads it is zero."""
         values = tensor.T if _is_transposed(self.path) else tensor
         padding = [(0, size - there) for size, there in zip(shape, values.shape, strict=True)]
         return np.pad(values, padding) if np.any(padding) else np.ascontiguousarray(values)
@@ -75,7 +75,7 @@ class PublishedTensor:
 
 @functools.lru_cache(maxsize=16)
 def parameter_shapes(config: ModelConfig) -> Mapping[tuple[str, ...], tuple[int, ...]]:
-    """Shape of every leaf of the parameter tree, by its keys."""
+    """Returns the shape of every leaf of the parameter tree, by its keys."""
     leaves: dict[tuple[str, ...], Any] = flax.traverse_util.flatten_dict(
         nn.unbox(abstract_params(config))
     )
@@ -83,7 +83,7 @@ def parameter_shapes(config: ModelConfig) -> Mapping[tuple[str, ...], tuple[int,
 
 
 def published_tensors(config: ModelConfig) -> list[PublishedTensor]:
-    """Every tensor of a model's PyTorch checkpoint, those of one leaf next to each other."""
+    """Yields every tensor of a model's PyTorch checkpoint, those of one leaf together."""
     names = _lst_names(config) if isinstance(config, LSTConfig) else _baseline_names(config)
     tensors = []
     for path, shape in sorted(parameter_shapes(config).items()):
@@ -99,20 +99,20 @@ def published_tensors(config: ModelConfig) -> list[PublishedTensor]:
 
 
 def _is_transposed(path: tuple[str, ...]) -> bool:
-    """Whether the leaf is a kernel (in, out), which `torch.nn.Linear` has as (out, in)."""
+    """Returns whether the leaf is a kernel (in, out), which `torch.nn.Linear` has as (out, in)."""
     return path[-1] in ("kernel", _OUTPUT)
 
 
 def _published_shape(
     path: tuple[str, ...], shape: tuple[int, ...], config: ModelConfig
 ) -> tuple[int, ...]:
-    """Shape of a tensor from that of its leaf, or of one layer of it."""
+    """Returns the shape of a tensor from that of its leaf, or of one layer of it."""
     shape = shape[::-1] if _is_transposed(path) else shape
     return (config.vocab_size, *shape[1:]) if path[-1] in ("table", _OUTPUT) else shape
 
 
 def tree_from_published(config: ModelConfig, tensors: Mapping[str, np.ndarray]) -> Any:
-    """The parameter tree of a PyTorch checkpoint that is in memory.
+    """Returns the parameter tree of a PyTorch checkpoint that is in memory.
 
     Args:
       config: of the model.
@@ -132,7 +132,7 @@ def tree_from_published(config: ModelConfig, tensors: Mapping[str, np.ndarray]) 
 
 
 def published_from_tree(config: ModelConfig, params: Any) -> dict[str, np.ndarray]:
-    """The tensors of a PyTorch checkpoint from a parameter tree (or its gradients) in memory."""
+    """Returns the tensors of a PyTorch checkpoint from a parameter (or gradient) tree."""
     leaves: dict[tuple[str, ...], Any] = flax.traverse_util.flatten_dict(jax.device_get(params))
     return {
         tensor.name: tensor.to_published(
@@ -143,7 +143,7 @@ def published_from_tree(config: ModelConfig, params: Any) -> dict[str, np.ndarra
 
 
 def _lst_names(config: LSTConfig) -> dict[str, str | list[str]]:
-    """Leaf to the name of its tensor, or to those of its layers; some leaves may be absent."""
+    """Returns, by leaf, the name of its tensor or those of its layers; leaves may be absent."""
     names: dict[str, str | list[str]] = {
         f"encoder/{_EMBEDDING}": "local_encoder.tok_embeddings.weight",
         "encoder/patch_projection/kernel": "local_encoder.patch_embedding_projection.weight",

@@ -83,7 +83,7 @@ class Checkpoint:
         return sum(spec.num_bytes for spec in self.specs.values())
 
     def cast(self, dtype: str) -> Checkpoint:
-        """The same checkpoint in another of `DTYPES`, converted as it is read.
+        """Returns the same checkpoint in another of `DTYPES`, converted as it is read.
 
         Raises:
           ValueError: the dtype is not one of them.
@@ -99,7 +99,7 @@ class Checkpoint:
         return dataclasses.replace(self, specs=specs, read=read)
 
     def with_tokenizer(self, path: str | pathlib.Path) -> Checkpoint:
-        """The same checkpoint, its description naming a tokenizer.
+        """Returns the same checkpoint, its description naming a tokenizer.
 
         Raises:
           OSError: there is no such file.
@@ -200,7 +200,7 @@ def write_checkpoint(
 
 
 def _read_config(folder: pathlib.Path) -> tuple[ModelDescription, int]:
-    """The description and the step of a folder."""
+    """Returns the description and the step of a folder."""
     if (folder / _CONFIG).is_file():
         return exported_from_file(folder / _CONFIG)
     if (folder / _PARAMS).is_file():
@@ -210,7 +210,7 @@ def _read_config(folder: pathlib.Path) -> tuple[ModelDescription, int]:
 
 @contextlib.contextmanager
 def _appearing_whole(output: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A folder to write to, which gets its name at the end and vanishes with an error."""
+    """Returns a folder to write to, which gets its name at the end and vanishes with an error."""
     if output.exists() or output.is_symlink():
         raise FileExistsError(f"{output} is already there; expected a new folder")
     output.parent.mkdir(parents=True, exist_ok=True)

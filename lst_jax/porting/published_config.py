@@ -53,7 +53,7 @@ _TRUE = (
 
 
 def read_params_json(path: pathlib.Path) -> ModelDescription:
-    """The description of a published checkpoint's model.
+    """Returns the description of a published checkpoint's model.
 
     Args:
       path: of `params.json`.
@@ -105,7 +105,7 @@ def _describe(model: Mapping[str, Any], params: Mapping[str, Any]) -> ModelDescr
 
 
 def make_params_json(description: ModelDescription) -> dict[str, Any]:
-    """`params.json` for a model.
+    """Returns `params.json` for a model.
 
     Raises:
       ValueError: the model is not an LST.
@@ -168,7 +168,7 @@ def make_params_json(description: ModelDescription) -> dict[str, Any]:
 
 
 def published_differences(description: ModelDescription) -> list[str]:
-    """In what the published implementation would compute another thing with these parameters."""
+    """Lists where the published implementation computes other things with these parameters."""
     differences = []
     for name, published in PUBLISHED_CONVENTIONS.items():
         value = getattr(description.model, name)
@@ -188,7 +188,7 @@ def published_differences(description: ModelDescription) -> list[str]:
 
 
 def _model_settings(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings under "model"; those of patching may stand under "data" alone.
+    """Returns the settings under "model"; those of patching may stand under "data" alone.
 
     Raises:
       ValueError: what should be an object is none.

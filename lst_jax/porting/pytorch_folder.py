@@ -40,7 +40,7 @@ class PyTorchFolder:
         self.specs = {name: _spec(tensor) for name, tensor in self._tensors.items()}
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor."""
+        """Returns one tensor."""
         tensor = self._tensors[name].detach().contiguous()
         torch = _import_torch()
         if tensor.dtype == torch.bfloat16:
@@ -49,7 +49,7 @@ class PyTorchFolder:
 
 
 def is_pytorch_folder(folder: pathlib.Path) -> bool:
-    """Whether the folder has the file of one."""
+    """Returns whether the folder has the file of one."""
     return (folder / _FILE).is_file()
 
 

@@ -82,7 +82,7 @@ class Differences:
     max_rel_grad_norm_diff: float
 
     def within(self, bounds: Differences) -> bool:
-        """Whether none is above its bound; a number that is not finite is above any."""
+        """Returns whether none is above its bound; a number that is not finite is above any."""
         ours, theirs = dataclasses.astuple(self), dataclasses.astuple(bounds)
         return all(value <= bound for value, bound in zip(ours, theirs, strict=True))
 
@@ -154,7 +154,7 @@ def compare(case: ReferenceCase, attention: str = "auto") -> Differences:
 
 
 def _run(config: LSTConfig, params: Any, batch: Batch) -> tuple[Array, Array, Any]:
-    """Mean loss, logits (B, N, vocabulary), and the gradient of the loss."""
+    """Returns mean loss, logits (B, N, vocabulary), and the gradient of the loss."""
     model = build_model(config)
     weights = batch.loss_weights / jnp.sum(batch.loss_weights)
 
@@ -203,7 +203,7 @@ def _read_config(case: Mapping[str, Any]) -> LSTConfig:
 
 
 def _read_arrays(path: pathlib.Path, vocab_size: int) -> dict[str, np.ndarray]:
-    """The arrays of io.npz, integers as int32."""
+    """Returns the arrays of io.npz, integers as int32."""
     names = ("tokens", "targets", "loss_mask", "patch_lengths", "logits")
     arrays = read_arrays(path, names)
     rows, length = arrays["tokens"].shape
@@ -230,7 +230,7 @@ def _read_arrays(path: pathlib.Path, vocab_size: int) -> dict[str, np.ndarray]:
 
 
 def _make_batch(arrays: Mapping[str, np.ndarray], eos_id: int) -> Batch:
-    """The batch as the reference sees it: an eos ends a document, and nothing is padding."""
+    """Makes the batch as the reference sees it: an eos ends a document, nothing is padding."""
     tokens = arrays["tokens"]
     after_eos = np.cumsum(tokens == eos_id, axis=1, dtype=np.int32) - (tokens == eos_id)
     patch_of = np.stack(

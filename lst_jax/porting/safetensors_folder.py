@@ -56,7 +56,7 @@ class SafetensorsFolder:
             )
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor; its file's pages are let go again.
+        """Returns one tensor; its file's pages are let go again.
 
         Raises:
           ValueError: the file is damaged.
@@ -66,7 +66,7 @@ class SafetensorsFolder:
 
 
 def is_safetensors_folder(folder: pathlib.Path) -> bool:
-    """Whether the folder has the files of one."""
+    """Returns whether the folder has the files of one."""
     return (folder / _SINGLE).is_file() or (folder / _INDEX).is_file()
 
 
@@ -125,7 +125,7 @@ def _open(path: pathlib.Path) -> Iterator[Any]:
 
 
 def _read_index(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """The file of every tensor."""
+    """Returns the file of every tensor."""
     if (folder / _INDEX).is_file() and (folder / _SINGLE).is_file():
         raise ValueError(f"{folder} holds {_SINGLE} and {_INDEX}, two models; expected one of them")
     if not (folder / _INDEX).is_file():

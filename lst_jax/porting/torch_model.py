@@ -173,7 +173,7 @@ class Vocabulary:
         return self.first_unit_id + self.unit_count
 
     def is_unit(self, tokens: np.ndarray) -> np.ndarray:
-        """Bool (T,): which tokens are speech units."""
+        """Returns bool (T,): which tokens are speech units."""
         return (tokens >= self.first_unit_id) & (tokens < self.size)
 
 
@@ -244,7 +244,7 @@ def read_config(folder: str | pathlib.Path) -> Config:
 
 
 def config_from_json(values: Mapping[str, Any]) -> Config:
-    """The configuration that `config.json` holds, from its parsed values.
+    """Returns the configuration that `config.json` holds, from its parsed values.
 
     Raises:
       TypeError: a field is missing or unknown.
@@ -272,7 +272,7 @@ def config_from_json(values: Mapping[str, Any]) -> Config:
 
 
 def _patching_from_json(data: Mapping[str, Any]) -> Patching | None:
-    """Static patching with the settings of `data`: what is not aligned is static at inference."""
+    """Returns static patching with the settings of `data`, aligned ones included."""
     if data.get("patching") is None:
         return None
     settings = _section(data, "patching")
@@ -391,7 +391,7 @@ def make_batch(
 
 
 def _fill_row(documents: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> np.ndarray:
-    """Patched documents one after the other: the four arrays of a row without padding, (4, N)."""
+    """Lays patched documents end to end: the four arrays of a row without padding, (4, N)."""
     empty = np.zeros(0, np.int64)
     tokens = np.concatenate([empty, *(document[0] for document in documents)])
     begins = np.concatenate([empty, *(document[1] for document in documents)])
@@ -409,7 +409,7 @@ def _patch(
     vocabulary: Vocabulary,
     patching: Patching,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A document, and for each of its tokens two Booleans (T,).
+    """Returns a document, and for each of its tokens two Booleans (T,).
 
     `begins` says that the token begins a patch, `complete` that it completes its patch and that
     its own prediction may know that.
@@ -447,7 +447,7 @@ def _static_patches(
 def _aligned_patches(
     tokens: np.ndarray, vocabulary: Vocabulary, lengths: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Patches of the given lengths. No word proves by its own units that it ends."""
+    """Makes patches of the given lengths. No word proves by its own units that it ends."""
     lengths, is_unit = np.asarray(lengths), vocabulary.is_unit(tokens)
     whole = lengths.ndim == 1 and np.issubdtype(lengths.dtype, np.integer)
     if not whole or lengths.min(initial=1) < 1 or lengths.sum() != len(tokens):
@@ -468,7 +468,7 @@ def _aligned_patches(
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-    """Attention in which query i reads the keys j with mask[i, j], scaled by 1/√head width.
+    """Computes attention: query i reads the keys j with mask[i, j], scaled by 1/√head width.
 
     Args:
       queries: (B, H, Q, head width).
@@ -487,7 +487,7 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tenso
 
 
 def rotate(x: Tensor, theta: float) -> Tensor:
-    """Rotary embedding of interleaved pairs (2i, 2i + 1); positions are counted along the row.
+    """Applies the rotary embedding to pairs (2i, 2i + 1); positions count along the row.
 
     Args:
       x: (B, H, L, head width).
@@ -507,7 +507,7 @@ def rotate(x: Tensor, theta: float) -> Tensor:
 
 
 def linear(width_in: int, width_out: int) -> nn.Linear:
-    """A projection without bias."""
+    """Returns a projection without bias."""
     return nn.Linear(width_in, width_out, bias=False)
 
 
@@ -520,7 +520,7 @@ class RMSNorm(nn.Module):
         self.epsilon = epsilon
 
     def forward(self, x: Tensor) -> Tensor:
-        """(…, width) to the same shape and dtype."""
+        """Maps (…, width) to the same shape and dtype."""
         wide = x.float()
         scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.epsilon)
         return (wide * scale * self.weight.float()).to(x.dtype)
@@ -538,11 +538,11 @@ class Projections(nn.Module):
         self.wo = linear(width, width)
 
     def split(self, x: Tensor) -> Tensor:
-        """(B, L, width) to (B, H, L, head width)."""
+        """Maps (B, L, width) to (B, H, L, head width)."""
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
     def merge(self, x: Tensor) -> Tensor:
-        """(B, H, L, head width) to (B, L, width)."""
+        """Maps (B, H, L, head width) to (B, L, width)."""
         return x.transpose(1, 2).flatten(-2)
 
 
@@ -554,7 +554,7 @@ class SelfAttention(Projections):
         self.theta = theta
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x (B, L, width), mask (B, L, L) to (B, L, width)."""
+        """Maps x (B, L, width), mask (B, L, L) to (B, L, width)."""
         queries = rotate(self.split(self.wq(x)), self.theta)
         keys = rotate(self.split(self.wk(x)), self.theta)
         return self.wo(self.merge(attend(queries, keys, self.split(self.wv(x)), mask)))
@@ -570,7 +570,7 @@ class CrossAttention(Projections):
         self.residuals = 2 if config.cross_residual == "double" else 1
 
     def forward(self, h: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
-        """h (B, Q, d), memory (B, K, d), mask (B, Q, K) to (B, Q, d)."""
+        """Maps h (B, Q, d), memory (B, K, d), mask (B, Q, K) to (B, Q, d)."""
         normed, memory = self.cross_attn_norm_q(h), self.cross_attn_norm_kv(memory)
         queries, keys = self.split(self.wq(normed)), self.split(self.wk(memory))
         out = attend(queries, keys, self.split(self.wv(memory)), mask)
@@ -581,7 +581,7 @@ class FeedForward(nn.Module):
     """SwiGLU: `W2 (silu(W1 x) * W3 x)`."""
 
     def __init__(self, width: int, multiple_of: int) -> None:
-        """The hidden width is ⌊8 width / 3⌋, rounded up to a multiple of `multiple_of`."""
+        """Sets the hidden width to ⌊8 width / 3⌋, rounded up to a multiple of `multiple_of`."""
         super().__init__()
         hidden = multiple_of * -(-(8 * width // 3) // multiple_of)
         self.w1 = linear(width, hidden)
@@ -589,7 +589,7 @@ class FeedForward(nn.Module):
         self.w3 = linear(width, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, L, width) to the same."""
+        """Maps (B, L, width) to the same."""
         return self.w2(F.silu(self.w1(x)) * self.w3(x))
 
 
@@ -604,13 +604,13 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(width, config.norm_eps)
 
     def forward(self, h: Tensor, mask: Tensor) -> Tensor:
-        """h (B, L, width), mask (B, L, L) to (B, L, width)."""
+        """Maps h (B, L, width), mask (B, L, L) to (B, L, width)."""
         h = h + self.attention(self.attention_norm(h), mask)
         return h + self.feed_forward(self.ffn_norm(h))
 
 
 def project_logits(hidden: Tensor, output: nn.Linear) -> Tensor:
-    """(B, N, width) to logits (B, N, vocab_size), computed in float32 whatever the dtype is."""
+    """Maps (B, N, width) to logits (B, N, vocab_size), computed in float32 for every dtype."""
     return F.linear(hidden.float(), output.weight.float())
 
 
@@ -634,7 +634,7 @@ class Masks(NamedTuple):
 
 
 def causal_mask(documents: Tensor, window: int | None = None) -> Tensor:
-    """A position reads itself and those before it, of its document, at most `window` in all.
+    """Lets a position read itself and those before it in its document, `window` in all.
 
     Args:
       documents: (B, L), the document of each position; 0 is padding, which reads nothing.
@@ -657,7 +657,7 @@ def make_masks(
     num_patches: int,
     config: LSTConfig,
 ) -> Masks:
-    """The masks of the model's four attentions.
+    """Returns the masks of the model's four attentions.
 
     Args:
       document_ids, patch_ids, visible_patch: (B, N), see `Batch`.
@@ -697,7 +697,7 @@ def make_masks(
 
 
 def pool_patches(h: Tensor, patch_ids: Tensor, num_patches: int, pooling: str) -> Tensor:
-    """Maximum or mean, in float32, of the token states of each patch.
+    """Pools the token states of each patch by maximum or mean, in float32.
 
     Args:
       h: (B, N, d).
@@ -735,7 +735,7 @@ class PatchEncoder(nn.Module):
     def forward(
         self, tokens: Tensor, patch_ids: Tensor, num_patches: int, masks: Masks
     ) -> tuple[Tensor, Tensor]:
-        """tokens, patch_ids (B, N) to token states (B, N, d) and latent vectors (B, P k, d)."""
+        """Maps tokens and patch_ids (B, N) to states (B, N, d) and latent vectors (B, P k, d)."""
         h, latents = self.tok_embeddings(tokens), None
         first_read = len(self.layers) - len(self.cross_attn_layers)
         for index, layer in enumerate(self.layers):
@@ -756,7 +756,7 @@ class GlobalTransformer(nn.Module):
     """Causal transformer over the patches of each document."""
 
     def __init__(self, config: LSTConfig) -> None:
-        """Patches are projected where their k latent vectors are not D wide together."""
+        """Adds a projection where the k latent vectors are not D wide together."""
         super().__init__()
         width = config.dim_global
         self.patch_width = config.latent_vectors_per_patch * config.dim_local
@@ -768,7 +768,7 @@ class GlobalTransformer(nn.Module):
         )
 
     def forward(self, latents: Tensor, mask: Tensor) -> Tensor:
-        """latents (B, P k, d), mask (B, P, P) to (B, P, D); no final norm."""
+        """Maps latents (B, P k, d), mask (B, P, P) to (B, P, D); no final norm."""
         g = latents.reshape(latents.shape[0], -1, self.patch_width)
         if self.token_embedding_projection is not None:
             g = self.token_embedding_projection(g)
@@ -781,7 +781,7 @@ class PatchDecoder(nn.Module):
     """Token states read the visible patches before every block, then predict the next token."""
 
     def __init__(self, config: LSTConfig) -> None:
-        """Where D = d a patch is its latent vector, without a projection."""
+        """Adds a projection unless D = d, where a patch is its latent vector."""
         super().__init__()
         width, layers = config.dim_local, config.num_layers_decoder
         self.patch_embedding_projection = (
@@ -797,7 +797,7 @@ class PatchDecoder(nn.Module):
         self.output = linear(width, config.vocab_size)
 
     def forward(self, h: Tensor, patches: Tensor, masks: Masks) -> Tensor:
-        """h (B, N, d), patches (B, P, D) to logits (B, N, vocab_size) float32."""
+        """Maps h (B, N, d), patches (B, P, D) to logits (B, N, vocab_size) float32."""
         if self.patch_embedding_projection is not None:
             patches = self.patch_embedding_projection(patches)
         memory = patches.reshape(h.shape[0], -1, h.shape[2])
@@ -862,7 +862,7 @@ class TokenTransformer(nn.Module):
 
 
 def build_model(config: ModelConfig) -> LatentSpeechTextTransformer | TokenTransformer:
-    """The module of a configuration."""
+    """Returns the module of a configuration."""
     if isinstance(config, LSTConfig):
         return LatentSpeechTextTransformer(config)
     return TokenTransformer(config)
@@ -876,7 +876,7 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
 ) -> LatentSpeechTextTransformer | TokenTransformer:
-    """The model of an exported folder; memory holds its parameters once.
+    """Returns the model of an exported folder; memory holds its parameters once.
 
     Args:
       folder: `config.json` beside `model.safetensors`, or `model.safetensors.index.json` and its
@@ -910,7 +910,7 @@ def load_model(
 
 
 def _tensor_shapes(file: pathlib.Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors in a file, by name; none is read."""
+    """Returns shapes of the tensors in a file, by name; none is read."""
     with _naming(file):
         if file.suffix == ".pth":
             return {name: tuple(tensor.shape) for name, tensor in _consolidated(file).items()}
@@ -920,7 +920,7 @@ def _tensor_shapes(file: pathlib.Path) -> dict[str, tuple[int, ...]]:
 
 
 def _read_tensor(file: pathlib.Path, name: str) -> Tensor:
-    """One tensor of a file, mapped from it until it is copied."""
+    """Returns one tensor of a file, mapped from it until it is copied."""
     # The file is opened for each: as long as it is open, what was read of it counts as memory.
     with _naming(file):
         if file.suffix == ".pth":
@@ -930,7 +930,7 @@ def _read_tensor(file: pathlib.Path, name: str) -> Tensor:
 
 
 def _consolidated(file: pathlib.Path) -> dict[str, Tensor]:
-    """The tensors of a `consolidated.pth`, mapped; a pickle that would run code is refused."""
+    """Returns the tensors of a `consolidated.pth`, mapped; refuses a pickle that runs code."""
     content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     tensors = content.get("model") if isinstance(content, dict) else None
     if not isinstance(tensors, dict) or not all(map(torch.is_tensor, tensors.values())):
@@ -952,7 +952,7 @@ def _naming(file: pathlib.Path) -> Iterator[None]:
 
 
 def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The files that hold a folder's parameters."""
+    """Returns the files that hold a folder's parameters."""
     index = folder / "model.safetensors.index.json"
     files = [index, folder / "model.safetensors", folder / "consolidated.pth"]
     names = [file.name for file in files if file.is_file()]
@@ -979,7 +979,7 @@ def _check_sums(folder: pathlib.Path, files: Sequence[pathlib.Path]) -> None:
 
 
 def _shards(index: pathlib.Path) -> list[pathlib.Path]:
-    """The files that an index names."""
+    """Returns the files that an index names."""
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         good = all(pathlib.PurePath(name).name == name for name in names)
@@ -1028,19 +1028,19 @@ class Tokenizer:
         _require(same, "tokenizer", path, f"the file of SHA-256 {config.tokenizer_fingerprint}")
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text whose first word reads as after a space."""
+        """Returns ids of a text whose first word reads as after a space."""
         adds_space = self._model.encode("a", out_type=str)[0].startswith("\u2581")
         return self._model.encode(text if adds_space else " " + text)
 
     def piece(self, index: int) -> str:
-        """A piece as it reads."""
+        """Returns a piece as it reads."""
         return repr(self._model.id_to_piece(index).replace("\u2581", " "))
 
 
 def make_prompt(
     segments: Sequence[tuple[str, Any]], vocabulary: Vocabulary, tokenizer: Tokenizer | None
 ) -> np.ndarray:
-    """bos and the segments, each led by its mode token.
+    """Returns bos and the segments, each led by its mode token.
 
     Args:
       segments: `("text", str)` and `("units", list[int])`.
@@ -1067,7 +1067,7 @@ def make_prompt(
 
 
 def describe_token(index: int, vocabulary: Vocabulary, tokenizer: Tokenizer | None) -> str:
-    """A token for a reader: `unit 17`, `<s>`, a text piece, …"""
+    """Returns a token for a reader: `unit 17`, `<s>`, a text piece, …"""
     names = {
         vocabulary.bos_id: "<bos>",
         vocabulary.eos_id: "<eos>",

@@ -184,11 +184,11 @@ class Hook(Protocol):
     """Is told of every step."""
 
     def before_step(self, step: int) -> None:
-        """Is called before update `step` (1, 2, …) is given to the devices."""
+        """Runs before update `step` (1, 2, …) is given to the devices."""
         ...
 
     def after_step(self, step: int, state: TrainState) -> None:
-        """Is called after update `step` was given to the devices, which may still compute it.
+        """Runs after update `step` was given to the devices, which may still compute it.
 
         Args:
           step: updates made.
@@ -197,5 +197,5 @@ class Hook(Protocol):
         ...
 
     def close(self) -> None:
-        """Is called when the run ends, in whatever way."""
+        """Runs when the run ends, in whatever way."""
         ...

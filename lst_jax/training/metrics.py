@@ -81,7 +81,7 @@ class Progress:
         self.window["pause_seconds"] = self.window.get("pause_seconds", 0) + seconds
 
     def take_record(self, step: int, context: RateContext) -> Record:
-        """The record of the steps since the last one, which ends the window.
+        """Returns the record of the steps since the last one, which ends the window.
 
         Args:
           step: updates made.

@@ -106,7 +106,7 @@ def make_train_step(
     nll_sums = _nll_sums_function(config, first_unit_id)
 
     def loss(params: Any, batch: Batch, weight: Array) -> tuple[Array, Sums]:
-        """This microbatch's share of the batch's mean loss; `weight` is the whole batch's."""
+        """Returns this microbatch's share of the mean loss; `weight` is the whole batch's."""
         sums = nll_sums(params, batch)
         return (sums["text_nll"] + sums["speech_nll"]) / weight, sums
 
@@ -209,7 +209,7 @@ def _nll_sums_function(config: ModelConfig, first_unit_id: int) -> LossSums:
 
 
 def batch_sums(batch: Batch, first_unit_id: int) -> Sums:
-    """What a batch holds.
+    """Returns what a batch holds.
 
     Args:
       batch: of B rows.
@@ -240,7 +240,7 @@ def batch_sums(batch: Batch, first_unit_id: int) -> Sums:
 
 
 def _microbatches(batch: Batch, count: int) -> Batch:
-    """Arrays (B, …) as (count, B / count, …); microbatch m has the rows b ≡ m mod count.
+    """Splits arrays (B, …) into (count, B / count, …); microbatch m has rows b ≡ m mod count.
 
     Rows that are a device's own before are its own after, so nothing moves.
     """

@@ -79,10 +79,10 @@ class ConsoleWriter:
         self._stream.flush()
 
     def flush(self) -> None:
-        """Every line is flushed when it is written."""
+        """Does nothing: every line is flushed when it is written."""
 
     def close(self) -> None:
-        """The stream is not this writer's."""
+        """Does nothing: the stream is not this writer's."""
 
 
 class JsonlWriter:
@@ -116,7 +116,7 @@ class JsonlWriter:
             raise
 
     def flush(self) -> None:
-        """Every line is flushed when it is written."""
+        """Does nothing: every line is flushed when it is written."""
 
     def close(self) -> None:
         """Closes the file."""
@@ -220,7 +220,7 @@ class WandbWriter:
         self._run.log(dict(_scalars(record)), step=record["step"])
 
     def flush(self) -> None:
-        """The service's own process sends what is logged, also when this one has ended."""
+        """Does nothing: the service's process sends what is logged, also after this one ended."""
 
     def close(self) -> None:
         """Ends the run's session."""

@@ -91,7 +91,7 @@ class LSTCache(NamedTuple):
 
 
 def _sown_by_encoder(sown: Mapping[str, Any]) -> EncoderCache:
-    """What the encoder has sown; its modules are numbered by their depth."""
+    """Returns what the encoder has sown; its modules are numbered by their depth."""
     encoder = sown["encoder"]
 
     def numbered(kind: str) -> tuple[KeysValues, ...]:
@@ -106,7 +106,7 @@ def _depth(name: str) -> int:
 
 
 def _sown_by_layers(sown: Mapping[str, Any], module: str, attention: str = "block") -> KeysValues:
-    """What an attention in the stack of layers of the global transformer or the decoder sowed."""
+    """Returns what attention in the stacked layers of a transformer sowed."""
     return KeysValues.of(sown[module]["transformer"]["layers"][attention])
 
 
@@ -288,7 +288,7 @@ class LSTDecoder:
     def _fill(
         self, sown: Mapping[str, Any], capacity: int, length: Array, complete: Array
     ) -> LSTCache:
-        """The rings after prompts of `length` (B,) tokens and `complete` (B,) patches.
+        """Returns the rings after prompts of `length` (B,) tokens and `complete` (B,) patches.
 
         A patch that is begun and not complete is in no ring of patches: it runs, from the rings of
         tokens, when it is known where it ends.
@@ -318,7 +318,7 @@ class LSTDecoder:
         return self.model.config.latent_vectors_per_patch
 
     def _token_self(self, length: Array) -> KeyRange:
-        """What the last of `length` (B,) tokens reads, (B, 1)."""
+        """Returns what the last of `length` (B,) tokens reads, (B, 1)."""
         first = jnp.maximum(length - self.model.config.local_window, 0)
         return KeyRange(first[:, None], length[:, None])
 
@@ -329,7 +329,7 @@ class LSTDecoder:
         own: KeyRange,
         window: KeyRange,
     ) -> Array:
-        """Latent vectors (B, k, d) that the decoder reads of patch number `patch` (B,).
+        """Returns the latent vectors (B, k, d) that the decoder reads of patch number `patch` (B,).
 
         Args:
           model: bound.
@@ -355,5 +355,5 @@ class LSTDecoder:
 
 
 def _take(ring_of_rows: Array, index: Array) -> Array:
-    """One item (B,) of each row's ring (B, C)."""
+    """Returns one item (B,) of each row's ring (B, C)."""
     return ring.take(ring_of_rows, index[:, None])[:, 0]

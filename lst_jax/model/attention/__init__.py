@@ -62,7 +62,7 @@ def attend(
     key_range: KeyRange,
     backend: str = "blocked",
 ) -> Float[Array, "B Q H D"]:
-    """Softmax attention in which query i reads the keys of its range, scaled by 1/sqrt(D).
+    """Computes softmax attention: query i reads the keys of its range, scaled by 1/sqrt(D).
 
     Under a mesh (`sharding.mesh_context`) each device runs the backend on the rows and heads that
     the rules give it; attention needs no communication between them.
@@ -98,12 +98,12 @@ def attend(
 
 
 def best_backend(platform: str) -> str:
-    """The backend that "auto" stands for on a platform, such as "cpu", "gpu" or "tpu"."""
+    """Returns the backend that "auto" stands for on a platform, such as "cpu", "gpu" or "tpu"."""
     return _BEST.get(platform, "blocked")
 
 
 def _over_mesh(attention: _Attention) -> _Attention:
-    """`attention` on each device's rows and heads where a mesh of several devices is set."""
+    """Runs `attention` on each device's rows and heads where a mesh of several is set."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return attention

@@ -38,7 +38,7 @@ def blocked_attention(
     v: Float[Array, "B K H D"],
     key_range: KeyRange,
 ) -> Float[Array, "B Q H D"]:
-    """Interval attention by blocks; see the module's docstring.
+    """Computes interval attention by blocks; see the module's docstring.
 
     Args:
       q: (B, Q, H, D).
@@ -63,7 +63,7 @@ def _add_block(x: Array, block: Array, index: Array) -> Array:
 
 
 def _scores(q: Array, k: Array, start: Array, end: Array, index: Array) -> tuple[Array, Array]:
-    """Scaled float32 scores (H, q, k) and the mask (q, k) of one pair of blocks."""
+    """Returns scaled float32 scores (H, q, k) and the mask (q, k) of one pair of blocks."""
     keys = index * k.shape[1] + jnp.arange(k.shape[1], dtype=jnp.int32)
     mask = (start[:, None] <= keys) & (keys < end[:, None])
     return _einsum("hqd,hkd->hqk", q, k) * q.shape[-1] ** -0.5, mask
@@ -77,7 +77,7 @@ def _attention(q: Array, k: Array, v: Array, start: Array, end: Array) -> Array:
 def _forward(
     q: Array, k: Array, v: Array, start: Array, end: Array
 ) -> tuple[Array, tuple[Array, ...]]:
-    """Output like q and what the backward pass needs, log-sum-exp (blocks, H, q) included.
+    """Returns output like q and what the backward pass needs, log-sum-exp included.
 
     Args:
       q, k, v: (blocks, H, size, D).

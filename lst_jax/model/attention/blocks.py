@@ -48,7 +48,7 @@ def end_to_end(
 
 @check_shapes
 def split_blocks(x: Float[Array, "B L H D"], size: int) -> Float[Array, "n H m D"]:
-    """(B, L, H, D) to blocks of the rows laid end to end, heads apart: (blocks, H, size, D)."""
+    """Maps (B, L, H, D) to blocks of the rows end to end, heads apart: (blocks, H, size, D)."""
     x = end_to_end(x, size)
     return jnp.swapaxes(x.reshape(-1, size, *x.shape[1:]), 1, 2)
 
@@ -94,7 +94,7 @@ def by_blocks(
 def output_products(
     out: Float[Array, "*b D"], d_out: Float[Array, "*b D"]
 ) -> Float32[Array, " *b"]:
-    """The inner product of each output (…, D) with its cotangent, (…) float32.
+    """Returns the inner product of each output (…, D) with its cotangent, (…) float32.
 
     The derivative of a softmax subtracts from the gradient of each weight the mean of all of them,
     weighted: Σ_j w_j (d_out · v_j) = d_out · Σ_j w_j v_j = d_out · out. So it is known before the
@@ -132,7 +132,7 @@ def end_to_end_ranges(
 
 
 def key_spans(key_range: KeyRange, query_block: int, key_block: int) -> Spans:
-    """The key blocks that each block of queries reads; an empty span where it reads nothing.
+    """Returns the key blocks that each block of queries reads; an empty span for none.
 
     Args:
       key_range: start and end of queries end to end, each (Q,) int32.
@@ -149,12 +149,12 @@ def key_spans(key_range: KeyRange, query_block: int, key_block: int) -> Spans:
 def spans_of_blocks(
     start: Int32[Array, "n Q"], end: Int32[Array, "n Q"], k: Float[Array, "m H K D"]
 ) -> Spans:
-    """`key_spans` of ranges (blocks, q) and keys (blocks, H, k, D), all end to end."""
+    """Returns `key_spans` of ranges (blocks, q) and keys (blocks, H, k, D), all end to end."""
     return key_spans(KeyRange(start.reshape(-1), end.reshape(-1)), start.shape[1], k.shape[2])
 
 
 def query_spans(spans: Spans, num_key_blocks: int) -> Spans:
-    """The query blocks that read each key block, from the key blocks that each query block reads.
+    """Returns the query blocks that read each key block, the inverse of `key_spans`.
 
     Blocks of queries that read nothing may lie inside a span.
     """

@@ -16,7 +16,7 @@ def dense_attention(
     v: Float[Array, "B K H D"],
     key_range: KeyRange,
 ) -> Float[Array, "B Q H D"]:
-    """Interval attention through a full score matrix; O(Q K) time and memory.
+    """Computes interval attention through a full score matrix; O(Q K) time and memory.
 
     Args:
       q: (B, Q, H, D).

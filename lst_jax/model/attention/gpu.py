@@ -38,7 +38,7 @@ def gpu_attention(
     v: Float[Array, "B K H D"],
     key_range: KeyRange,
 ) -> Float[Array, "B Q H D"]:
-    """Interval attention by this card's best kernel, or by XLA where no kernel serves.
+    """Computes interval attention by this card's best kernel, or by XLA where none serves.
 
     Args:
       q: (B, Q, H, D).
@@ -81,7 +81,7 @@ def best_kernel(dtype: str, width: int, gpu: Target) -> str | None:
 
 
 def _why_not(kernel: str, dtype: str, width: int, gpu: Target) -> str | None:
-    """Why a kernel does not serve, in at most one line; None if it does."""
+    """Returns why a kernel does not serve, in at most one line; None if it does."""
     try:
         module = importlib.import_module(f"lst_jax.model.attention.{kernel}")
         reason = module.unsupported(dtype, width, gpu.capability)

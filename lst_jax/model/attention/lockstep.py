@@ -41,7 +41,7 @@ def lockstep_attention(
     v: Float[Array, "B K H D"],
     key_range: KeyRange,
 ) -> Float[Array, "B Q H D"]:
-    """Interval attention by blocks in lock step; see the module's docstring.
+    """Computes interval attention by blocks in lock step; see the module's docstring.
 
     Args:
       q: (B, Q, H, D).
@@ -56,7 +56,7 @@ def lockstep_attention(
 
 
 def _turn(spans: Spans, turn: Array, num_blocks: int) -> tuple[Array, Array]:
-    """The block of each span that is due in a turn, (blocks,), and whether there is one."""
+    """Returns the block of each span that is due in a turn, (blocks,), and whether there is one."""
     index = spans.first + turn
     return jnp.minimum(index, num_blocks - 1), index < spans.last
 
@@ -68,7 +68,7 @@ def _turns(spans: Spans) -> Array:
 def _scores(
     q: Array, k: Array, ranges: tuple[Array, Array], key_block: Array, due: Array
 ) -> tuple[Array, Array]:
-    """Scaled float32 scores (blocks, H, q, k), and which are read (blocks, 1, q, k).
+    """Returns scaled float32 scores (blocks, H, q, k), and which are read (blocks, 1, q, k).
 
     Args:
       q: (blocks, H, q, D).
@@ -90,7 +90,7 @@ def _attention(q: Array, k: Array, v: Array, start: Array, end: Array) -> Array:
 def _forward(
     q: Array, k: Array, v: Array, start: Array, end: Array
 ) -> tuple[Array, tuple[Array, ...]]:
-    """Output like q and what the backward pass needs, log-sum-exp (blocks, H, q) included."""
+    """Returns output like q and what the backward pass needs, log-sum-exp included."""
     spans = spans_of_blocks(start, end, k)
 
     def step(turn: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:

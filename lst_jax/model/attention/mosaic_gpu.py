@@ -16,6 +16,8 @@ Who touches shared memory, and when:
 - Blocks pass through slots. Copies into a slot arrive at its barrier `ready`, which both computing
   warpgroups await. Each of their threads arrives at the slot's barrier `free` once its products and
   loads from the slot have ended; the copying warpgroup awaits that before it fills the slot again.
+
+The file is over 500 lines since the kernels keep one protocol of slots and are read side by side.
 """
 
 from __future__ import annotations
@@ -148,7 +150,7 @@ def mosaic_gpu_attention(
     v: Float[Array, "B K H D"],
     key_range: KeyRange,
 ) -> Float[Array, "B Q H D"]:
-    """Interval attention on a Hopper GPU; elsewhere the same kernels run in Pallas's interpreter.
+    """Computes interval attention on a Hopper GPU; elsewhere Pallas's interpreter runs the kernels.
 
     Args:
       q: (B, Q, H, D), bfloat16 or float16.
@@ -292,7 +294,7 @@ def _take(items: Any, count: int) -> list[Any]:
 
 
 def _shared(shape: tuple[int, int], like: Any) -> Any:
-    """Shared memory for `shape` positions of an array, those of one head."""
+    """Allocates shared memory for `shape` positions of one head of an array."""
     if like.ndim < 3:
         return plgpu.SMEM(shape, like.dtype)
     return plgpu.SMEM((*shape, like.shape[-1]), like.dtype, transforms=_TILED)
@@ -303,7 +305,7 @@ def _barriers(count: int, arrivals: int) -> Any:
 
 
 def _stream(arrays: Sequence[Array], size: int) -> _Stream:
-    """What a `_Stream` is allocated from, for blocks of `size` positions; a matrix leads."""
+    """Returns what to allocate a `_Stream` from, for blocks of `size` positions; a matrix leads."""
     matrix = arrays[0]
     bytes_of_block = size * matrix.shape[-1] * matrix.dtype.itemsize
     slots = max(_FEWEST_SLOTS, _STREAM_BYTES // bytes_of_block)
@@ -312,7 +314,7 @@ def _stream(arrays: Sequence[Array], size: int) -> _Stream:
 
 
 def _part(ref: Any, rows: Any, head: Array) -> Any:
-    """The rows of a head in global memory."""
+    """Returns the rows of a head in global memory."""
     return ref.at[{1: (rows,), 2: (head, rows), 3: (rows, head)}[len(ref.shape)]]
 
 
@@ -371,7 +373,7 @@ def _store(values: Sequence[Array], buffers: Sequence[Any], targets: Sequence[An
 
 
 def _products(*pairs: tuple[Any, Any]) -> list[Any]:
-    """Each `a` times the transpose of its `b`, references to shared memory; (M, N) float32."""
+    """Multiplies each `a` by the transpose of its `b`, in shared memory; (M, N) float32."""
 
     def multiply(*outs: Any) -> list[Array]:
         for out, (a, b) in zip(outs, pairs, strict=True):
@@ -383,7 +385,7 @@ def _products(*pairs: tuple[Any, Any]) -> list[Any]:
 
 
 def _add_products(problem: _Problem, *terms: tuple[Array, Array, Any]) -> list[Any]:
-    """Each total, (M, N) float32, plus `a` in registers times what `b` in shared memory holds."""
+    """Adds `a` in registers times `b` in shared memory to each total, (M, N) float32."""
     totals, lefts, rights = zip(*terms, strict=True)
     lefts = [a.astype(b.dtype) for a, b in zip(lefts, rights, strict=True)]
     if problem.interpreted:  # The interpreter takes references only.
@@ -428,7 +430,7 @@ def _mask(
     axis: int,
     problem: _Problem,
 ) -> Array:
-    """Which keys are read, in a matrix with queries along `axis` and keys along the other."""
+    """Returns which keys are read, with queries along `axis` and keys along the other."""
     keys = _laid_out(lax.broadcasted_iota(jnp.int32, shape, 1 - axis), problem)
     start, end = (_spread(x - first_key, shape, axis) for x in ranges)
     return (start <= keys) & (keys < end)
@@ -437,7 +439,7 @@ def _mask(
 def _forward_kernel(
     problem: _Problem, rows: _Rows, streams: Sequence[_Stream]
 ) -> tuple[Array, Array]:
-    """Online softmax over the key blocks of a query block."""
+    """Runs online softmax over the key blocks of a query block."""
     (q,), (k_stream, v_stream) = rows.matrices, streams
     first, last, last_start, first_end = rows.bounds
     shape, scale = (_ROWS, _FORWARD_KEYS), problem.scale * _LOG2_E
@@ -472,7 +474,7 @@ def _forward_kernel(
 
 
 def _dq_kernel(problem: _Problem, rows: _Rows, streams: Sequence[_Stream]) -> tuple[Array]:
-    """Gradient of a query block, summed over its key blocks."""
+    """Sums the gradient of a query block over its key blocks."""
     (q, d_out), (stream,) = rows.matrices, streams
     *ranges, lse, delta = rows.vectors
     shape = _ROWS, _BACKWARD_BLOCK

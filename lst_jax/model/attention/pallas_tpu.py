@@ -78,7 +78,7 @@ def pallas_tpu_attention(
     v: Float[Array, "B K H D"],
     key_range: KeyRange,
 ) -> Float[Array, "B Q H D"]:
-    """Interval attention on a TPU; elsewhere the same kernels run in Pallas's interpreter.
+    """Computes interval attention on a TPU; elsewhere Pallas's interpreter runs the kernels.
 
     Args:
       q: (B, Q, H, D).
@@ -125,7 +125,7 @@ def _choose_shape(length: int, num_keys: int, heads: int, width: int) -> _Shape:
 
 
 def _merge_heads(x: Array, shape: _Shape, block: int) -> Array:
-    """(B, L, H, D) to (B * L', H' * D'), padded to whole blocks."""
+    """Maps (B, L, H, D) to (B * L', H' * D'), padded to whole blocks."""
     heads, width = x.shape[2:]
     x = jnp.pad(x, ((0, 0), (0, 0), (0, -heads % shape.heads), (0, shape.width - width)))
     return end_to_end(x.reshape(*x.shape[:2], -1), block)
@@ -275,7 +275,7 @@ def _call(
 def _estimate_cost(
     kernel: Callable[..., None], problem: _Problem, queries: int, keys: int, arrays: list[Any]
 ) -> pl.CostEstimate:
-    """An upper bound for causal ranges, which only the batch can tell: half of all pairs."""
+    """Returns an upper bound for causal ranges: half of all pairs. Only the batch can tell more."""
     pairs = queries * (keys // problem.rows) // 2
     features = arrays[0].shape[1]
     return pl.CostEstimate(
@@ -286,26 +286,26 @@ def _estimate_cost(
 
 
 def _is_first(outer: Any) -> Array:
-    """Whether this is the outer block's first visit."""
+    """Returns whether this is the outer block's first visit."""
     step = pl.program_id(1)
     return (step == 0) | (outer[jnp.maximum(step - 1, 0)] != outer[step])
 
 
 def _is_last(outer: Any) -> Array:
-    """Whether this is the outer block's last visit."""
+    """Returns whether this is the outer block's last visit."""
     step, following = pl.program_id(1), jnp.minimum(pl.program_id(1) + 1, outer.shape[0] - 1)
     return (step == pl.num_programs(1) - 1) | (outer[following] != outer[step])
 
 
 def _tile(head: int, shape: _Shape) -> slice:
-    """The lanes of the whole tiles that hold a head."""
+    """Returns the lanes of the whole tiles that hold a head."""
     size = max(shape.width, _LANES)
     begin = head * shape.width // size * size
     return slice(begin, min(begin + size, shape.lanes))
 
 
 def _only(x: Array, head: int, shape: _Shape) -> Array:
-    """The tiles of a head, zero where other heads share them; x is (positions, lanes)."""
+    """Returns the tiles of a head, zero where other heads share them; x is (positions, lanes)."""
     tile = _tile(head, shape)
     x = x[:, tile]
     if x.shape[1] == shape.width:
@@ -315,14 +315,14 @@ def _only(x: Array, head: int, shape: _Shape) -> Array:
 
 
 def _mask(key_block: Array, start: Any, end: Any, shape: _Shape) -> Array:
-    """Which keys (sublanes) of the block each query (lane) reads."""
+    """Returns which keys (sublanes) of the block each query (lane) reads."""
     dims = shape.keys, shape.queries
     keys = key_block * shape.keys + jax.lax.broadcasted_iota(jnp.int32, dims, 0)
     return (start[...] <= keys) & (keys < end[...])
 
 
 def _rows_of(head: int, shape: _Shape) -> slice:
-    """A head's features where they lie along sublanes."""
+    """Returns a head's features where they lie along sublanes."""
     return slice(head * shape.width, (head + 1) * shape.width)
 
 
@@ -343,7 +343,7 @@ def _forward_kernel(
     shape: _Shape,
     scale: float,
 ) -> None:
-    """Online softmax over the key blocks of a query block."""
+    """Runs online softmax over the key blocks of a query block."""
     partner = inner[pl.program_id(1)]
 
     @pl.when(_is_first(outer))
@@ -388,7 +388,7 @@ def _weights_and_gradient(
     shape: _Shape,
     scale: float,
 ) -> tuple[Array, Array]:
-    """Softmax weights (keys, queries) of a pair of blocks, and the gradient of their scores."""
+    """Returns softmax weights (keys, queries) of a pair of blocks, and the scores' gradient."""
     q, d_out, k, v = arrays
     row, tile = slice(head, head + 1), _tile(head, shape)
     scores = dot(k[:, tile], _only(q, head, shape), (1, 1)) * scale
@@ -415,7 +415,7 @@ def _dq_kernel(
     shape: _Shape,
     scale: float,
 ) -> None:
-    """Gradient of a query block, summed over its key blocks.
+    """Sums the gradient of a query block over its key blocks.
 
     d(softmax) needs delta, each output's inner product with its cotangent; the dk/dv pass too.
     """

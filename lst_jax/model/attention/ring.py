@@ -21,7 +21,7 @@ def ring_attention(
     own: tuple[Float[Array, "B Q H D"], Float[Array, "B Q H D"]] | None,
     key_range: AnyKeyRange,
 ) -> Float[Array, "B Q H D"]:
-    """Interval attention, as `attend`, over keys and values in rings.
+    """Computes interval attention, as `attend`, over keys and values in rings.
 
     Items of the range must still be in the ring: it is no longer than C.
 
@@ -99,7 +99,7 @@ def take(ring: Shaped[Array, "B C *d"], index: Int32[Array, "B n"]) -> Shaped[Ar
 def latest(
     sequence: Shaped[Array, "B L *d"], length: Int32[Array, " B"], capacity: int
 ) -> Shaped[Array, "B C *d"]:
-    """The ring (B, capacity, …) after the first `length` items of each row of a sequence.
+    """Returns the ring (B, capacity, …) after the first `length` items of each row of a sequence.
 
     Args:
       sequence: (B, L, …).

@@ -81,7 +81,7 @@ def triton_attention(
     v: Float[Array, "B K H D"],
     key_range: KeyRange,
 ) -> Float[Array, "B Q H D"]:
-    """Interval attention on a GPU; elsewhere the same kernels run in Pallas's interpreter.
+    """Computes interval attention on a GPU; elsewhere Pallas's interpreter runs the kernels.
 
     Args:
       q: (B, Q, H, D).
@@ -211,7 +211,7 @@ def _call(
 def _scores(
     q: Array, k: Array, start: Array, end: Array, block: Array, problem: _Problem
 ) -> tuple[Array, Array]:
-    """Scaled scores (queries, keys) of a pair of blocks, and which of them are read."""
+    """Returns scaled scores (queries, keys) of a pair of blocks, and which of them are read."""
     keys = block * problem.keys + jnp.arange(problem.keys, dtype=jnp.int32)
     mask = (start[:, None] <= keys[None]) & (keys[None] < end[:, None])
     return dot(q, k, (1, 1)) * problem.scale, mask
@@ -229,7 +229,7 @@ def _forward_kernel(
     out_ref: Any,
     lse_ref: Any,
 ) -> None:
-    """Online softmax over the key blocks of a query block."""
+    """Runs online softmax over the key blocks of a query block."""
     q, start, end = q_ref[...], start_ref[...], end_ref[...]
 
     def step(block: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
@@ -259,7 +259,7 @@ def _weights_and_gradient(
     block: Array,
     problem: _Problem,
 ) -> tuple[Array, Array]:
-    """Softmax weights (queries, keys) of a pair of blocks, and the gradient of their scores."""
+    """Returns softmax weights (queries, keys) of a pair of blocks, and the scores' gradient."""
     (q, d_out, k, v), (lse, delta) = arrays, statistics
     scores, mask = _scores(q, k, *ranges, block, problem)
     weights = jnp.where(mask, jnp.exp(scores - lse[:, None]), 0.0)
@@ -281,7 +281,7 @@ def _dq_kernel(
     delta_ref: Any,
     dq_ref: Any,
 ) -> None:
-    """Gradient of a query block, summed over its key blocks."""
+    """Sums the gradient of a query block over its key blocks."""
     q, d_out = q_ref[...], d_out_ref[...]
     ranges, statistics = (start_ref[...], end_ref[...]), (lse_ref[...], delta_ref[...])
 
