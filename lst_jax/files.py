@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import errno
 import itertools
 import json
 import math
@@ -175,7 +176,10 @@ def read_arrays(path: str | pathlib.Path, names: Sequence[str]) -> dict[str, np.
     try:
         with zipfile.ZipFile(path) as archive:
             return {name: _read_array(archive, name) for name in names}
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
+        # A damaged index sends the reader before the file's beginning; others say nothing of it.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
         reason = " ".join(str(error).split())[:200] or "it ends too early"
         raise ValueError(f"{path} is no archive of arrays: {reason}") from error
 

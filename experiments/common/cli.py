@@ -110,8 +110,10 @@ def run_main(main: Callable[[list[str]], object]) -> None:
         finally:
             sys.stdout.flush()
 
+    # Before stderr is another object: Orbax logged as it was imported, to a handler that must go.
+    logging.use_absl_handler()
     sys.stdout, sys.stderr = Console(sys.stdout), Console(sys.stderr)
-    sys.excepthook = _show_exception
+    sys.excepthook, sys.unraisablehook = _show_exception, _show_unraisable
     _show_library_log()
     app.run(guarded, flags_parser=_parse_flags)
 
@@ -123,10 +125,23 @@ def end_with_error(error: BaseException, code: ExitCode) -> NoReturn:
 
 
 def _show_exception(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """Shows what nobody caught, but for this: TensorStore's threads tell an event loop that Orbax
-    has closed, after an error that is told anyway."""
-    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+    """Shows what nobody caught."""
+    if not _is_late_news(error):
         sys.__excepthook__(kind, error, trace)
+
+
+def _show_unraisable(caught: sys.UnraisableHookArgs) -> None:
+    """Shows what was raised where nobody can catch it."""
+    if not _is_late_news(caught.exc_value):
+        sys.__unraisablehook__(caught)
+
+
+def _is_late_news(error: BaseException | None) -> bool:
+    """Returns whether TensorStore's threads told an event loop that Orbax has closed.
+
+    That follows an error that is told anyway.
+    """
+    return type(error) is RuntimeError and str(error) == "Event loop is closed"
 
 
 def _show_library_log() -> None:

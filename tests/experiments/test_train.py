@@ -239,7 +239,7 @@ def mistakes(corpus, uninterrupted):
         "name": ([*FILES, *corpus, "--gin.NUM_STEP=3", "--workdir=unused"], "--gin.NUM_STEP: no"),
         "unset": (
             [*FILES, "--workdir=unused"],
-            "error: required and not set: --gin.SPEECH_RECORDS=VALUE, --gin.TOKENIZER=VALUE",
+            "error: required and not set: --gin.TOKENIZER=VALUE, --gin.SPEECH_RECORDS=VALUE",
         ),
         "no tokenizer": (
             [*FILES, *corpus, "--gin.TOKENIZER=none.model", "--workdir=unused"],
