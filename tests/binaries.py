@@ -85,7 +85,7 @@ def run_binary(module, *arguments, cwd=ROOT, environment=None, devices=1, timeou
 
 
 def _start(command, cwd, environment, devices, outputs):
-    flags = [x for x in os.environ["XLA_FLAGS"].split() if "device_count" not in x]
+    flags = [x for x in os.environ.get("XLA_FLAGS", "").split() if "device_count" not in x]
     flags.append(f"--xla_force_host_platform_device_count={devices}")
     variables = {**os.environ, "XLA_FLAGS": " ".join(flags), **(environment or {})}
     command = [str(argument) for argument in command]

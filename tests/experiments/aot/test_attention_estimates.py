@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.aot.attention_estimates import AttentionEstimates, _attention_of, typical_batch
+from lst_jax.batch import batch_arrays
 from lst_jax.config import LSTConfig, baseline_of
 from lst_jax.model.attention import pallas_tpu
 from lst_jax.model.flops import forward_flops
@@ -28,7 +29,7 @@ def batch():
 
 @pytest.fixture(scope="module")
 def estimates(batch):
-    return AttentionEstimates(CONFIG, batch, PATCHES, 1, 1)
+    return AttentionEstimates(CONFIG, batch, 1, 1)
 
 
 def test_rows_are_as_full_as_those_of_the_pipeline(batch):
@@ -45,7 +46,8 @@ def test_rows_of_the_baseline_are_full_of_tokens():
 
 def test_a_seed_gives_the_same_rows():
     arguments = (VOCABULARY, PatchingConfig("static"), 64, 88)
-    first, again, other = (typical_batch(*arguments, seed=seed) for seed in (1, 1, 2))
+    rows = (typical_batch(*arguments, seed=seed) for seed in (1, 1, 2))
+    first, again, other = map(batch_arrays, rows)
     for name in first:
         np.testing.assert_array_equal(first[name], again[name])
     assert any(not np.array_equal(first[name], other[name]) for name in first)
@@ -78,7 +80,7 @@ def test_the_backward_pass_has_seven_products_for_the_forwards_two(estimates):
 
 def test_rows_multiply_work_and_tensor_devices_divide_it(batch, estimates):
     name = LAYER + "dkv_kernel/pallas_call"
-    shared = AttentionEstimates(CONFIG, batch, PATCHES, 4, 2).kernel_cost(name)
+    shared = AttentionEstimates(CONFIG, batch, 4, 2).kernel_cost(name)
     alone = estimates.kernel_cost(name)
     assert shared.flops == pytest.approx(2 * alone.flops)
     assert shared.memory_bytes == pytest.approx(2 * alone.memory_bytes)
@@ -116,7 +118,7 @@ def test_loops_and_kernels_of_other_things_have_no_estimate(estimates):
 def test_the_baseline_has_one_attention():
     config = dataclasses.replace(baseline_of(CONFIG), num_layers_global=1)
     batch = typical_batch(VOCABULARY, PatchingConfig("none"), 512, 512, rows=2)
-    estimates = AttentionEstimates(config, batch, 512, 1, 1)
+    estimates = AttentionEstimates(config, batch, 1, 1)
     cost = estimates.kernel_cost("step/transformer/layers/block/attention/forward_kernel")
     flops = forward_flops(config, jax.tree.map(jnp.asarray, batch))
     assert 0 < cost.flops < float(flops["global"])
