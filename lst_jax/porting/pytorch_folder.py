@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import pathlib
 import pickle
@@ -31,7 +32,7 @@ class PyTorchFolder:
         """Reads the names, shapes and dtypes.
 
         Raises:
-          FileNotFoundError: there is no such file.
+          OSError: there is no such file, or it cannot be read.
           ValueError: it is damaged, would run code, or holds something else; or PyTorch is not
             installed.
         """
@@ -111,6 +112,10 @@ def _load(path: pathlib.Path) -> dict[str, Any]:
             f" or it is damaged ({reason}); ask for a safetensors file"
         ) from error
     except Exception as error:  # bytes that are no pickle raise whatever they happen to mean
+        # A file that cannot be read is no damaged one; bad contents give no number, or EINVAL.
+        failed = isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
+        if failed or isinstance(error, MemoryError):
+            raise
         reason = str(error).split("\n")[0]
         raise ValueError(f"{path} is damaged or no PyTorch file: {reason}") from error
     state = content.get("model") if isinstance(content, dict) else None

@@ -625,3 +625,14 @@ def test_published_names_of_every_kind_are_those_of_the_table(folders):
     names = [tensor.name for tensor in published_tensors(LST)]
     for kind in KINDS:
         assert list(open_checkpoint(folders / kind).specs) == names
+
+
+def test_a_pth_file_that_cannot_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    (tmp_path / "consolidated.pth").write_bytes(b"x")
+
+    def fail(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("torch.load", fail)
+    with pytest.raises(PermissionError):
+        pytorch_folder.PyTorchFolder(tmp_path)
