@@ -25,6 +25,7 @@ from data_pipelines.speech.alignment import (
     time_words,
 )
 from data_pipelines.speech.units import MelFeatures, MelKMeansEncoder
+from lst_jax.extras import import_extra
 from lst_jax.vocabulary import TextTokenizer
 
 LICENSE = "Apache-2.0"  # this program's, whose work the stories are
@@ -76,13 +77,7 @@ class _Worker:
 def one_thread() -> contextlib.AbstractContextManager[Any]:
     """Keeps matrix products to one thread: for the work at hand more are slower, and the order of
     their sums would depend on the number of cores."""
-    try:
-        import threadpoolctl
-    except ImportError as error:
-        raise ImportError(
-            "the built-in corpus needs the package threadpoolctl: pip install 'lst-jax[demo]'"
-        ) from error
-    return threadpoolctl.threadpool_limits(1)
+    return import_extra("demo", "threadpoolctl").threadpool_limits(1)
 
 
 def _start_worker(encoder_path: pathlib.Path | None) -> None:

@@ -14,18 +14,17 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
-import importlib
 import itertools
 import re
 import sys
 import threading
-import types
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import numpy as np
 
 from data_pipelines.speech.alignment import WordTiming
+from lst_jax.extras import import_extra
 from lst_jax.settings import Bounds, NotEmpty, configuration
 
 # speak_lib.h: espeak_AUDIO_OUTPUT, initialization options, event types, parameters, text flags.
@@ -179,16 +178,6 @@ class _Recorder:
         return np.frombuffer(b"".join(self.chunks), dtype=np.int16)
 
 
-def _loader() -> types.ModuleType:
-    try:
-        return importlib.import_module("espeakng_loader")
-    except ImportError as error:
-        raise ImportError(
-            "speech of the built-in corpus needs the package espeakng-loader: "
-            "pip install 'lst-jax[demo]'"
-        ) from error
-
-
 def _unload(library: ctypes.CDLL) -> None:
     handle = ctypes.c_void_p(library._handle)
     if sys.platform == "win32":
@@ -200,7 +189,7 @@ def _unload(library: ctypes.CDLL) -> None:
 @contextlib.contextmanager
 def _fresh_library() -> Iterator[tuple[ctypes.CDLL, int]]:
     """Yields an eSpeak NG that has not spoken yet, and its sample rate."""
-    loader = _loader()
+    loader = import_extra("demo", "espeakng_loader")
     library = ctypes.CDLL(loader.get_library_path())
     library.espeak_TextToPhonemes.restype = ctypes.c_char_p
     try:

@@ -22,6 +22,7 @@ from typing import Annotated, Protocol, runtime_checkable
 import numpy as np
 
 from data_pipelines.speech.audio import float_samples
+from lst_jax.extras import import_extra
 from lst_jax.files import read_arrays, write_file
 from lst_jax.settings import (
     Bounds,
@@ -437,18 +438,12 @@ def _discriminant_projection(vectors: np.ndarray, labels: np.ndarray, width: int
 
 def _cluster(points: np.ndarray, count: int, seed: int) -> np.ndarray:
     """Centroids, float32 (count, E), of points (F, E) by mini-batch k-means."""
-    try:
-        from sklearn.cluster import MiniBatchKMeans
-    except ImportError as error:
-        raise ImportError(
-            "fitting speech units needs scikit-learn: pip install 'lst-jax[demo]'"
-        ) from error
-    kmeans = MiniBatchKMeans(
+    kmeans = import_extra("demo", "sklearn.cluster").MiniBatchKMeans(
         count,
         random_state=seed,
         batch_size=_KMEANS_BATCH,
         max_iter=_KMEANS_EPOCHS,
-        n_init=1,  # pyright: ignore[reportArgumentType]  # declared by its default, "auto"
+        n_init=1,
     )
     return np.asarray(kmeans.fit(points).cluster_centers_, np.float32)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 
 import jax
 from jax.experimental import topologies
 
+from lst_jax.extras import check_extra
 from lst_jax.hardware import Device
 
 # Nothing is run, so another process may hold libtpu; there is no cloud machine to ask about itself,
@@ -35,8 +35,7 @@ def tpu_devices(topology: str, num_slices: int = 1) -> list[Device]:
       ImportError: the package `libtpu` is not installed.
       ValueError: there is no such topology.
     """
-    if importlib.util.find_spec("libtpu") is None:
-        raise ImportError("no package libtpu, which compiles for TPUs; pip install libtpu")
+    check_extra("tpu", "libtpu")
     if num_slices < 1:
         raise ValueError(f"num_slices is {num_slices}, expected at least 1")
     if not topology:  # libtpu would choose a chip

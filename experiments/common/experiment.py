@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.util
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from experiments.common.outputs import leaving_nothing
 from lst_jax.checkpoints.description import DataDescription, ModelDescription
 from lst_jax.checkpoints.layout import CHECKPOINTS, find_checkpoint
 from lst_jax.config import ModelConfig
+from lst_jax.extras import check_extra
 from lst_jax.paths import PathText
 from lst_jax.settings import UnitCount, Workers, configuration, require
 from lst_jax.sharding import MeshConfig, check_heads, check_rows, make_mesh, row_share
@@ -120,8 +120,8 @@ def check_experiment(experiment: Experiment) -> jax.sharding.Mesh:
     check_heads(experiment.model(vocab_size=1), mesh)
     make_optimizer(experiment.optimizer, experiment.training.num_steps)
     for name in experiment.writers:
-        if name in _EXTRAS and importlib.util.find_spec(name) is None:
-            raise ImportError(f"train.writers has {name}, which needs `pip install {name}`")
+        if name in _EXTRAS:
+            check_extra(name, name)
     return mesh
 
 

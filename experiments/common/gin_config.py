@@ -90,7 +90,7 @@ def rewrite_arguments(argv: Sequence[str]) -> list[str]:
 
 def parse_flags() -> None:
     """Reads the files and bindings of the flags; see `parse`."""
-    parse(flags.FLAGS["gin_file"].value or [], flags.FLAGS[_BINDING_FLAG].value or [])
+    parse(flags.FLAGS.gin_file, flags.FLAGS.gin_binding)
 
 
 def parse(files: Sequence[str], bindings: Sequence[str] = ()) -> None:

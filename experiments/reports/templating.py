@@ -9,9 +9,12 @@ from __future__ import annotations
 import base64
 import functools
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jinja2
+from lst_jax.extras import import_extra
+
+if TYPE_CHECKING:
+    import jinja2
 
 _DIRECTORY = pathlib.Path(__file__).with_name("templates")
 
@@ -19,10 +22,11 @@ _DIRECTORY = pathlib.Path(__file__).with_name("templates")
 @functools.cache
 def environment() -> jinja2.Environment:
     """Returns the environment that all templates share."""
-    made = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_DIRECTORY, encoding="utf-8"),
-        autoescape=jinja2.select_autoescape(("html",)),
-        undefined=jinja2.StrictUndefined,
+    jinja = import_extra("demo", "jinja2")
+    made = jinja.Environment(
+        loader=jinja.FileSystemLoader(_DIRECTORY, encoding="utf-8"),
+        autoescape=jinja.select_autoescape(("html",)),
+        undefined=jinja.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import errno
-import importlib
 import pathlib
 import pickle
 import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
-from types import ModuleType
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from lst_jax.extras import import_extra
 from lst_jax.porting.tensors import TensorSpec
 
 _FILE = "consolidated.pth"
@@ -33,8 +32,8 @@ class PyTorchFolder:
 
         Raises:
           OSError: there is no such file, or it cannot be read.
-          ValueError: it is damaged, would run code, or holds something else; or PyTorch is not
-            installed.
+          ValueError: it is damaged, would run code, or holds something else.
+          ImportError: PyTorch is not installed.
         """
         path = pathlib.Path(folder) / _FILE
         self._tensors = _load(path)
@@ -43,7 +42,7 @@ class PyTorchFolder:
     def read(self, name: str) -> np.ndarray:
         """Returns one tensor."""
         tensor = self._tensors[name].detach().contiguous()
-        torch = _import_torch()
+        torch = import_extra("torch", "torch")
         if tensor.dtype == torch.bfloat16:
             return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
         return tensor.numpy()
@@ -70,7 +69,7 @@ def write_pytorch(
     Raises:
       ValueError: PyTorch is not installed.
     """
-    torch = _import_torch()
+    torch = import_extra("torch", "torch")
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         state = {}
         for i, name in enumerate(specs):
@@ -86,17 +85,8 @@ def write_pytorch(
         torch.save({"model": state}, folder / _FILE)
 
 
-def _import_torch() -> ModuleType:
-    try:
-        return importlib.import_module("torch")
-    except ImportError as error:
-        raise ValueError(
-            f"{_FILE} needs PyTorch, which is not installed: pip install 'lst-jax[torch]'"
-        ) from error
-
-
 def _load(path: pathlib.Path) -> dict[str, Any]:
-    torch = _import_torch()
+    torch = import_extra("torch", "torch")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     mapped = zipfile.is_zipfile(path)  # files older than PyTorch 1.6 are not, and are read whole

@@ -7,7 +7,6 @@ writer does never ends a run: see `GuardedWriters`.
 from __future__ import annotations
 
 import errno
-import importlib
 import json
 import math
 import os
@@ -27,6 +26,7 @@ from tensorboardX.proto.event_pb2 import (
 )
 from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
+from lst_jax.extras import import_extra
 from lst_jax.files import write_file
 from lst_jax.training.hooks import OpenWriter, Record, Writer, step_of
 from lst_jax.training.log import LOGGER
@@ -184,7 +184,7 @@ class CluWriter:
         Raises:
           ImportError: the extra is not installed.
         """
-        metric_writers = _import_extra("clu.metric_writers", "clu")
+        metric_writers = import_extra("clu", "clu.metric_writers")
         self._writer = metric_writers.create_default_writer(str(directory), just_logging=False)
 
     def write(self, record: Record) -> None:
@@ -211,7 +211,7 @@ class WandbWriter:
         Raises:
           ImportError: the extra is not installed.
         """
-        wandb = _import_extra("wandb", "wandb")
+        wandb = import_extra("wandb", "wandb")
         directory = pathlib.Path(directory)
         self._run = wandb.init(dir=str(directory), id=directory.name, resume="allow")
 
@@ -297,16 +297,6 @@ def _scalars(record: Record) -> Iterator[tuple[str, int | float]]:
     for name, value in record.items():
         if name != "step" and value is not None:
             yield name, value
-
-
-def _import_extra(module: str, extra: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(
-            f"writer {extra!r} needs {module}, which is not installed; "
-            f"expected `pip install 'lst-jax[{extra}]'`"
-        ) from error
 
 
 def _is_record_until(line: str, step: int) -> bool:

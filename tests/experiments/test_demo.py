@@ -102,6 +102,20 @@ def test_patches_of_every_strategy_hold_every_unit(demo):
     assert len(rows["aligned, silence merged"]) <= len(rows["aligned"])
 
 
+def test_without_the_extra_one_line_names_it_before_anything_is_done(tmp_path):
+    (tmp_path / "bare.py").write_text(
+        "import runpy, sys\n"
+        "hidden = ('espeakng_loader', 'jinja2', 'matplotlib', 'sklearn', 'threadpoolctl')\n"
+        "sys.modules |= dict.fromkeys(hidden)\n"
+        "runpy.run_module('experiments.demo', run_name='__main__', alter_sys=True)\n"
+    )
+    done = run_binary("bare", "--workdir=runs/demo", cwd=tmp_path)
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: no espeakng_loader") and "'lst-jax[demo]'" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["bare.py"]
+
+
 def test_a_mistake_ends_with_one_line(tmp_path):
     done = run_binary("experiments.demo", f"--workdir={tmp_path}", "--speech_stories=0")
     assert done.returncode == 2

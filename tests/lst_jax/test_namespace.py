@@ -65,6 +65,7 @@ def test_imports_go_one_way():
         "settings",
         "strict_json",
         "differences",
+        "extras",
         "files",
     )
     allowed = {"lst_jax": {"lst_jax"}, "data_pipelines": {"data_pipelines", "lst_jax"}}

@@ -1,0 +1,1 @@
+"""The demo: its models, its stages, and how long they take."""
