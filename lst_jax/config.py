@@ -124,7 +124,7 @@ class LSTConfig:
 
     @property
     def cross_attention_heads(self) -> int:
-        """Heads of every cross-attention."""
+        """Returns the heads of every cross-attention."""
         return self.num_heads_cross or self.num_heads_local
 
 

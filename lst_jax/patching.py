@@ -119,12 +119,12 @@ class Document:
 
     @property
     def num_tokens(self) -> int:
-        """T."""
+        """Returns T, the tokens."""
         return len(self.tokens)
 
     @property
     def num_patches(self) -> int:
-        """Q."""
+        """Returns Q, the patches."""
         return len(self.patch_lengths)
 
 

@@ -30,7 +30,7 @@ A name in front that begins with an asterisk, `*b`, stands for any number of dim
 
 With `LST_JAX_CHECK_SHAPES=1` in the environment when `lst_jax` is imported, every call is checked
 and one that does not fit is a `ValueError`. JAX calls a function when it traces it, so compiled
-code runs as fast as ever. Without it `check_shapes` gives the function back as it is, jaxtyping is
+code runs just as fast. Without it `check_shapes` gives the function back as it is, jaxtyping is
 not imported, and training pays nothing. Which library an array is of is left to type checkers.
 Data workers, processes without JAX, check nothing: jaxtyping would load it.
 """

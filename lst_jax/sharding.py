@@ -103,7 +103,7 @@ def make_mesh(
 
 
 def _arrange_slices(sizes: list[int], devices: Sequence[Device], num_slices: int) -> np.ndarray:
-    """Devices of several slices, as an array of the mesh's shape.
+    """Returns the devices of several slices, as an array of the mesh's shape.
 
     Only messages that a step sends seldom should cross the slow network between slices, so slices
     are told apart along data, and along fsdp where data has too few parts.

@@ -58,22 +58,22 @@ class Vocabulary:
 
     @property
     def text_mode_id(self) -> int:
-        """Id of `<t>`, which opens a text segment."""
+        """Returns the id of `<t>`, which opens a text segment."""
         return self.text_size + _NUM_RESERVED
 
     @property
     def speech_mode_id(self) -> int:
-        """Id of `<s>`, which opens a speech segment."""
+        """Returns the id of `<s>`, which opens a speech segment."""
         return self.text_size + _NUM_RESERVED + 1
 
     @property
     def first_unit_id(self) -> int:
-        """Id of speech unit 0."""
+        """Returns the id of speech unit 0."""
         return self.text_size + _NUM_RESERVED + 2
 
     @property
     def size(self) -> int:
-        """Number of ids: all that an embedding table or a softmax must cover."""
+        """Returns the number of ids: all that an embedding table or a softmax must cover."""
         return self.first_unit_id + self.unit_count
 
     def units_to_ids(self, units: np.ndarray | Sequence[int]) -> np.ndarray:

@@ -59,7 +59,7 @@ class SkipReport:
 
     @property
     def total(self) -> int:
-        """Lines skipped."""
+        """Returns the lines skipped."""
         return self.counts.total()
 
     def add(self, error: RecordError) -> None:

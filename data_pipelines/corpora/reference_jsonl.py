@@ -59,7 +59,7 @@ class AlignedWords:
 
     @property
     def text(self) -> str:
-        """The words without the silences."""
+        """Returns the words without the silences."""
         return " ".join(word for word in self.words if word != SILENCE)
 
 

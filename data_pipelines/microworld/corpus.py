@@ -64,27 +64,27 @@ class MicroworldPaths:
 
     @property
     def text(self) -> pathlib.Path:
-        """Text training stories, `{"id": …, "text": …}` a line."""
+        """Returns the text training stories, `{"id": …, "text": …}` a line."""
         return self.root / "text" / "stories.jsonl"
 
     @property
     def tokenizer(self) -> pathlib.Path:
-        """SentencePiece model."""
+        """Returns the SentencePiece model."""
         return self.root / "tokenizer" / "tokenizer.model"
 
     @property
     def encoder(self) -> pathlib.Path:
-        """Unit encoder, for `MelKMeansEncoder.load`."""
+        """Returns the unit encoder, for `MelKMeansEncoder.load`."""
         return self.root / "encoder" / "encoder.npz"
 
     @property
     def text_records(self) -> pathlib.Path:
-        """Record directory of the text training stories."""
+        """Returns the record directory of the text training stories."""
         return self.root / "text_records"
 
     @property
     def speech_records(self) -> pathlib.Path:
-        """Record directory of the spoken training stories."""
+        """Returns the record directory of the spoken training stories."""
         return self.root / "speech_records"
 
     def test_set(self, kind: stories.ClozeKind) -> pathlib.Path:
@@ -93,17 +93,17 @@ class MicroworldPaths:
 
     @property
     def spoken_texts(self) -> pathlib.Path:
-        """The items' whole stories in the format of `lst_jax.evaluation.spoken_texts`."""
+        """Returns the items' whole stories in the format of `lst_jax.evaluation.spoken_texts`."""
         return self.root / "test_sets" / "spoken_texts.jsonl"
 
     @property
     def examples(self) -> pathlib.Path:
-        """Spoken examples with words, times and units: `examples.json` and the wav files."""
+        """Returns the spoken examples: `examples.json`, with times and units, and wav files."""
         return self.root / "examples"
 
     @property
     def stats(self) -> pathlib.Path:
-        """What the corpus adds up to."""
+        """Returns what the corpus adds up to."""
         return self.root / "stats" / "stats.json"
 
 

@@ -91,6 +91,7 @@ def _start_process(encoder_path: pathlib.Path | None) -> None:
 
 
 def speak_units(task: Task) -> SpokenUnits:
+    """Returns a text as units; runs in a process that was given an encoder."""
     encoder = _Worker.encoder
     if encoder is None:
         raise RuntimeError("a process was asked for units before it was given an encoder")

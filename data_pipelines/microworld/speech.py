@@ -94,7 +94,7 @@ class Voice:
 
     @property
     def espeak_name(self) -> str:
-        """Language and variant as eSpeak NG names the pair."""
+        """Returns language and variant as eSpeak NG names the pair."""
         return f"{self.name}+{self.variant}" if self.variant else self.name
 
 
@@ -129,7 +129,7 @@ class Speech:
 
     @property
     def duration_s(self) -> float:
-        """Length of the audio in seconds."""
+        """Returns the length of the audio in seconds."""
         return self.samples.size / self.sample_rate
 
 
@@ -283,12 +283,12 @@ def _anchors(
 
 
 def _groups(anchors: dict[int, _WordEvent], count: int) -> list[tuple[int, int]]:
-    """Ranges of words that begin with an anchored word, together all `count` words."""
+    """Returns the ranges of words that begin with an anchored word, together all `count` words."""
     return list(itertools.pairwise([*sorted(anchors), count]))
 
 
 def _merged_words(anchors: dict[int, _WordEvent], count: int) -> list[int]:
-    """Indices of the words whose time must be found inside a group."""
+    """Returns the indices of the words whose time must be found inside a group."""
     groups = (range(*group) for group in _groups(anchors, count))
     return [index for group in groups if len(group) > 1 for index in group]
 

@@ -60,17 +60,17 @@ class Story:
 
     @property
     def prompt(self) -> str:
-        """Everything before the ending."""
+        """Returns everything before the ending."""
         return " ".join(self.sentences[:-1])
 
     @property
     def ending(self) -> str:
-        """The last sentence."""
+        """Returns the last sentence."""
         return self.sentences[-1]
 
     @property
     def text(self) -> str:
-        """The whole story."""
+        """Returns the whole story."""
         return " ".join(self.sentences)
 
 

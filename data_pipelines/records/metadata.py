@@ -151,5 +151,6 @@ def _checksum(fields: dict[str, Any]) -> str:
 
 
 def check_fingerprint(name: str, value: str) -> None:
+    """Raises a `ValueError` where a value is no SHA-256."""
     expected = "a SHA-256, 64 hexadecimal digits"
     require(re.fullmatch("[0-9a-f]{64}", value) is not None, name, value, expected)

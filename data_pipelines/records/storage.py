@@ -5,7 +5,7 @@ as piece ids, so that training calls no tokenizer; the tokenizer's fingerprint i
 that a record is never read with another one. Version 2 is written, versions 1 and 2 are read.
 
 Damage is noticed when a record is read: by the container's hashes and, in version 2, by the
-record's CRC-32C. Records of version 1 have no checksum of their own, so what was damaged before it
+record's CRC-32C. Records of version 1 have no checksum, so what was damaged before it
 came into their container passes.
 """
 

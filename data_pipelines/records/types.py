@@ -64,7 +64,7 @@ class Utterance:
 
     @property
     def is_silence(self) -> np.ndarray:
-        """Bool (W,): which of the words are silences."""
+        """Returns which of the words are silences, (W,) bool."""
         return self.piece_counts == 0
 
 

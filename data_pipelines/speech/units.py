@@ -139,7 +139,7 @@ class MelFeatures:
 
     @property
     def vector_size(self) -> int:
-        """Width D of the vectors that `vectors` returns."""
+        """Returns the width D of the vectors that `vectors` returns."""
         return (2 * self.context + 1) * self.cepstrum_count
 
     def log_mels(self, samples: np.ndarray, sample_rate: int) -> np.ndarray:
@@ -242,7 +242,7 @@ class MelKMeansEncoder:
 
     @property
     def unit_count(self) -> int:
-        """Number of units C."""
+        """Returns the number of units C."""
         return len(self.centroids)
 
     @property
@@ -252,7 +252,7 @@ class MelKMeansEncoder:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256, hexadecimal, of all that its units depend on."""
+        """Returns the SHA-256, hexadecimal, of all that its units depend on."""
         digest = hashlib.sha256(_FORMAT.encode())
         digest.update(json.dumps(dataclasses.asdict(self.features), sort_keys=True).encode())
         for array in (self.mean, self.projection, self.centroids):
@@ -262,7 +262,7 @@ class MelKMeansEncoder:
 
     @property
     def sample_rate(self) -> int:
-        """Audio samples per second that `encode` takes."""
+        """Returns the audio samples per second that `encode` takes."""
         return self.features.sample_rate
 
     def encode(self, samples: np.ndarray, sample_rate: int) -> np.ndarray:
@@ -437,7 +437,7 @@ def _discriminant_projection(vectors: np.ndarray, labels: np.ndarray, width: int
 
 
 def _cluster(points: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Centroids, float32 (count, E), of points (F, E) by mini-batch k-means."""
+    """Returns centroids, float32 (count, E), of points (F, E) by mini-batch k-means."""
     kmeans = import_extra("demo", "sklearn.cluster").MiniBatchKMeans(
         count,
         random_state=seed,

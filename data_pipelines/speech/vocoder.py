@@ -122,7 +122,7 @@ class MelVocoder:
 
     @property
     def unit_count(self) -> int:
-        """Number of units C."""
+        """Returns the number of units C."""
         return len(self._log_envelopes)
 
     @property
@@ -132,7 +132,7 @@ class MelVocoder:
 
     @property
     def sample_rate(self) -> int:
-        """Audio samples per second that `decode` returns."""
+        """Returns the audio samples per second that `decode` returns."""
         return self.features.sample_rate
 
     def decode(self, units: np.ndarray) -> np.ndarray:
@@ -172,7 +172,7 @@ class MelVocoder:
         return (0.5 * np.log(np.maximum(whole * self._window.size, _TINY))).astype(np.float32)
 
     def _excitation(self, units: np.ndarray) -> np.ndarray:
-        """Pulses where units are voiced, else noise, each of unit power, float32 (S,)."""
+        """Returns pulses where units are voiced, else noise, each of unit power, float32 (S,)."""
         hop = self.features.hop
         size = units.size * hop
         centers = (np.arange(units.size) + 0.5) * hop
@@ -183,7 +183,7 @@ class MelVocoder:
         return (voicing * pulses + (1 - voicing) * noise).astype(np.float32)
 
     def _envelopes(self, units: np.ndarray) -> Iterator[np.ndarray]:
-        """Magnitudes (F, bins) of consecutive windows, linear in the logarithm between units."""
+        """Yields magnitudes (F, bins) of consecutive windows, linear in the logarithm of units."""
         hop = self.features.hop
         frames = -(-units.size * hop // self._step) + _OVERLAP - 1
         # Windows begin `_OVERLAP` − 1 steps before the signal, so each sample is under them all.

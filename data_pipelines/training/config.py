@@ -108,7 +108,7 @@ class DataConfig:
 
     @property
     def packing(self) -> PackingConfig:
-        """The part that shapes rows."""
+        """Returns the part that shapes rows."""
         return PackingConfig(
             num_patches=self.patches_per_row,
             num_tokens=self.tokens_per_row,

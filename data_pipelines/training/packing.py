@@ -203,7 +203,7 @@ class RowPacker(Iterator[Batch]):
 
     @property
     def step(self) -> int:
-        """The step of the next row."""
+        """Returns the step of the next row."""
         return self._rows[0].step
 
     def __next__(self) -> Batch:

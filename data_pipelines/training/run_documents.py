@@ -143,7 +143,7 @@ class RunDocuments:
 
     @functools.cached_property
     def _all_settings(self) -> list[Any]:
-        """Every setting, as JSON values; where records lie does not matter."""
+        """Returns every setting, as JSON values; where records lie does not matter."""
         fields = dataclasses.asdict(self.config)
         for source, records in zip(fields["sources"], self._records, strict=True):
             source["path"] = records.metadata.identity()
@@ -153,7 +153,7 @@ class RunDocuments:
 
     @functools.cached_property
     def _settings(self) -> list[Any]:
-        """All that batches depend on."""
+        """Returns all that batches depend on."""
         fields, vocabulary = self._all_settings
         return [effective_settings(fields), vocabulary]
 

@@ -76,7 +76,7 @@ class _BlockIterator(grain.DatasetIterator[Part]):
         }
 
     def get_state(self) -> dict[str, Any]:
-        """Nothing: `states` travels with the elements, and the training iterator restores."""
+        """Returns nothing: `states` travels with the elements."""
         return {}
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -100,7 +100,7 @@ def next_part(block: grain.DatasetIterator[Part], streams: range) -> Part | None
     how = f"exit code {code}" if code > 0 else f"signal {signal.Signals(-code).name}"
     raise ChildProcessError(
         f"the data worker of rows {streams.start} … {streams.stop - 1} was ended by {how}, for "
-        "want of memory perhaps: expected it to last as long as the run"
+        "for lack of memory perhaps: expected it to last as long as the run"
     )
 
 

@@ -83,7 +83,7 @@ def _documents(rng: np.random.Generator, vocabulary: Vocabulary) -> Iterator[np.
 
 
 def _utterance(rng: np.random.Generator, vocabulary: Vocabulary) -> np.ndarray:
-    """Spans of text, each followed by one half as long of speech; ids stand for their kinds."""
+    """Returns spans of text, each followed by speech half as long; ids stand for their kinds."""
     words, pieces = int(rng.integers(_WORDS[0], _WORDS[1] + 1)), [np.zeros(1, np.int32)]
     while words > 0:
         for mode, fill, rate, span in (

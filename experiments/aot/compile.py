@@ -139,7 +139,7 @@ def _compile(
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of what makes the figures."""
+    """Returns the versions of what makes the figures."""
     return {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
 
 

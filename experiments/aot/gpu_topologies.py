@@ -69,5 +69,5 @@ def gpu_device(name: str) -> Device:
 
 
 def memory_bytes(name: str) -> int:
-    """Bytes of memory of a GPU."""
+    """Returns the bytes of memory of a GPU."""
     return int(GPUS[name][1])

@@ -110,7 +110,7 @@ def hlo_costs(
     trip_counts: TripCounts = lambda name: None,
     kernel_costs: Callable[[str], KernelCost | None] = lambda name: None,
 ) -> HloCosts:
-    """Costs of a compiled program.
+    """Returns the costs of a compiled program.
 
     Args:
       text: optimized HLO, `compiled.as_text()`.
@@ -152,7 +152,7 @@ class _Analysis:
         return self._cache[key]
 
     def _messages(self, computation: Computation) -> dict[str, tuple[Collective, float]]:
-        """Collectives of a computation and its fusions.
+        """Returns the collectives of a computation and its fusions.
 
         One that the compiler interleaves with products lies in several fusions: in each that sends
         a part, with the whole array's shape. Their channel is the same.
@@ -257,7 +257,7 @@ class _Analysis:
             name = operands[constants.index(None)]
 
     def _summands(self, x: Instruction) -> list[str]:
-        """Returns what an addition adds, also one that is a fusion of its own."""
+        """Returns what an addition adds, also one that is a fusion."""
         if x.opcode == "add":
             return x.operands
         if x.opcode == "fusion":
@@ -269,7 +269,7 @@ class _Analysis:
         return []
 
     def _kernel(self, x: Instruction, within: Computation) -> HloCosts:
-        """Costs of a Pallas kernel; other custom calls are the compiler's own and do no work."""
+        """Returns the costs of a Pallas kernel; other custom calls, the compiler's, do no work."""
         if 'custom_call_target="tpu_custom_call"' not in x.attributes:
             return HloCosts()
         estimate = self._kernel_costs(x.op_name)
@@ -327,7 +327,7 @@ def _sum_memory(shapes: Iterable[Shape]) -> float:
 
 
 def _bytes_read(name: str, within: Computation, modules: Mapping[str, Computation]) -> float:
-    """Bytes of a fusion's parameter that its users read."""
+    """Returns the bytes of a fusion's parameter that its users read."""
     whole = within.instructions[name].shapes[0].num_bytes
     total = 0.0
     for user in within.users(name):
@@ -347,14 +347,14 @@ def _bytes_read(name: str, within: Computation, modules: Mapping[str, Computatio
 def _bytes_read_by_fusion(
     name: str, fusion: Instruction, modules: Mapping[str, Computation]
 ) -> float:
-    """Bytes of the array `name` that a fusion inside of a fusion reads."""
+    """Returns the bytes of the array `name` that a fusion inside of a fusion reads."""
     inner = modules[fusion.callee("calls")]
     parameters = (inner.parameter(i) for i, x in enumerate(fusion.operands) if x == name)
     return sum(_bytes_read(parameter, inner, modules) for parameter in parameters if parameter)
 
 
 def _bytes_written(name: str, within: Computation) -> float:
-    """Bytes that a fusion writes for one of its results."""
+    """Returns the bytes that a fusion writes for one of its results."""
     x = within.instructions[name]
     while x.opcode == "bitcast":
         x = within.instructions[x.operands[0]]

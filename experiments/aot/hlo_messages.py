@@ -113,7 +113,7 @@ def _iota(dims: str, permutation: str | None) -> np.ndarray:
 def _mesh_groups(
     axes: str, listed: str | None, dims: str | None, permutation: str | None, grouped: str
 ) -> np.ndarray:
-    """Axes `'a'=4,'b'=2` grouped along `'a'`: one group for every b."""
+    """Returns the axes `'a'=4,'b'=2` grouped along `'a'`: one group for every b."""
     sizes = {name: int(size) for name, size in re.findall(r"'?(\w+)'?=(\d+)", axes)}
     ids = np.arange(math.prod(sizes.values()))
     if listed:

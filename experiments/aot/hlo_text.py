@@ -28,12 +28,12 @@ class Shape(NamedTuple):
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the array."""
+        """Returns the bytes of the array."""
         return math.prod(self.dims) * _element_bytes(self.dtype)
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes in main memory."""
+        """Returns the bytes in main memory."""
         return 0 if self.on_chip else self.num_bytes
 
 
@@ -54,7 +54,7 @@ class Instruction:
 
     @property
     def op_name(self) -> str:
-        """JAX's name stack, or the instruction's own name."""
+        """Returns JAX's name stack, or the instruction's own name."""
         match = _OP_NAME.search(self.attributes)
         return match[1] if match else self.name
 

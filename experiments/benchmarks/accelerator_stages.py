@@ -453,7 +453,7 @@ def _median_seconds(function: Callable[..., Any], *arrays: Any) -> float:
 
 
 def _heaviest_kernels(path: pathlib.Path) -> dict[str, float]:
-    """Milliseconds a step of the kernels that took longest, by name, from a trace's file."""
+    """Returns the milliseconds a step of the kernels that took longest, by name, from a trace."""
     data = jax.profiler.ProfileData.from_file(str(path))
     totals: Counter[str] = Counter()
     for plane in data.planes:

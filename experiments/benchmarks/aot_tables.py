@@ -45,11 +45,12 @@ class Pod:
 
     @property
     def place(self) -> str:
-        """The slices."""
+        """Returns the slices."""
         return f"{self.slices} × {self.topology}" if self.slices > 1 else self.topology
 
     @property
     def name(self) -> str:
+        """Returns what tells it from the others."""
         return f"{self.model} {self.place} {self.mesh} {self.remat}"
 
 

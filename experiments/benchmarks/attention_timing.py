@@ -190,7 +190,7 @@ def time_attention(
 def _time(
     function: Callable[..., Any], repeats: int, budget_s: float, *arrays: Any
 ) -> tuple[float, int]:
-    """Seconds of the median run, and the bytes of the compiled function's temporaries."""
+    """Returns the seconds of the median run, and the bytes of the program's temporaries."""
     compiled = jax.jit(function).lower(*arrays).compile()
     times: list[float] = []
     jax.block_until_ready(compiled(*arrays))

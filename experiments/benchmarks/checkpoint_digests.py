@@ -88,7 +88,7 @@ def _make_state(gigabytes: float) -> TrainState:
 
 
 def _measure(workdir: pathlib.Path, state: TrainState) -> dict[str, float]:
-    """Seconds of a save and a restore, and what hashing takes in them."""
+    """Returns the seconds of a save and a restore, and what hashing takes in them."""
     iterator = iter(grain.MapDataset.range(2).to_iter_dataset())
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state

@@ -111,7 +111,7 @@ def _train(
 def _compare(
     name: str, runs: list[dict[str, float]], ours: list[dict[str, float]]
 ) -> dict[str, Any]:
-    """Means and standard errors of a variant's losses, and of their differences to ours."""
+    """Returns means and standard errors of a variant's losses, and of their differences to ours."""
     row: dict[str, Any] = {"variant": name}
     for kind in ("text", "speech"):
         row[kind] = _mean_and_error([run[kind] for run in runs])

@@ -84,6 +84,7 @@ def _prompts(subject: Subject, rows: int, seconds: float) -> list[np.ndarray]:
 def measure_decoding(
     subject: Subject, rows: int, prompt_s: float, seconds: float
 ) -> dict[str, Any]:
+    """Measures continuations of so many seconds."""
     prompts = _prompts(subject, rows, prompt_s)
     count = round(seconds * _FRAME_RATE)
     timed_generate(subject, prompts, count, 1)  # compiles
@@ -106,7 +107,7 @@ def measure_decoding(
 
 
 def cache_bytes(subject: Subject, prompts: Sequence[np.ndarray], units: int) -> int:
-    """Bytes of the state that `generate` keeps for continuations of so many units."""
+    """Returns the bytes of the state that `generate` keeps for continuations of so many units."""
     decoder = _decoder(subject)
     patches = max(decoder.document(prompt).num_patches for prompt in prompts)
     # The room decides, not what is read.
@@ -121,7 +122,7 @@ def cache_bytes(subject: Subject, prompts: Sequence[np.ndarray], units: int) -> 
 def timed_generate(
     subject: Subject, prompts: Sequence[np.ndarray], max_units: int, units: int
 ) -> tuple[float, list[Generation]]:
-    """Seconds, and what was made: `units` of every prompt, with room for `max_units`."""
+    """Makes `units` of every prompt, with room for `max_units`; returns the seconds, too."""
     start = time.perf_counter()
     generations = generate(
         subject.trained,
@@ -135,7 +136,7 @@ def timed_generate(
 
 
 def measure_recomputing(subject: Subject, rows: int, prompt_s: float, seconds: float) -> float:
-    """Seconds of the full forward pass over prompt and half of the continuation."""
+    """Returns the seconds of the full forward pass over prompt and half of the continuation."""
     prompts = _prompts(subject, rows, prompt_s + seconds / 2)
     decoder = _decoder(subject)
     documents = [decoder.document(tokens) for tokens in prompts]

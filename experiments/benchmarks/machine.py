@@ -25,7 +25,7 @@ def device_name() -> str:
 
 
 def process_age() -> float:
-    """Seconds since this process started; 0 where the system does not tell (it is not Linux)."""
+    """Returns the seconds since this process started; 0 where the system does not tell."""
     path = pathlib.Path("/proc/self/stat")
     if not path.exists():
         return 0.0

@@ -196,7 +196,7 @@ class StepMeasurement:
             return self._step().lower(state, self._abstract_batch())
 
     def planned_memory(self) -> dict[str, int]:
-        """Bytes that the compiled step takes on a device."""
+        """Returns the bytes that the compiled step takes on a device."""
         return planned_memory(self.compile())
 
     def init_state(self) -> TrainState:
@@ -340,13 +340,13 @@ class StepMeasurement:
 
 
 def _loss(sums: Mapping[str, Any]) -> float:
-    """Nats a target, from the sums of a step."""
+    """Returns nats a target, from the sums of a step."""
     weight = sums["text_weight"] + sums["speech_weight"]
     return float((sums["text_nll"] + sums["speech_nll"]) / weight)
 
 
 def planned_bytes(config: StepConfig, mesh: jax.sharding.Mesh, policy: str, rows: int) -> int:
-    """Bytes that the step takes on a device of the mesh, which need not be there.
+    """Returns the bytes that the step takes on a device of the mesh, which need not be there.
 
     Args:
       config: of the step; its number of rows and its policy are not used.
@@ -374,7 +374,7 @@ def compile_for(function: Any, *arguments: Any) -> Any:
 
 
 def time_runs(run: Callable[[], Any], count: int) -> tuple[list[float], Any]:
-    """Seconds of each run after a warm-up, at most `count` of them, and the last result."""
+    """Returns the seconds of each run after a warm-up, at most `count`, and the last result."""
     times: list[float] = []
     result = None
     for _ in range(_WARM_UP + count):
@@ -399,7 +399,7 @@ def spread(times: Sequence[float]) -> dict[str, Any]:
 
 
 def planned_memory(compiled: Any) -> dict[str, int]:
-    """Bytes that a compiled function takes on a device, by XLA's plan."""
+    """Returns the bytes that a compiled function takes on a device, by XLA's plan."""
     stats = compiled.memory_analysis()
     aliased = stats.alias_size_in_bytes
     sizes = {

@@ -36,6 +36,6 @@ def max_units() -> int:
       ValueError: it is less than one, or more than a day's.
     """
     seconds = flags.FLAGS.max_seconds
-    if not 1 / FRAME_RATE <= seconds <= _LONGEST_S:  # nor not a number
+    if not 1 / FRAME_RATE <= seconds <= _LONGEST_S:  # NaN fails, too
         raise ValueError(f"max_seconds is {seconds}, expected {1 / FRAME_RATE} … {_LONGEST_S:.0f}")
     return round(seconds * FRAME_RATE)

@@ -159,7 +159,7 @@ def spectrogram_figure(speech: Sequence[SpeechExample], directory: pathlib.Path)
 
 
 def loss_figure(models: Sequence[ModelReport]) -> Figure:
-    """Loss of each modality, mean patch length and aligned fraction against steps."""
+    """Draws loss of each modality, mean patch length and aligned fraction against steps."""
     panels = (
         ("loss_text", "text loss [nats / token]"),
         ("loss_speech", "speech loss [nats / unit]"),
@@ -223,7 +223,7 @@ def utterance_figure(example: SpokenExample, tokenizer: TextTokenizer, patch_siz
 def patch_rows(
     utterance: Utterance, vocabulary: Vocabulary, patch_size: int
 ) -> dict[str, list[int]]:
-    """Lengths in units of an utterance's speech patches under each strategy, interleaving off."""
+    """Returns the lengths in units of an utterance's speech patches under each strategy."""
     strategies = {
         "none": PatchingConfig("none"),
         f"static({patch_size})": PatchingConfig("static", patch_size),
@@ -250,7 +250,7 @@ def _draw_spans(
     end: float,
     spoken: Sequence[bool],
 ) -> None:
-    """Boxes of the given lengths in units, one after the other."""
+    """Draws boxes of the given lengths in units, one after the other."""
     ends = np.cumsum(lengths) / frame_rate
     starts = ends - np.asarray(lengths) / frame_rate
     shown = starts < end

@@ -41,9 +41,13 @@ IteratorState = dict[str, Any]
 class StatefulIterator(Protocol):
     """An iterator whose place in the data is saved with the parameters."""
 
-    def get_state(self) -> IteratorState: ...
+    def get_state(self) -> IteratorState:
+        """Returns its place, as JSON values."""
+        ...
 
-    def set_state(self, state: IteratorState) -> None: ...
+    def set_state(self, state: IteratorState) -> None:
+        """Goes to a place that `get_state` gave."""
+        ...
 
 
 MergeStates = Callable[[Sequence[IteratorState]], IteratorState]
@@ -129,7 +133,7 @@ class Checkpointer:
 
     @property
     def directory(self) -> pathlib.Path:
-        """Where the steps' directories are."""
+        """Returns where the steps' directories are."""
         return self.workdir / CHECKPOINTS
 
     def latest_step(self) -> int | None:
@@ -137,7 +141,7 @@ class Checkpointer:
         return self._manager.latest_step()
 
     def all_steps(self) -> list[int]:
-        """Steps of the complete checkpoints, in order."""
+        """Returns the steps of the complete checkpoints, in order."""
         return sorted(self._manager.all_steps())
 
     def step_directory(self, step: int) -> pathlib.Path:
@@ -218,7 +222,7 @@ class Checkpointer:
                 logging.warning("%s, falling back to step %d", error, following)
                 continue
             iterator.set_state((merge_states or _own_state)(states))
-            # Only now is it known that the run goes on from a step before them.
+            # It is known only now that the run goes on from a step before them.
             for name, numbers in ((UNREADABLE, damaged), (ABANDONED, leave)):
                 for number in numbers:
                     self._set_aside(number, name)

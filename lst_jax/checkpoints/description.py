@@ -72,7 +72,7 @@ class UnitEncoding:
 
     @property
     def is_plain(self) -> bool:
-        """Whether ids are units, all that this version computes with."""
+        """Returns whether ids are units, all that this version computes with."""
         return self == UnitEncoding()
 
 

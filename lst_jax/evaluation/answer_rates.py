@@ -62,7 +62,7 @@ class TaskResult:
 
 
 def error_rates(spoken: Sequence[SpokenText], hypotheses: Sequence[str]) -> ErrorRates:
-    """Errors of what was recognized of utterances, at least one.
+    """Returns the errors of what was recognized of utterances, at least one.
 
     Raises:
       ValueError: a reference has no words.
@@ -77,7 +77,7 @@ def error_rates(spoken: Sequence[SpokenText], hypotheses: Sequence[str]) -> Erro
 def judge(
     spoken: Sequence[SpokenText], hypotheses: Sequence[str], answers: Sequence[Answer]
 ) -> TaskResult:
-    """Errors and costs of a model's answers.
+    """Returns the errors and costs of a model's answers.
 
     Args:
       spoken: the utterances, at least one.

@@ -72,7 +72,7 @@ class ChoiceScores:
 
     @property
     def normalized(self) -> tuple[float, ...]:
-        """Log-probability per token of each candidate."""
+        """Returns the log-probability per token of each candidate."""
         pairs = zip(self.log_probabilities, self.token_counts, strict=True)
         return tuple(score / count for score, count in pairs)
 

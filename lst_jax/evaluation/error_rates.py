@@ -61,12 +61,12 @@ class UtteranceErrors:
 
     @property
     def wer(self) -> float:
-        """Word error rate of this utterance."""
+        """Returns the word error rate of this utterance."""
         return self.word_errors / self.words
 
     @property
     def cer(self) -> float:
-        """Character error rate of this utterance."""
+        """Returns the character error rate of this utterance."""
         return self.character_errors / self.characters
 
 

@@ -40,6 +40,7 @@ from lst_jax.inference.trained_model import TrainedModel
 from lst_jax.model.models import LatentSpeechTextTransformer, TokenTransformer
 from lst_jax.patching import Document, PatchingConfig, fill_row
 from lst_jax.settings import Bounds, configuration, quote, require
+from lst_jax.shapes import Bool, Float32, Int, Int32, check_shapes
 from lst_jax.sharding import (
     LogicalRules,
     batch_sharding,
@@ -105,8 +106,8 @@ class Generation:
       batch_steps: of the batch that it was made in; rows share steps.
     """
 
-    tokens: np.ndarray
-    log_probs: np.ndarray
+    tokens: Int32[np.ndarray, " T"]
+    log_probs: Float32[np.ndarray, " T"]
     stop_reason: str
     steps: Steps
     batch_steps: Steps
@@ -139,9 +140,10 @@ def make_decoder(model: nn.Module, vocabulary: Vocabulary, patching: PatchingCon
     return TokenDecoder(model, vocabulary, patching)
 
 
+@check_shapes
 def generate(
     trained: TrainedModel,
-    prompts: Sequence[np.ndarray],
+    prompts: Sequence[Int[np.ndarray, " T"]],
     *,
     sampling: SamplingConfig | None = None,
     limits: GenerationLimits | None = None,
@@ -203,9 +205,10 @@ def generate(
     return generations
 
 
+@check_shapes
 def prefill(
     trained: TrainedModel,
-    prompts: Sequence[np.ndarray],
+    prompts: Sequence[Int[np.ndarray, " T"]],
     *,
     max_patches: int,
     batch_rows: int | None = None,
@@ -234,13 +237,14 @@ def prefill(
     return _prefill(decoder, trained, documents, batch_rows, max_patches)
 
 
+@check_shapes
 def prompt_documents(
     decoder: Decoder,
-    prompts: Sequence[np.ndarray],
+    prompts: Sequence[Int[np.ndarray, " T"]],
     max_patches: int | None,
     names: Sequence[str] | None = None,
 ) -> list[Document]:
-    """Prompts in the patches that a decoder would make of them.
+    """Returns prompts in the patches that a decoder would make of them.
 
     Args:
       decoder: of `make_decoder`.
@@ -328,11 +332,11 @@ def _generate_function(
 class _Limits(NamedTuple):
     """`GenerationLimits` as arrays."""
 
-    max_tokens: Array | np.ndarray
-    max_units: Array | np.ndarray
-    max_patches: Array | np.ndarray
-    min_tokens: Array | np.ndarray
-    stop_at_mode: Array | np.ndarray
+    max_tokens: Int32[Array | np.ndarray, ""]
+    max_units: Int32[Array | np.ndarray, ""]
+    max_patches: Int32[Array | np.ndarray, ""]
+    min_tokens: Int32[Array | np.ndarray, ""]
+    stop_at_mode: Bool[Array | np.ndarray, ""]
 
 
 def _limit_arrays(limits: GenerationLimits) -> _Limits:

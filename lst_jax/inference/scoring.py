@@ -28,6 +28,7 @@ from lst_jax.model.losses import token_nll
 from lst_jax.model.models import output_kernel
 from lst_jax.patching import Document, PatchingConfig, patch_document
 from lst_jax.settings import BatchRows, RowSlots, configuration
+from lst_jax.shapes import Float, Int, check_shapes
 from lst_jax.sharding import (
     LogicalRules,
     batch_sharding,
@@ -56,8 +57,8 @@ class Continuation:
       ending: (E,) int32, scored, E ≥ 1.
     """
 
-    prompt: np.ndarray
-    ending: np.ndarray
+    prompt: Int[np.ndarray, " n"]
+    ending: Int[np.ndarray, " m"]
 
     def __post_init__(self) -> None:
         for name in ("prompt", "ending"):
@@ -86,13 +87,14 @@ class ScoringShape:
     tokens_per_row: RowSlots | None = None
 
 
+@check_shapes
 def score_continuations(
     trained: TrainedModel,
     continuations: Sequence[Continuation],
     *,
     shape: ScoringShape | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> np.ndarray:
+) -> Float[np.ndarray, " n"]:
     """Returns the log-probability of every ending given its prompt, Σ_t log p(ending_t | before).
 
     Equal continuations are scored once, so that they get the same number. A prompt of several
@@ -139,6 +141,7 @@ def score_continuations(
     return np.array([score_of[key] for key in keys], np.float64)
 
 
+@check_shapes
 def make_document(
     continuation: Continuation, vocabulary: Vocabulary, patching: PatchingConfig
 ) -> Document:
@@ -153,7 +156,7 @@ def make_document(
 def group_by_prompt(
     documents: Sequence[Document], prompts: Sequence[bytes], limit: RowSize
 ) -> list[list[int]]:
-    """Documents of one prompt together, similar ones side by side, as many as the limit allows.
+    """Groups documents of one prompt, similar ones side by side, as many as the limit allows.
 
     Args:
       documents: what to group, each within the limit.
@@ -264,7 +267,7 @@ def _round_up(size: float) -> int:
 
 
 def _sum_scores(row: SharedBatch, losses: np.ndarray, count: int) -> np.ndarray:
-    """Log-probabilities (count,) of a row's documents from the losses (M,) of its items."""
+    """Returns log-probabilities (count,) of a row's documents from the losses (M,) of its items."""
     # A token's weight is that of predicting the next one, 0 for the last of a document. Document i
     # of a row has id i + 1, padding 0.
     weighted = np.roll(row.places.loss_weights, 1) * losses[row.token_items]

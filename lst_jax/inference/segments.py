@@ -7,6 +7,7 @@ import itertools
 
 import numpy as np
 
+from lst_jax.shapes import Int, Int32, check_shapes
 from lst_jax.vocabulary import TextTokenizer, Vocabulary
 
 
@@ -20,11 +21,12 @@ class Segment:
     """
 
     text: str | None = None
-    units: np.ndarray | None = None
+    units: Int32[np.ndarray, " U"] | None = None
 
 
+@check_shapes
 def split_segments(
-    tokens: np.ndarray, vocabulary: Vocabulary, tokenizer: TextTokenizer
+    tokens: Int[np.ndarray, " T"], vocabulary: Vocabulary, tokenizer: TextTokenizer
 ) -> list[Segment]:
     """Returns the text and the speech in tokens; modes, bos and eos part them and are in none."""
     kinds = np.where(vocabulary.is_unit(tokens), 2, np.where(vocabulary.is_text(tokens), 1, 0))

@@ -23,6 +23,7 @@ import numpy as np
 
 from lst_jax.batch import SharedBatch
 from lst_jax.patching import Document, Visibility, fill_row
+from lst_jax.shapes import check_shapes
 
 
 class RowSize(NamedTuple):
@@ -61,6 +62,7 @@ def measure_row(documents: Sequence[Document]) -> RowSize:
     )
 
 
+@check_shapes
 def fill_shared_row(
     documents: Sequence[Document], size: RowSize, visibility: Visibility = "causal"
 ) -> SharedBatch:

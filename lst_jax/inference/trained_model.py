@@ -56,7 +56,7 @@ class TrainedModel:
 
     @property
     def step(self) -> int:
-        """Optimizer updates that made the parameters.
+        """Returns the optimizer updates that made the parameters.
 
         Raises:
           ValueError: they came from no checkpoint.
@@ -65,7 +65,7 @@ class TrainedModel:
 
     @property
     def text_tokenizer(self) -> TextTokenizer:
-        """The tokenizer.
+        """Returns the tokenizer.
 
         Raises:
           ValueError: there is none.

@@ -20,6 +20,7 @@ from lst_jax.inference.generation import (
 )
 from lst_jax.inference.sampling import Modality, SamplingConfig
 from lst_jax.inference.trained_model import TrainedModel
+from lst_jax.shapes import Int, Int32, check_shapes
 from lst_jax.vocabulary import Vocabulary
 
 
@@ -38,16 +39,17 @@ class Answer:
     """
 
     text: str
-    units: np.ndarray
+    units: Int32[np.ndarray, " U"]
     question_tokens: int
     question_patches: int
     answer_patches: int
     generation: Generation
 
 
+@check_shapes
 def transcribe(
     trained: TrainedModel,
-    utterances: Sequence[np.ndarray],
+    utterances: Sequence[Int[np.ndarray, " U"]],
     *,
     max_tokens: int = 256,
     batch_rows: int = 8,

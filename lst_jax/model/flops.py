@@ -19,7 +19,7 @@ BACKWARD_FACTOR = 2.0
 
 
 def forward_flops(config: ModelConfig, batch: Batch) -> dict[str, Array]:
-    """FLOPs of the forward pass over a batch, by module.
+    """Returns the FLOPs of the forward pass over a batch, by module.
 
     Args:
       config: of the model.
@@ -34,7 +34,7 @@ def forward_flops(config: ModelConfig, batch: Batch) -> dict[str, Array]:
 
 
 def training_flops(config: ModelConfig, batch: Batch) -> Array:
-    """FLOPs of one forward and backward pass over a batch, a float32 scalar."""
+    """Returns the FLOPs of one forward and backward pass over a batch, a float32 scalar."""
     forward = forward_flops(config, batch)
     return (1.0 + BACKWARD_FACTOR) * sum(forward.values(), start=jnp.zeros((), jnp.float32))
 

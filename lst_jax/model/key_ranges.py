@@ -236,6 +236,6 @@ def _share(
 
 
 def _vectors(patches: Array, k: int) -> Array:
-    """Indices of patches (B, L) to those of their vectors (B, L * k)."""
+    """Turns indices of patches (B, L) to those of their vectors (B, L * k)."""
     vectors = k * patches[..., None] + jnp.arange(k, dtype=jnp.int32)
     return vectors.reshape(len(patches), -1)

@@ -137,7 +137,7 @@ def _local_backward(
     batch_axes: tuple[str, ...],
     vocab_axes: tuple[str, ...],
 ) -> tuple[Array, Array]:
-    """Cotangents of hidden (b, N, d) and of the device's columns of the kernel (d, v)."""
+    """Returns the cotangents of hidden (b, N, d) and the device's columns (d, v) of the kernel."""
     columns = _column_ids(kernel, vocab_axes)
 
     # The gradient of a token's loss to its scores is softmax − one-hot. Scores are computed again

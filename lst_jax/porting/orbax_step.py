@@ -207,7 +207,7 @@ class _StreamedLeaf:
 
     @property
     def size(self) -> int:
-        """Numbers that it holds; Orbax adds up the bytes that it writes."""
+        """Returns how many numbers it holds; Orbax adds up the bytes that it writes."""
         return math.prod(self.shape)
 
 

@@ -79,7 +79,7 @@ class Checkpoint:
 
     @property
     def num_bytes(self) -> int:
-        """Size of all values."""
+        """Returns the size of all values."""
         return sum(spec.num_bytes for spec in self.specs.values())
 
     def cast(self, dtype: str) -> Checkpoint:

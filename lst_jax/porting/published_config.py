@@ -238,7 +238,7 @@ def _lst_config(model: Mapping[str, Any]) -> LSTConfig:
 
 
 def _find_problems(model: Mapping[str, Any]) -> list[str]:
-    """Settings that are missing or that no `LSTConfig` has, one line each."""
+    """Returns the settings that are missing or that no `LSTConfig` has, one line each."""
     choices = {"downsampling_by_pooling": tuple(POOLINGS), "patching_mode": tuple(_STRATEGIES)}
     choices |= dict.fromkeys(_TRUE, (True,)) | {"cross_attn_all_layers_encoder": (True, False)}
     names = (*_INTEGERS, *_FLOATS, *choices)

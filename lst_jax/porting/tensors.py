@@ -27,7 +27,7 @@ class TensorSpec(NamedTuple):
 
     @property
     def num_bytes(self) -> int:
-        """Size of the values."""
+        """Returns the size of the values."""
         return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
 

@@ -110,7 +110,7 @@ class LSTConfig:
 
     @property
     def cross_heads(self) -> int:
-        """Heads of every cross-attention."""
+        """Returns the heads of every cross-attention."""
         return self.num_heads_local if self.num_heads_cross is None else self.num_heads_cross
 
 
@@ -154,22 +154,22 @@ class Vocabulary:
 
     @property
     def text_mode_id(self) -> int:
-        """Id of `<t>`, which opens a text segment."""
+        """Returns the id of `<t>`, which opens a text segment."""
         return self.text_size + 4
 
     @property
     def speech_mode_id(self) -> int:
-        """Id of `<s>`, which opens a speech segment."""
+        """Returns the id of `<s>`, which opens a speech segment."""
         return self.text_size + 5
 
     @property
     def first_unit_id(self) -> int:
-        """Id of speech unit 0."""
+        """Returns the id of speech unit 0."""
         return self.text_size + 6
 
     @property
     def size(self) -> int:
-        """Number of ids."""
+        """Returns the number of ids."""
         return self.first_unit_id + self.unit_count
 
     def is_unit(self, tokens: np.ndarray) -> np.ndarray:

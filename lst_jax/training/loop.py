@@ -146,7 +146,7 @@ def train(
         run.check_settings(settings)
         run.begin(merge_states)
         report_changes(workdir, settings)
-        # Only now is it known that the run goes on.
+        # It is known only now that the run goes on.
         if description is not None:
             description.write(workdir)
         if jax.process_index() == 0:

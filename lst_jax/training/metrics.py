@@ -198,7 +198,7 @@ def _format_names(record: Record, num_steps: int) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Hours, minutes and seconds, `h:mm:ss`."""
+    """Returns hours, minutes and seconds, `h:mm:ss`."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}"

@@ -1,6 +1,6 @@
 """The caches of a model while it decodes: rings of what its attentions read.
 
-A decoder's cache is a tree of its own type (`LSTCache`, `TokenCache`) whose leaves are arrays:
+A decoder's cache is a tree (`LSTCache`, `TokenCache`) whose leaves are arrays:
 
 | what                                   | as a module makes it | in a ring       |
 |----------------------------------------|----------------------|-----------------|
@@ -23,6 +23,7 @@ from jax import Array
 
 from lst_jax.model.attention import ring
 from lst_jax.model.layers import CACHE, SOWN, constrain
+from lst_jax.shapes import Bool, Float, Int32, check_shapes
 
 Tree = TypeVar("Tree")
 
@@ -30,8 +31,8 @@ Tree = TypeVar("Tree")
 class KeysValues(NamedTuple):
     """Keys and values of one attention, or of the same attention in every layer of a stack."""
 
-    keys: Array
-    values: Array
+    keys: Float[Array, "*b D"]
+    values: Float[Array, "*b D"]
 
     @classmethod
     def of(cls, variables: Mapping[str, Any]) -> KeysValues:
@@ -40,7 +41,7 @@ class KeysValues(NamedTuple):
 
     @property
     def variables(self) -> dict[str, dict[str, Array]]:
-        """What a block or a `CrossAttention` finds them in."""
+        """Returns what a block or a `CrossAttention` finds them in."""
         return {"attention": self._asdict()}
 
 
@@ -63,7 +64,8 @@ def apply(
     return result, made.get(SOWN, {})
 
 
-def fill(made: Tree, capacity: int, length: Array) -> Tree:
+@check_shapes
+def fill(made: Tree, capacity: int, length: Int32[Array, " B"]) -> Tree:
     """Returns the rings after a forward pass over whole rows.
 
     Args:
@@ -85,7 +87,8 @@ def fill(made: Tree, capacity: int, length: Array) -> Tree:
     return jax.tree.map(fill_ring, made)
 
 
-def append(rings: Tree, made: Tree, index: Array, active: Array) -> Tree:
+@check_shapes
+def append(rings: Tree, made: Tree, index: Int32[Array, " B"], active: Bool[Array, " B"]) -> Tree:
     """Writes what item `index` (B,) of active rows has made, one array item or more.
 
     Args:
@@ -115,5 +118,5 @@ def _is_stacked(x: Array) -> bool:
 
 
 def _heads_first(x: Array) -> Array:
-    """Keys and values (…, n, H, D) to (…, H, n, D), and token states as they are."""
+    """Turns keys and values (…, n, H, D) to (…, H, n, D), and leaves token states as they are."""
     return x.swapaxes(-2, -3) if _has_heads(x) else x

@@ -18,6 +18,7 @@ from lst_jax.inference.decoding.decoder import Decoder, State
 from lst_jax.model.attention import ring
 from lst_jax.model.layers import constrain
 from lst_jax.model.models import logits, output_kernel
+from lst_jax.shapes import Float32, Int32, check_shapes
 
 
 class Progress(NamedTuple):
@@ -27,29 +28,30 @@ class Progress(NamedTuple):
       state: what they have read, made tokens included.
       stop: (B,) int32, 0 in rows that go on.
       made: (B,) int32, tokens made.
-      tokens: (B, M) int32, those tokens.
-      log_probs: (B, M) float32, log-probability of each under the model, given all before it.
+      tokens: (B, n) int32, those tokens.
+      log_probs: (B, n) float32, log-probability of each under the model, given all before it.
       token_steps, global_steps: (B,) int32, how often encoder and decoder, and how often the
         global transformer, have run for the row. A token step of the baseline is both.
       batch_token_steps, batch_global_steps: () int32, how often they have run for any row.
     """
 
     state: Any
-    stop: Array
-    made: Array
-    tokens: Array
-    log_probs: Array
-    token_steps: Array
-    global_steps: Array
-    batch_token_steps: Array
-    batch_global_steps: Array
+    stop: Int32[Array, " B"]
+    made: Int32[Array, " B"]
+    tokens: Int32[Array, "B n"]
+    log_probs: Float32[Array, "B n"]
+    token_steps: Int32[Array, " B"]
+    global_steps: Int32[Array, " B"]
+    batch_token_steps: Int32[Array, ""]
+    batch_global_steps: Int32[Array, ""]
 
 
+@check_shapes
 def decode_batch(
     decoder: Decoder,
     params: Any,
     state: State,
-    stop: Array,
+    stop: Int32[Array, " B"],
     max_tokens: int,
     choose: Callable[[Array, Progress], Array],
     stop_rule: Callable[[Array, Progress], Array],
@@ -61,7 +63,7 @@ def decode_batch(
       params: of the model.
       state: of B rows.
       stop: (B,) int32, 0 in rows that may make at least one token.
-      max_tokens: M; rows stop, by `stop_rule`, when they have made so many.
+      max_tokens: n; rows stop, by `stop_rule`, when they have made so many.
       choose: (logits (B, V) float32, progress) to the next tokens (B,) int32.
       stop_rule: (next tokens (B,), progress with them) to `stop` (B,).
     """
@@ -126,7 +128,7 @@ def decode_batch(
 
 
 def compute_params(params: Any, dtype: jnp.dtype) -> Any:
-    """Parameters in the type that the modules compute with, so that no step converts them.
+    """Returns parameters in the type that the modules compute with, so that no step converts them.
 
     The scales of norms stay float32.
     """

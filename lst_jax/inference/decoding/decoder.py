@@ -10,6 +10,7 @@ from jax import Array
 from lst_jax.batch import Batch
 from lst_jax.model.models import LatentSpeechTextTransformer, TokenTransformer
 from lst_jax.patching import Document, PatchingConfig
+from lst_jax.shapes import Bool, Float, Int, Int32
 from lst_jax.vocabulary import Vocabulary
 
 
@@ -25,7 +26,7 @@ class State(Protocol):
     def cache(self) -> Any: ...
 
     @property
-    def length(self) -> Array: ...
+    def length(self) -> Int32[Array, " B"]: ...
 
     def _asdict(self) -> dict[str, Any]: ...
 
@@ -60,7 +61,7 @@ class Decoder(Protocol[S]):
 
     has_global_steps: ClassVar[bool]
 
-    def document(self, tokens: np.ndarray) -> Document:
+    def document(self, tokens: Int[np.ndarray, " T"]) -> Document:
         """Returns tokens (T,) in the patches that decoding them one by one would make."""
         ...
 
@@ -85,7 +86,9 @@ class Decoder(Protocol[S]):
         """
         ...
 
-    def decode(self, params: Any, state: S, active: Array) -> tuple[Array, S]:
+    def decode(
+        self, params: Any, state: S, active: Bool[Array, " B"]
+    ) -> tuple[Float[Array, "B d"], S]:
         """Predicts the token after the newest one.
 
         Args:
@@ -98,18 +101,20 @@ class Decoder(Protocol[S]):
         """
         ...
 
-    def read(self, params: Any, state: S, tokens: Array, active: Array) -> S:
+    def read(
+        self, params: Any, state: S, tokens: Int32[Array, " B"], active: Bool[Array, " B"]
+    ) -> S:
         """Takes the next token (B,) of every active row, and sees which patches it completes."""
         ...
 
-    def is_waiting(self, state: S) -> Array:
+    def is_waiting(self, state: S) -> Bool[Array, " B"]:
         """Returns (B,) bool: rows with complete patches that have not run; they cannot decode."""
         ...
 
-    def run_patch(self, params: Any, state: S, active: Array) -> S:
+    def run_patch(self, params: Any, state: S, active: Bool[Array, " B"]) -> S:
         """Runs the global transformer on the first patch that every active row waits for."""
         ...
 
-    def patches_begun(self, state: S) -> Array:
-        """Returns (B,) int32."""
+    def patches_begun(self, state: S) -> Int32[Array, " B"]:
+        """Returns how many patches each row has begun, (B,) int32."""
         ...

@@ -42,6 +42,7 @@ from lst_jax.model.layers import CACHE, SOWN, CrossAttention
 from lst_jax.model.models import LatentSpeechTextTransformer
 from lst_jax.model.pooling import pool_patches
 from lst_jax.patching import Document, PatchingConfig, patch_document
+from lst_jax.shapes import Bool, Float, Int, Int32, check_shapes
 from lst_jax.vocabulary import Vocabulary
 
 
@@ -56,7 +57,7 @@ class EncoderCache(NamedTuple):
 
     layers: tuple[KeysValues, ...]
     cross: tuple[KeysValues, ...]
-    pooled_states: Array
+    pooled_states: Float[Array, "B C d"]
 
 
 class LSTCache(NamedTuple):
@@ -124,12 +125,12 @@ class LSTState(NamedTuple):
     """
 
     cache: LSTCache
-    patch_starts: Array
-    token_state: Array
-    length: Array
-    begun: Array
-    complete: Array
-    run: Array
+    patch_starts: Int32[Array, "B C"]
+    token_state: Float[Array, "B 1 d"]
+    length: Int32[Array, " B"]
+    begun: Int32[Array, " B"]
+    complete: Int32[Array, " B"]
+    run: Int32[Array, " B"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,10 +144,11 @@ class LSTDecoder:
 
     @property
     def patch_size(self) -> int:
-        """Tokens of a full patch of speech."""
+        """Returns the tokens of a full patch of speech."""
         return 1 if self.patching.strategy == "none" else self.patching.patch_size
 
-    def document(self, tokens: np.ndarray) -> Document:
+    @check_shapes
+    def document(self, tokens: Int[np.ndarray, " T"]) -> Document:
         """See `Decoder`."""
         return patch_document(tokens, self.patching, self.vocabulary)
 
@@ -158,6 +160,7 @@ class LSTDecoder:
         """See `Decoder`."""
         return num_patches * self.patch_size
 
+    @check_shapes
     def prefill(self, params: Any, batch: Batch, capacity: int) -> LSTState:
         """See `Decoder`: the forward pass of training, whose keys and values become rings."""
         config = self.model.config
@@ -183,7 +186,10 @@ class LSTDecoder:
             run=complete,
         )
 
-    def decode(self, params: Any, state: LSTState, active: Array) -> tuple[Array, LSTState]:
+    @check_shapes
+    def decode(
+        self, params: Any, state: LSTState, active: Bool[Array, " B"]
+    ) -> tuple[Float[Array, "B d"], LSTState]:
         """See `Decoder`."""
         k, window = self._latent_vectors, self.model.config.decoder_cross_window
         first = jnp.maximum(state.complete - window, 0)
@@ -202,7 +208,10 @@ class LSTDecoder:
         rings = caches.append(state.cache.decoder_self, made, state.length - 1, active)
         return hidden[:, 0], state._replace(cache=state.cache._replace(decoder_self=rings))
 
-    def read(self, params: Any, state: LSTState, tokens: Array, active: Array) -> LSTState:
+    @check_shapes
+    def read(
+        self, params: Any, state: LSTState, tokens: Int32[Array, " B"], active: Bool[Array, " B"]
+    ) -> LSTState:
         """See `Decoder`: encodes the token."""
         length = state.length + 1
         token_state, sown = self._apply(
@@ -241,11 +250,13 @@ class LSTDecoder:
             run=state.run,
         )
 
-    def is_waiting(self, state: LSTState) -> Array:
+    @check_shapes
+    def is_waiting(self, state: LSTState) -> Bool[Array, " B"]:
         """See `Decoder`."""
         return state.run < state.complete
 
-    def run_patch(self, params: Any, state: LSTState, active: Array) -> LSTState:
+    @check_shapes
+    def run_patch(self, params: Any, state: LSTState, active: Bool[Array, " B"]) -> LSTState:
         """See `Decoder`."""
         patch = state.run
         oldest = jnp.maximum(patch - self.model.config.encoder_cross_window + 1, 0)
@@ -273,7 +284,8 @@ class LSTDecoder:
         cache = cache._replace(global_self=own, decoder_cross=vectors)
         return state._replace(cache=cache, run=state.run + active)
 
-    def patches_begun(self, state: LSTState) -> Array:
+    @check_shapes
+    def patches_begun(self, state: LSTState) -> Int32[Array, " B"]:
         """See `Decoder`."""
         return state.begun
 

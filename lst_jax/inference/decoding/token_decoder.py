@@ -17,6 +17,7 @@ from lst_jax.model.key_ranges import KeyRange
 from lst_jax.model.layers import SOWN
 from lst_jax.model.models import TokenTransformer
 from lst_jax.patching import Document, PatchingConfig, patch_document
+from lst_jax.shapes import Bool, Float, Int, Int32, check_shapes
 from lst_jax.vocabulary import Vocabulary
 
 
@@ -46,8 +47,8 @@ class TokenState(NamedTuple):
     """
 
     cache: TokenCache
-    length: Array
-    newest: Array
+    length: Int32[Array, " B"]
+    newest: Int32[Array, " B"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +60,8 @@ class TokenDecoder:
     patching: PatchingConfig
     has_global_steps: ClassVar[bool] = False  # it is nothing but the global transformer
 
-    def document(self, tokens: np.ndarray) -> Document:
+    @check_shapes
+    def document(self, tokens: Int[np.ndarray, " T"]) -> Document:
         """See `Decoder`."""
         return patch_document(tokens, self.patching, self.vocabulary)
 
@@ -71,6 +73,7 @@ class TokenDecoder:
         """See `Decoder`: every token is one."""
         return num_patches
 
+    @check_shapes
     def prefill(self, params: Any, batch: Batch, capacity: int) -> TokenState:
         """See `Decoder`."""
         variables = {"params": params}
@@ -80,7 +83,10 @@ class TokenDecoder:
         cache = caches.fill(TokenCache.of(sown[SOWN]), capacity, length)
         return TokenState(cache, length, newest[:, 0])
 
-    def decode(self, params: Any, state: TokenState, active: Array) -> tuple[Array, TokenState]:
+    @check_shapes
+    def decode(
+        self, params: Any, state: TokenState, active: Bool[Array, " B"]
+    ) -> tuple[Float[Array, "B d"], TokenState]:
         """See `Decoder`."""
         position = state.length - 1
         key_range = KeyRange(jnp.zeros_like(position)[:, None], state.length[:, None])
@@ -95,20 +101,26 @@ class TokenDecoder:
         cache = caches.append(state.cache, TokenCache.of(sown), position, active)
         return hidden[:, 0], state._replace(cache=cache)
 
-    def read(self, params: Any, state: TokenState, tokens: Array, active: Array) -> TokenState:
+    @check_shapes
+    def read(
+        self, params: Any, state: TokenState, tokens: Int32[Array, " B"], active: Bool[Array, " B"]
+    ) -> TokenState:
         """See `Decoder`."""
         return state._replace(
             length=state.length + active, newest=jnp.where(active, tokens, state.newest)
         )
 
-    def is_waiting(self, state: TokenState) -> Array:
+    @check_shapes
+    def is_waiting(self, state: TokenState) -> Bool[Array, " B"]:
         """See `Decoder`: no row ever waits, the transformer runs with the token."""
         return jnp.zeros(state.length.shape, bool)
 
-    def run_patch(self, params: Any, state: TokenState, active: Array) -> TokenState:
+    @check_shapes
+    def run_patch(self, params: Any, state: TokenState, active: Bool[Array, " B"]) -> TokenState:
         """See `Decoder`: nothing is left to run."""
         return state
 
-    def patches_begun(self, state: TokenState) -> Array:
+    @check_shapes
+    def patches_begun(self, state: TokenState) -> Int32[Array, " B"]:
         """See `Decoder`: a token is a patch."""
         return state.length

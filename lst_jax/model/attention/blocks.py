@@ -112,7 +112,7 @@ def rows_again(x: Shaped[Array, " n *d"], rows: int, length: int) -> Shaped[Arra
 def end_to_end_ranges(
     key_range: KeyRange, num_keys: int, query_block: int, key_block: int
 ) -> KeyRange:
-    """Ranges of queries over keys that both lie end to end; queries that pad a row read nothing.
+    """Returns the ranges of queries over keys that both lie end to end; padding reads nothing.
 
     Args:
       key_range: start and end, each (B, Q) int32.

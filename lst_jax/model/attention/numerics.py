@@ -83,7 +83,7 @@ def interval_cases(rows: int = 2, num_tokens: int = 333, seed: int = 0) -> dict[
 
 
 def _random_row(rng: np.random.Generator, num_tokens: int, num_patches: int) -> Batch:
-    """Documents of random lengths in patches of random sizes, then padding; tokens are all 0."""
+    """Returns documents of random lengths in random patches, then padding; tokens are all 0."""
     row = padding_rows(num_patches, num_tokens)
     token = patch = document = 0
     while token < num_tokens - num_tokens // 10:
@@ -147,7 +147,7 @@ def check_numerics(attention: Attention, dtype: str, width: int) -> str | None:
     for name, errors in relative_errors(attention, dtype, width).items():
         for part, error in errors.items():
             bound = 0.0 if part == "empty" else BOUNDS[dtype]
-            if not error <= bound:  # nor is NaN
+            if not error <= bound:  # NaN fails, too
                 return f"{part} of {name} attention is off by {error:.2g}, over {bound:g}"
     return None
 

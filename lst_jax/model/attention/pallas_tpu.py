@@ -110,7 +110,7 @@ def pallas_tpu_attention(
 
 
 def _choose_shape(length: int, num_keys: int, heads: int, width: int) -> _Shape:
-    """Blocks that fit the arrays and the tiling of a TPU's registers, (8, 128)."""
+    """Returns blocks that fit the arrays and the tiling of a TPU's registers, (8, 128)."""
     padded = pl.next_power_of_2(max(width, _NARROWEST_HEAD))
     padded = padded if width <= _LANES else width + -width % _LANES
     tile = max(1, _LANES // padded)

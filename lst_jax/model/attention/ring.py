@@ -90,7 +90,7 @@ def write(
 
 @check_shapes
 def take(ring: Shaped[Array, "B C *d"], index: Int32[Array, "B n"]) -> Shaped[Array, "B n *d"]:
-    """Items (B, n, …) of the ring (B, C, …) by their index (B, n) int32."""
+    """Returns items (B, n, …) of the ring (B, C, …) by their index (B, n) int32."""
     slots = index % ring.shape[1]
     return jnp.take_along_axis(ring, slots.reshape(*slots.shape, *[1] * (ring.ndim - 2)), axis=1)
 
