@@ -27,8 +27,8 @@ from experiments.aot.tables import format_table
 from experiments.common import cli, gin_config
 from experiments.common.gin_steps import read_config
 from experiments.common.mesh_text import parse_mesh
-from experiments.common.outputs import write_json
 from experiments.common.paths import define_path
+from lst_jax.files import write_json
 from lst_jax.model.attention import BACKENDS
 
 

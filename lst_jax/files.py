@@ -2,7 +2,9 @@
 
 All that the three packages write for someone to read later comes through `write_file` or
 `new_directory`. Whoever looks sees what was there before or what is there now. A full disk or a
-kill leaves nothing half written under the name.
+kill leaves nothing half written under the name. Three kinds of files are not written so: those in
+a folder that has no name yet, Orbax's checkpoints, which do the same, and those that only grow
+(metrics, starts, continuations, measurements), whose readers pass over a last line that is cut.
 """
 
 from __future__ import annotations

@@ -99,8 +99,8 @@ def next_part(block: grain.DatasetIterator[Part], streams: range) -> Part | None
         code = int(ended[1])
     how = f"exit code {code}" if code > 0 else f"signal {signal.Signals(-code).name}"
     raise ChildProcessError(
-        f"the data worker of rows {streams.start} … {streams.stop - 1} was ended by {how}, for "
-        "for lack of memory perhaps: expected it to last as long as the run"
+        f"the data worker of rows {streams.start} … {streams.stop - 1} was ended by {how}, "
+        "perhaps for lack of memory: expected it to last as long as the run"
     )
 
 

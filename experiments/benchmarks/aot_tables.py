@@ -26,8 +26,8 @@ from experiments.aot.compile import StepConfig, compile_step, library_versions
 from experiments.common import cli
 from experiments.common.gin_steps import read_config
 from experiments.common.mesh_text import parse_mesh
-from experiments.common.outputs import write_json
 from experiments.common.paths import define_path
+from lst_jax.files import write_json
 
 _MODELS = "experiments/configs/models"
 _ROWS_PER_DEVICE = 1

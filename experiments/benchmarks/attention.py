@@ -32,9 +32,9 @@ from experiments.benchmarks.attention_timing import (
 )
 from experiments.benchmarks.machine import device_name
 from experiments.common.cli import check_no_arguments, run_main
-from experiments.common.outputs import write_json
 from experiments.common.paths import define_path
 from lst_jax.config import LSTConfig
+from lst_jax.files import write_json
 from lst_jax.model.attention import best_backend
 from lst_jax.vocabulary import Vocabulary
 

@@ -24,11 +24,11 @@ import jax.numpy as jnp
 from absl import app, flags
 
 from experiments.benchmarks.machine import cpu_model
-from experiments.common.outputs import write_json
 from experiments.common.paths import define_path
 from lst_jax.checkpoints.checkpointer import Checkpointer
 from lst_jax.checkpoints.digests import find_damage, hash_file, read_digests
 from lst_jax.checkpoints.train_state import TrainState
+from lst_jax.files import write_json
 from lst_jax.settings import given
 
 _GIGABYTES = flags.DEFINE_float(

@@ -22,8 +22,8 @@ from data_pipelines.microworld.build import MicroworldConfig, MicroworldPaths, b
 from experiments.benchmarks.machine import cpu_model
 from experiments.common import cli, gin_config
 from experiments.common.experiment import run_experiment
-from experiments.common.outputs import write_json
 from experiments.common.paths import define_path
+from lst_jax.files import write_json
 from lst_jax.training.metrics import read_records
 
 _WORKDIR = define_path("workdir", "Directory of the corpus and runs.", required=True)

@@ -33,6 +33,7 @@ from data_pipelines.training.mixture import RatioUnit
 from experiments.benchmarks.machine import cpu_model
 from experiments.common.paths import define_path
 from lst_jax.batch import Batch
+from lst_jax.files import write_json
 from lst_jax.patching import PatchingConfig, Strategy
 from lst_jax.vocabulary import TextTokenizer
 
@@ -91,12 +92,9 @@ def main(argv: Sequence[str]) -> None:
         "results": results,
     }
     _print_table(results)
-    text = json.dumps(report, indent=2)
-    print(text)
+    print(json.dumps(report, indent=2))
     if _OUTPUT.value:
-        output = pathlib.Path(_OUTPUT.value)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(text + "\n", encoding="utf-8")
+        write_json(_OUTPUT.value, report)
 
 
 def _make_config(sources: tuple[SourceConfig, ...], strategy: Strategy) -> DataConfig:

@@ -34,10 +34,10 @@ from experiments.benchmarks.decode_timing import (
 from experiments.benchmarks.machine import device_name
 from experiments.common import cli, gin_config
 from experiments.common.gin_steps import read_config
-from experiments.common.outputs import write_json
 from experiments.common.paths import define_path
 from lst_jax.config import LSTConfig, baseline_of
 from lst_jax.evaluation.tables import format_rows
+from lst_jax.files import write_json
 from lst_jax.patching import PatchingConfig
 
 _HEADER = ("model", "rows", "prompt", "first unit", "units/s", "global steps a unit", "cache")

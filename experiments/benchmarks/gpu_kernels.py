@@ -26,8 +26,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments.aot.gpu_topologies import gpu_device
 from experiments.common import cli
-from experiments.common.outputs import write_json
 from experiments.common.paths import define_path
+from lst_jax.files import write_json
 from lst_jax.model.attention.mosaic_gpu import mosaic_gpu_attention
 from lst_jax.model.key_ranges import KeyRange
 from lst_jax.sharding import make_mesh

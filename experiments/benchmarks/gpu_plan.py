@@ -23,9 +23,9 @@ from absl import flags
 from experiments.aot.gpu_topologies import GPUS, gpu_device, memory_bytes
 from experiments.benchmarks.step_timing import largest_batch, planned_bytes
 from experiments.common import cli
-from experiments.common.outputs import write_json
 from experiments.common.paths import define_path
 from experiments.common.step_config import PRESETS, preset
+from lst_jax.files import write_json
 from lst_jax.model.layers import REMAT_POLICIES
 from lst_jax.sharding import make_mesh
 

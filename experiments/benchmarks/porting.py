@@ -28,11 +28,11 @@ from absl import app, flags
 
 from experiments.benchmarks.machine import cpu_model
 from experiments.common import gin_config
-from experiments.common.outputs import write_json
 from experiments.common.paths import define_path
 from lst_jax.checkpoints.description import ModelDescription, write_description
 from lst_jax.checkpoints.layout import params_directory, step_directory
 from lst_jax.checkpoints.params import params_save_args
+from lst_jax.files import write_json
 from lst_jax.porting.parameter_names import parameter_shapes
 from lst_jax.vocabulary import Vocabulary
 

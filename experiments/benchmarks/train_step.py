@@ -43,9 +43,9 @@ from experiments.benchmarks.step_timing import NUM_BATCHES, measure_all
 from experiments.common import cli, gin_config
 from experiments.common.gin_steps import read_config
 from experiments.common.mesh_text import parse_mesh
-from experiments.common.outputs import write_json
 from experiments.common.paths import define_path
 from experiments.common.step_config import StepConfig
+from lst_jax.files import write_json
 from lst_jax.hardware import PeakRate, peak_rate
 from lst_jax.model.attention import BACKENDS, best_backend
 from lst_jax.model.layers import REMAT_POLICIES

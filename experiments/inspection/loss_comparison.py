@@ -15,8 +15,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from experiments.common.outputs import write_json
 from experiments.inspection.loss_runs import MEASURES, Losses, RunSettings
+from lst_jax.files import write_json
 from lst_jax.settings import quote, validate_fields
 
 _ALLOWANCE = 4.0

@@ -27,6 +27,7 @@ from experiments.reports.templating import render
 from lst_jax.evaluation.choices import ChoiceResult
 from lst_jax.evaluation.story_completion import StoryExample
 from lst_jax.evaluation.tables import format_rate
+from lst_jax.files import write_file
 from lst_jax.patching import PatchingConfig, patch_document
 from lst_jax.training.metrics import Record, format_duration
 from lst_jax.vocabulary import TextTokenizer, Vocabulary
@@ -137,7 +138,7 @@ def write_report(
         spoken=spoken,
         corpus=[[name.replace("_", " "), _format_value(value)] for name, value in corpus.items()],
     )
-    path.write_text(page, encoding="utf-8")
+    write_file(path, page)
 
 
 def spectrogram_figure(speech: Sequence[SpeechExample], directory: pathlib.Path) -> Figure:

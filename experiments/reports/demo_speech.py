@@ -12,10 +12,10 @@ import numpy as np
 
 from data_pipelines.speech.audio import write_wav
 from data_pipelines.speech.vocoder import MelVocoder, decode_known
-from experiments.common.outputs import write_json
 from experiments.common.recognizers import hear, model_recognizer
 from lst_jax.evaluation.spoken_texts import SpokenText
 from lst_jax.evaluation.story_completion import StoryExample
+from lst_jax.files import write_json
 from lst_jax.inference.generation import GenerationLimits, generate
 from lst_jax.inference.sampling import SamplingConfig
 from lst_jax.inference.trained_model import TrainedModel

@@ -17,6 +17,7 @@ from experiments.common import cli
 from experiments.common.gin_steps import read_config
 from experiments.reports import model_results, speed_results
 from experiments.reports.tables import Record, gib, page, table
+from lst_jax.files import write_file
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 RESULTS = _ROOT / "experiments" / "benchmarks" / "results"
@@ -37,9 +38,8 @@ _CONTENTS = {
 def main(argv: list[str]) -> None:
     """Writes every page."""
     cli.check_no_arguments(argv)
-    PAGES.mkdir(parents=True, exist_ok=True)
     for name, text in pages().items():
-        (PAGES / name).write_text(text, encoding="utf-8")
+        write_file(PAGES / name, text)
 
 
 def pages(results: pathlib.Path = RESULTS) -> dict[str, str]:

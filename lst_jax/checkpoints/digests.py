@@ -213,6 +213,7 @@ def _write(file: pathlib.Path, directory: pathlib.Path, names: Iterable[str]) ->
         found = dict(zip(names, pool.map(hash_file, (directory / n for n in names)), strict=True))
     files = {name: [digest.size, digest.crc32c] for name, digest in sorted(found.items())}
     content = {"format_version": _FORMAT_VERSION, "files": files, "crc32c": _crc_of(files)}
+    # The step that it is in has no name yet.
     file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 

@@ -12,12 +12,9 @@ without one is described by its `params.json`. Only parameters travel: no optimi
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
 import pathlib
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import numpy as np
@@ -30,7 +27,7 @@ from lst_jax.checkpoints.description import (
     write_description,
 )
 from lst_jax.checkpoints.layout import step_directory
-from lst_jax.files import write_json
+from lst_jax.files import new_directory, write_json
 from lst_jax.paths import local_path
 from lst_jax.porting.orbax_step import OrbaxStep, is_orbax_run, write_orbax
 from lst_jax.porting.parameter_names import published_tensors
@@ -185,7 +182,10 @@ def write_checkpoint(
 
     description, step = checkpoint.description, checkpoint.step
     params = make_params_json(description) if kind == "pytorch" else None
-    with _appearing_whole(local_path(output, "output")) as folder:
+    output = local_path(output, "output")
+    if output.is_symlink():
+        _refuse(output)
+    with new_directory(output, _refuse) as folder:
         if kind == "orbax":
             write_description(folder, description)
             write_orbax(step_directory(folder, step), description.model, checkpoint.specs, read)
@@ -208,17 +208,5 @@ def _read_config(folder: pathlib.Path) -> tuple[ModelDescription, int]:
     raise FileNotFoundError(f"{folder}: neither {_CONFIG} nor {_PARAMS} is there")
 
 
-@contextlib.contextmanager
-def _appearing_whole(output: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Returns a folder to write to, which gets its name at the end and vanishes with an error."""
-    if output.exists() or output.is_symlink():
-        raise FileExistsError(f"{output} is already there; expected a new folder")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.parent.absolute() / f".{output.name}.partial-{os.getpid()}"
-    partial.mkdir()
-    try:
-        yield partial
-        partial.rename(output)
-    except BaseException:
-        shutil.rmtree(partial)
-        raise
+def _refuse(output: pathlib.Path) -> None:
+    raise FileExistsError(f"{output} is already there; expected a new folder")
