@@ -78,10 +78,6 @@ class UnitEncoder(Protocol):
         """
         ...
 
-    def encode_batch(self, batch: Sequence[np.ndarray], sample_rate: int) -> list[np.ndarray]:
-        """Returns `encode` of every utterance, each as if it were alone."""
-        ...
-
 
 Rate = Annotated[int, Bounds(least=1, most=2**20)]  # a second
 Bands = Annotated[int, Bounds(least=1, most=2**12)]
@@ -268,10 +264,6 @@ class MelKMeansEncoder:
     def encode(self, samples: np.ndarray, sample_rate: int) -> np.ndarray:
         """Returns the units of one utterance; see `UnitEncoder.encode`."""
         return self.assign(self.features.log_mels(samples, sample_rate))
-
-    def encode_batch(self, batch: Sequence[np.ndarray], sample_rate: int) -> list[np.ndarray]:
-        """Returns the units of every utterance; see `UnitEncoder.encode_batch`."""
-        return [self.encode(samples, sample_rate) for samples in batch]
 
     def assign(self, log_mels: np.ndarray) -> np.ndarray:
         """Returns the units, int32 (U,), of the log-mel frames (U, M) of one utterance."""

@@ -40,7 +40,6 @@ import importlib.util
 import os
 import pathlib
 import platform
-import shlex
 import shutil
 import subprocess
 import sys
@@ -59,7 +58,7 @@ from experiments.benchmarks.job_runner import (
     read_records,
     supervise,
 )
-from experiments.benchmarks.machine import device_name, process_age
+from experiments.benchmarks.machine import command_line, device_name, process_age
 from experiments.common import cli
 from experiments.common.paths import define_path
 from experiments.common.step_config import PRESETS
@@ -158,9 +157,7 @@ def _describe(models: Sequence[str], minutes: float) -> Record:
     return {
         "stage": "run",
         "format": 1,
-        "command": shlex.join(
-            ["python", "-m", "experiments.benchmarks.accelerator", *sys.argv[1:]]
-        ),
+        "command": command_line("accelerator"),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "minutes": minutes,
         "models": list(models),

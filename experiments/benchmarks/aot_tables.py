@@ -23,6 +23,7 @@ import jax
 from absl import flags
 
 from experiments.aot.compile import StepConfig, compile_step, library_versions
+from experiments.benchmarks.machine import command_line
 from experiments.common import cli
 from experiments.common.gin_steps import read_config
 from experiments.common.mesh_text import parse_mesh
@@ -101,8 +102,7 @@ def main(argv: Sequence[str]) -> None:
             reports[pod.name] = compile_step(
                 config, pod.topology, mesh, pod.slices, _ROWS_PER_DEVICE
             )
-            command = " ".join(["python -m experiments.benchmarks.aot_tables", *sys.argv[1:]])
-            write_json(path, {"command": command, "reports": reports})
+            write_json(path, {"command": command_line("aot_tables"), "reports": reports})
     print(format_tables(reports))
 
 

@@ -14,10 +14,8 @@ after another in the same process.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,7 +28,7 @@ from experiments.benchmarks.attention_timing import (
     attention_cases,
     time_attention,
 )
-from experiments.benchmarks.machine import device_name
+from experiments.benchmarks.machine import command_line, device_name, versions
 from experiments.common.cli import check_no_arguments, run_main
 from experiments.common.paths import define_path
 from lst_jax.config import LSTConfig
@@ -70,11 +68,11 @@ def main(argv: list[str]) -> None:
             for case in _cases(documents, length):
                 results += _measure_case(documents, length, case)
     report = {
-        "command": " ".join(["python -m experiments.benchmarks.attention", *sys.argv[1:]]),
+        "command": command_line("attention"),
         "device": device_name(),
         "cores": os.cpu_count(),
         "load_average_before": round(load, 2),
-        "versions": {"jax": jax.__version__, "jaxlib": importlib.metadata.version("jaxlib")},
+        "versions": versions("jax", "jaxlib"),
         "shape": {
             "rows": _ROWS.value,
             "heads": _HEADS.value,

@@ -16,13 +16,11 @@ import json
 import os
 import pathlib
 import platform
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
-import grain
 import numpy as np
 import sentencepiece
 from absl import app, flags
@@ -30,7 +28,7 @@ from absl import app, flags
 from data_pipelines.records.storage import SILENCE, TextDocument, Utterance, write_records
 from data_pipelines.training.dataset import DataConfig, SourceConfig, make_training_dataset
 from data_pipelines.training.mixture import RatioUnit
-from experiments.benchmarks.machine import cpu_model
+from experiments.benchmarks.machine import command_line, cpu_model, versions
 from experiments.common.paths import define_path
 from lst_jax.batch import Batch
 from lst_jax.files import write_json
@@ -72,15 +70,11 @@ def main(argv: Sequence[str]) -> None:
             for workers in _NUM_WORKERS.value
         ]
     report = {
-        "command": " ".join(["python -m experiments.benchmarks.data_throughput", *sys.argv[1:]]),
+        "command": command_line("data_throughput"),
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
         "load_average_before": round(load, 2),
-        "versions": {
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "grain": grain.__version__,
-        },
+        "versions": {"python": platform.python_version(), **versions("numpy", "grain")},
         "shape": {
             "batch_size": _BATCH_SIZE.value,
             "patches_per_row": _PATCHES.value,

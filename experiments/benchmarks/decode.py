@@ -19,7 +19,6 @@ continuation for every unit. One pass is timed, at the last batch size and the f
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -31,7 +30,7 @@ from experiments.benchmarks.decode_timing import (
     measure_decoding,
     measure_recomputing,
 )
-from experiments.benchmarks.machine import device_name
+from experiments.benchmarks.machine import command_line, device_name, versions
 from experiments.common import cli, gin_config
 from experiments.common.gin_steps import read_config
 from experiments.common.paths import define_path
@@ -82,13 +81,12 @@ def main(argv: Sequence[str]) -> None:
     print(format_rows(table, 1))
     print("\n".join(f"{name}: {value:.2f}" for name, value in ratios.items()))
     if values.output:
-        versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax")}
         write_json(
             values.output,
             {
-                "command": " ".join(["python -m experiments.benchmarks.decode", *sys.argv[1:]]),
+                "command": command_line("decode"),
                 "device": device_name(),
-                "versions": versions,
+                "versions": versions("jax", "jaxlib", "flax"),
                 "model": dataclasses.asdict(config.model),
                 "results": results,
                 "recomputed_seconds_per_unit": recomputed,

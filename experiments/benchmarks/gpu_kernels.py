@@ -9,12 +9,9 @@ of ptxas for sm_90a; spilled registers would go through memory at every turn of 
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import pathlib
 import re
-import shlex
-import sys
 import tempfile
 from typing import Any
 
@@ -25,6 +22,7 @@ from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments.aot.gpu_topologies import gpu_device
+from experiments.benchmarks.machine import command_line, versions
 from experiments.common import cli
 from experiments.common.paths import define_path
 from lst_jax.files import write_json
@@ -68,11 +66,9 @@ def main(argv: list[str]) -> None:
             print(" ".join(f"{key}={value}" for key, value in result.items()), flush=True)
         results += found
     if flags.FLAGS.output:
-        packages = ("jax", "jaxlib", "jax-cuda13-plugin")
-        command = ["python", "-m", "experiments.benchmarks.gpu_kernels", *sys.argv[1:]]
         report = {
-            "command": shlex.join(command),
-            "versions": {name: importlib.metadata.version(name) for name in packages},
+            "command": command_line("gpu_kernels"),
+            "versions": versions("jax", "jaxlib", "jax-cuda13-plugin"),
             "results": results,
         }
         write_json(flags.FLAGS.output, report)

@@ -12,15 +12,13 @@ is there.
 
 from __future__ import annotations
 
-import importlib.metadata
-import shlex
-import sys
 from typing import Any
 
 import jax
 from absl import flags
 
 from experiments.aot.gpu_topologies import GPUS, gpu_device, memory_bytes
+from experiments.benchmarks.machine import command_line, versions
 from experiments.benchmarks.step_timing import largest_batch, planned_bytes
 from experiments.common import cli
 from experiments.common.paths import define_path
@@ -46,10 +44,9 @@ def main(argv: list[str]) -> None:
     configs = {name: preset(name) for name in values.models}
     mesh = make_mesh(devices=[gpu_device("h100")])
     limits = {gpu: int(_USABLE * memory_bytes(gpu)) for gpu in GPUS}
-    packages = ("jax", "jaxlib", "flax", "jax-cuda13-plugin")
     report: dict[str, Any] = {
-        "command": shlex.join(["python", "-m", "experiments.benchmarks.gpu_plan", *sys.argv[1:]]),
-        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "command": command_line("gpu_plan"),
+        "versions": versions("jax", "jaxlib", "flax", "jax-cuda13-plugin"),
         "limit_bytes": limits,
         "results": [],
     }

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import pathlib
 import platform
+import shlex
+import sys
 import time
 
 import jax
+
+
+def command_line(benchmark: str) -> str:
+    """Returns the command that runs a benchmark with the flags of this one."""
+    return shlex.join(["python", "-m", f"experiments.benchmarks.{benchmark}", *sys.argv[1:]])
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Returns the versions of packages that are installed."""
+    return {name: importlib.metadata.version(name) for name in packages}
 
 
 def cpu_model() -> str:

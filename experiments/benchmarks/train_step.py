@@ -28,9 +28,7 @@ On a GPU, `XLA_PYTHON_CLIENT_MEM_FRACTION=0.95` in the environment lets JAX have
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -38,7 +36,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from experiments.benchmarks.machine import device_name
+from experiments.benchmarks.machine import command_line, device_name, versions
 from experiments.benchmarks.step_timing import NUM_BATCHES, measure_all
 from experiments.common import cli, gin_config
 from experiments.common.gin_steps import read_config
@@ -129,7 +127,7 @@ def describe(config: StepConfig, mesh: jax.sharding.Mesh) -> dict[str, Any]:
     if model["attention"] == "auto":
         model["attention"] = best_backend(device.platform)
     report = {
-        "command": shlex.join(["python", "-m", "experiments.benchmarks.train_step", *sys.argv[1:]]),
+        "command": command_line("train_step"),
         "device": device_name(),
         "platform": device.platform,
         "num_devices": mesh.size,
@@ -137,9 +135,7 @@ def describe(config: StepConfig, mesh: jax.sharding.Mesh) -> dict[str, Any]:
         "peak": peak._asdict(),
         "cores": os.cpu_count(),
         "load_average_before": round(os.getloadavg()[0], 2),
-        "versions": {
-            name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax")
-        },
+        "versions": versions("jax", "jaxlib", "flax", "optax"),
         "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith("XLA_")},
         "configuration": {
             "model": model,

@@ -40,7 +40,7 @@ from lst_jax.inference.trained_model import TrainedModel
 from lst_jax.model.models import LatentSpeechTextTransformer, TokenTransformer
 from lst_jax.patching import Document, PatchingConfig, fill_row
 from lst_jax.settings import Bounds, configuration, quote, require
-from lst_jax.shapes import Bool, Float32, Int, Int32, check_shapes
+from lst_jax.shapes import Bool, Float32, Int, Int32
 from lst_jax.sharding import (
     LogicalRules,
     batch_sharding,
@@ -140,7 +140,7 @@ def make_decoder(model: nn.Module, vocabulary: Vocabulary, patching: PatchingCon
     return TokenDecoder(model, vocabulary, patching)
 
 
-@check_shapes
+# Without `check_shapes`, as what follows: prompts are checked always, by `prompt_documents`.
 def generate(
     trained: TrainedModel,
     prompts: Sequence[Int[np.ndarray, " T"]],
@@ -205,7 +205,6 @@ def generate(
     return generations
 
 
-@check_shapes
 def prefill(
     trained: TrainedModel,
     prompts: Sequence[Int[np.ndarray, " T"]],
@@ -237,7 +236,6 @@ def prefill(
     return _prefill(decoder, trained, documents, batch_rows, max_patches)
 
 
-@check_shapes
 def prompt_documents(
     decoder: Decoder,
     prompts: Sequence[Int[np.ndarray, " T"]],

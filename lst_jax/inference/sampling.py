@@ -100,9 +100,6 @@ def sample(
       logits: (B, V) float32.
       positions: (B,) int32, of the tokens to be drawn.
       sampling: how.
-
-    Returns:
-      (B,) int32.
     """
     logits = jnp.where(sampling.allowed, logits, -jnp.inf)
 
@@ -136,9 +133,6 @@ def truncate(
       logits: (B, V) float32.
       top_k: how many may stay, at least 1; of equal ones the lower ids.
       top_p: of those the smallest number that has this share of their probability.
-
-    Returns:
-      (B, V) float32.
     """
     order = jnp.argsort(-logits, axis=-1, stable=True)
     ranked = jnp.take_along_axis(logits, order, axis=-1)

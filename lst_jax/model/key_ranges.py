@@ -75,14 +75,7 @@ class LSTKeyRanges(NamedTuple, Generic[_Range]):
 
 @check_shapes
 def document_starts(document_ids: Int32[Array, "B L"]) -> Int32[Array, "B L"]:
-    """Returns the position of the first token (or patch) of each token's (or patch's) document.
-
-    Args:
-      document_ids: (B, L) int32, the same number along each document.
-
-    Returns:
-      (B, L) int32.
-    """
+    """Returns the position of the first token (or patch) of each token's (or patch's) document."""
     positions = jnp.arange(document_ids.shape[1], dtype=jnp.int32)
     previous = jnp.pad(document_ids, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
     starts = jnp.where(document_ids != previous, positions, 0)
@@ -96,9 +89,6 @@ def token_key_range(document_ids: Int32[Array, "B Q"], window: int | None) -> Ke
     Args:
       document_ids: (B, Q) int32, 0 where padded; padding reads nothing.
       window: tokens that may be read, the query's own included; None is unbounded.
-
-    Returns:
-      KeyRange over as many keys.
     """
     length = document_ids.shape[1]
     positions = jnp.arange(length, dtype=jnp.int32)[None]
@@ -116,9 +106,6 @@ def lst_key_ranges(batch: Batch, config: LSTConfig) -> LSTKeyRanges[KeyRange]:
     Args:
       batch: of B rows; its `document_ids`, `patch_ids` and `visible_patch` are read.
       config: windows, k and whether cross-attention stays inside its document.
-
-    Returns:
-      LSTKeyRanges.
     """
     document_ids, patch_ids, num_patches = batch.document_ids, batch.patch_ids, batch.num_patches
     length, k = document_ids.shape[1], config.latent_vectors_per_patch

@@ -47,7 +47,8 @@ from lst_jax.sharding import ambient_mesh_axes
 _Attention = Callable[[Array, Array, Array, KeyRange], Array]
 
 # Modules of this package, imported when they are first used: Pallas takes a while to load. Each has
-# a function of its name, such as `dense_attention`.
+# a function of its name, such as `dense_attention`, that takes and gives what `attend` does, with
+# softmax and sums in float32.
 _MODULES = ("dense", "blocked", "lockstep", "pallas_tpu", "mosaic_gpu", "triton", "gpu")
 _BEST = {"tpu": "pallas_tpu", "gpu": "gpu", "cpu": "blocked"}
 

@@ -38,17 +38,7 @@ def blocked_attention(
     v: Float[Array, "B K H D"],
     key_range: KeyRange,
 ) -> Float[Array, "B Q H D"]:
-    """Computes interval attention by blocks; see the module's docstring.
-
-    Args:
-      q: (B, Q, H, D).
-      k: (B, K, H, D).
-      v: (B, K, H, D).
-      key_range: start and end, each (B, Q) int32, non-decreasing along Q.
-
-    Returns:
-      (B, Q, H, D) in q's dtype; softmax and accumulation in float32.
-    """
+    """Computes interval attention by blocks; see the module's docstring."""
     if target().platform == "gpu":
         return lockstep_attention(q, k, v, key_range)
     return by_blocks(_attention, (q, k, v), key_range, QUERY_BLOCK, KEY_BLOCK)

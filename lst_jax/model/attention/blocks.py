@@ -76,9 +76,6 @@ def by_blocks(
       arrays: q (B, Q, H, D), k and v (B, K, H, D).
       key_range: start and end, each (B, Q) int32.
       query_block, key_block: sizes of the blocks, for arrays that are as long.
-
-    Returns:
-      (B, Q, H, D).
     """
     q, k, v = arrays
     (rows, length), num_keys = q.shape[:2], k.shape[1]

@@ -16,17 +16,7 @@ def dense_attention(
     v: Float[Array, "B K H D"],
     key_range: KeyRange,
 ) -> Float[Array, "B Q H D"]:
-    """Computes interval attention through a full score matrix; O(Q K) time and memory.
-
-    Args:
-      q: (B, Q, H, D).
-      k: (B, K, H, D).
-      v: (B, K, H, D).
-      key_range: start and end, each (B, Q) int32.
-
-    Returns:
-      (B, Q, H, D) in q's dtype; softmax in float32.
-    """
+    """Computes interval attention through a full score matrix; O(Q K) time and memory."""
     keys = jnp.arange(k.shape[1], dtype=jnp.int32)
     start, end = key_range.start[..., None], key_range.end[..., None]
     mask = ((start <= keys) & (keys < end))[:, None]

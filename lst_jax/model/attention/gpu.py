@@ -38,17 +38,7 @@ def gpu_attention(
     v: Float[Array, "B K H D"],
     key_range: KeyRange,
 ) -> Float[Array, "B Q H D"]:
-    """Computes interval attention by this card's best kernel, or by XLA where none serves.
-
-    Args:
-      q: (B, Q, H, D).
-      k: (B, K, H, D).
-      v: (B, K, H, D).
-      key_range: start and end, each (B, Q) int32, non-decreasing along Q.
-
-    Returns:
-      (B, Q, H, D) in q's dtype; softmax and accumulation in float32.
-    """
+    """Computes interval attention by this card's best kernel, or by XLA where none serves."""
     kernel = best_kernel(q.dtype.name, q.shape[-1], target())
     attention = blocked_attention if kernel is None else _load(kernel)
     return attention(q, k, v, key_range)

@@ -41,17 +41,7 @@ def lockstep_attention(
     v: Float[Array, "B K H D"],
     key_range: KeyRange,
 ) -> Float[Array, "B Q H D"]:
-    """Computes interval attention by blocks in lock step; see the module's docstring.
-
-    Args:
-      q: (B, Q, H, D).
-      k: (B, K, H, D).
-      v: (B, K, H, D).
-      key_range: start and end, each (B, Q) int32, non-decreasing along Q.
-
-    Returns:
-      (B, Q, H, D) in q's dtype; softmax and accumulation in float32.
-    """
+    """Computes interval attention by blocks in lock step; see the module's docstring."""
     return by_blocks(_attention, (q, k, v), key_range, QUERY_BLOCK, KEY_BLOCK)
 
 

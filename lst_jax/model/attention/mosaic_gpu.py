@@ -152,14 +152,6 @@ def mosaic_gpu_attention(
 ) -> Float[Array, "B Q H D"]:
     """Computes interval attention on a Hopper GPU; elsewhere Pallas's interpreter runs the kernels.
 
-    Args:
-      q: (B, Q, H, D), bfloat16 or float16.
-      k, v: (B, K, H, D).
-      key_range: start and end, each (B, Q) int32, non-decreasing along Q.
-
-    Returns:
-      (B, Q, H, D) in q's dtype; softmax and accumulation in float32.
-
     Raises:
       ValueError: what `unsupported` says, or no GPU and no interpreter.
     """

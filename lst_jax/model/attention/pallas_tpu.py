@@ -80,15 +80,6 @@ def pallas_tpu_attention(
 ) -> Float[Array, "B Q H D"]:
     """Computes interval attention on a TPU; elsewhere Pallas's interpreter runs the kernels.
 
-    Args:
-      q: (B, Q, H, D).
-      k: (B, K, H, D).
-      v: (B, K, H, D).
-      key_range: start and end, each (B, Q) int32, non-decreasing along Q.
-
-    Returns:
-      (B, Q, H, D) in q's dtype; softmax and accumulation in float32.
-
     Raises:
       ValueError: the batch has more pairs of blocks than a TPU can list.
     """

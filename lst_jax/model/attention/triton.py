@@ -83,15 +83,6 @@ def triton_attention(
 ) -> Float[Array, "B Q H D"]:
     """Computes interval attention on a GPU; elsewhere Pallas's interpreter runs the kernels.
 
-    Args:
-      q: (B, Q, H, D).
-      k: (B, K, H, D).
-      v: (B, K, H, D).
-      key_range: start and end, each (B, Q) int32, non-decreasing along Q.
-
-    Returns:
-      (B, Q, H, D) in q's dtype; softmax and accumulation in float32.
-
     Raises:
       ValueError: heads are too wide for shared memory (`unsupported`).
     """

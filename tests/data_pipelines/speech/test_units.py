@@ -81,12 +81,6 @@ def test_units_do_not_depend_on_loudness_or_sample_type(encoder):
     np.testing.assert_array_equal(encoder.encode(samples // 3, _RATE), units)
 
 
-def test_a_batch_is_its_utterances_one_by_one(encoder):
-    batch = [_utterance([0, 1])[0], _utterance([3, 2, 1])[0][:3333]]
-    for units, samples in zip(encoder.encode_batch(batch, _RATE), batch, strict=True):
-        np.testing.assert_array_equal(units, encoder.encode(samples, _RATE))
-
-
 def test_a_fingerprint_tells_encoders_apart_by_what_their_units_depend_on(encoder, tmp_path):
     encoder.save(tmp_path / "encoder.npz")
     assert MelKMeansEncoder.load(tmp_path / "encoder.npz").fingerprint == encoder.fingerprint
