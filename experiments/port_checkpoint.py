@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from experiments.common import cli
 from experiments.common.paths import define_path
+from lst_jax.checkpoints.reading import read_newest
 from lst_jax.porting.port import (
     KINDS,
     MAX_SHARD_BYTES,
@@ -54,12 +55,21 @@ def main(argv: list[str]) -> None:
     """Ports as the flags say."""
     cli.check_no_arguments(argv)
     jax.config.update("jax_platforms", "cpu")  # an accelerator may be in use, and is not needed
+    stopping: list[int] = []
+    checkpoint = read_newest(_INPUT.value, lambda: _port(stopping))
+    print(_summary(checkpoint), flush=True)
+    if _TO.value == "pytorch":
+        for difference in published_differences(checkpoint.description):
+            print(f"note: the published implementation differs from this model: {difference}")
+
+
+def _port(stopping: list[int]) -> Checkpoint:
+    """Writes what the input is now; exits between two tensors when a signal is in the list."""
     checkpoint = open_checkpoint(_INPUT.value)
     if _TOKENIZER.value:
         checkpoint = checkpoint.with_tokenizer(_TOKENIZER.value)
     if _DTYPE.value:
         checkpoint = checkpoint.cast(_DTYPE.value)
-    stopping: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: stopping.append(number))
     # disable=None: no bar where nobody watches.
@@ -80,10 +90,7 @@ def main(argv: list[str]) -> None:
             max_shard_bytes=_MAX_SHARD_MB.value * 10**6,
             on_tensor=on_tensor,
         )
-    print(_summary(checkpoint), flush=True)
-    if _TO.value == "pytorch":
-        for difference in published_differences(checkpoint.description):
-            print(f"note: the published implementation differs from this model: {difference}")
+    return checkpoint
 
 
 def _summary(checkpoint: Checkpoint) -> str:

@@ -10,6 +10,7 @@ from lst_jax.settings import (
     Depth,
     PositiveFloat,
     PositiveInt,
+    UnrolledDepth,
     VocabularySize,
     Width,
     configuration,
@@ -85,7 +86,7 @@ class LSTConfig:
     vocab_size: VocabularySize
     dim_local: Width
     dim_global: Width
-    num_layers_encoder: Depth
+    num_layers_encoder: UnrolledDepth
     num_layers_global: Depth
     num_layers_decoder: Depth
     num_heads_local: Width

@@ -122,6 +122,7 @@ PositiveInt = Annotated[int, Bounds(least=1, most=2**31 - 1)]  # steps, windows:
 NaturalInt = Annotated[int, Bounds(least=0, most=2**31 - 1)]
 Width = Annotated[int, Bounds(least=1, most=2**16)]  # features of a layer, heads
 Depth = Annotated[int, Bounds(least=1, most=2**10)]  # layers
+UnrolledDepth = Annotated[int, Bounds(least=1, most=2**7)]  # each is traced and compiled anew
 TextSize = Annotated[int, Bounds(least=2, most=2**21)]  # pieces of a tokenizer
 UnitCount = Annotated[int, Bounds(least=1, most=2**20)]
 VocabularySize = Annotated[int, Bounds(least=1, most=2**22)]  # ids: an embedding has as many rows

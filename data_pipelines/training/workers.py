@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 import signal
+import sys
 from collections.abc import Callable, Sequence
+from multiprocessing import resource_tracker
 from typing import Any
 
 import grain
@@ -49,6 +51,7 @@ class BlockDataset(grain.IterDataset[Part]):
         """Returns an iterator, with that many parts made ahead, in a process or in a thread."""
         block: grain.IterDataset[Part] = self
         if in_process:
+            _start_quiet_tracker()
             options = grain.MultiprocessingOptions(1, prefetch)
             block = block.mp_prefetch(options, _start_worker)
         elif prefetch:
@@ -102,6 +105,18 @@ def next_part(block: grain.DatasetIterator[Part], streams: range) -> Part | None
         f"the data worker of rows {streams.start} … {streams.stop - 1} was ended by {how}, "
         "perhaps for lack of memory: expected it to last as long as the run"
     )
+
+
+def _start_quiet_tracker() -> None:
+    """Starts Python's tracker of shared memory, without a warning of what it frees after a kill.
+
+    It would come after the run's last line, which says what happened.
+    """
+    sys.warnoptions.append("ignore::UserWarning:multiprocessing.resource_tracker")
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        sys.warnoptions.pop()
 
 
 def _start_worker(_index: int, _count: int) -> None:

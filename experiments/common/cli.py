@@ -3,7 +3,7 @@
 | code | meaning                                                                        |
 |------|--------------------------------------------------------------------------------|
 | 0    | the work is done; for training, the last step                                  |
-| 1    | an error of ours, with its traceback                                           |
+| 1    | an error of ours, with its traceback, or in one line a killed data worker      |
 | 2    | an error of the user's: a flag, setting, file or value, in one line            |
 | 3    | the loss or a gradient is not finite; the same run would end there again       |
 | 4    | what was compared is not equal                                                 |
@@ -106,7 +106,8 @@ def run_main(main: Callable[[list[str]], object]) -> None:
                 raise
             if os.environ.get("LST_DEBUG"):
                 traceback.print_exc()
-            end_with_error(error, ExitCode.USER_ERROR)
+            killed = isinstance(error, ChildProcessError)  # no setting or file can mend that
+            end_with_error(error, ExitCode.OUR_ERROR if killed else ExitCode.USER_ERROR)
         finally:
             sys.stdout.flush()
 

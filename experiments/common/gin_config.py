@@ -10,10 +10,11 @@ does not begin with `@` or `%` is a string.
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import gin
 from absl import flags
@@ -132,18 +133,29 @@ def build_experiment() -> Experiment:
     for field in dataclasses.fields(Experiment):
         if field.default is field.default_factory is dataclasses.MISSING:
             _check_part(field.name)
-    try:
+    with calling_gin():
         experiment = gin.get_configurable("train")()
         model = experiment.model(vocab_size=1)
+    is_model = isinstance(model, ModelConfig)
+    require(is_model, "train.model", experiment.model, "@LSTConfig or @TokenTransformerConfig")
+    return experiment
+
+
+@contextlib.contextmanager
+def calling_gin() -> Iterator[None]:
+    """Says in one line what is wrong with the settings of what Gin calls.
+
+    Raises:
+      ValueError: a parameter is missing, or a value is not valid.
+    """
+    try:
+        yield
     except (TypeError, ValueError) as error:  # a TypeError where a parameter is missing
         raise ValueError(_in_one_line(str(error))) from error
     except RecursionError:
         raise ValueError(
             "a setting is made of itself, as @f() where f has an argument @f()"
         ) from None
-    is_model = isinstance(model, ModelConfig)
-    require(is_model, "train.model", experiment.model, "@LSTConfig or @TokenTransformerConfig")
-    return experiment
 
 
 def _in_one_line(message: str) -> str:

@@ -37,11 +37,13 @@ def read_config(
         gin.query_parameter("train.model")
     except ValueError:
         raise ValueError("train.model is not set, expected a model file (--gin_file)") from None
-    data = gin.get_configurable(DataConfig)(sources=(SourceConfig("none", "text"),))
-    experiment = gin.get_configurable("train")(tokenizer="none", data=data)
-    vocabulary = Vocabulary(text_size, unit_count=experiment.unit_count)
+    with gin_config.calling_gin():
+        data = gin.get_configurable(DataConfig)(sources=(SourceConfig("none", "text"),))
+        experiment = gin.get_configurable("train")(tokenizer="none", data=data)
+        vocabulary = Vocabulary(text_size, unit_count=experiment.unit_count)
+        model = experiment.model(vocab_size=vocabulary.size, attention=attention)
     return StepConfig(
-        model=experiment.model(vocab_size=vocabulary.size, attention=attention),
+        model=model,
         vocabulary=vocabulary,
         optimizer=experiment.optimizer,
         training=experiment.training,
@@ -54,4 +56,5 @@ def read_config(
 
 def mesh_in_force() -> MeshConfig:
     """Returns the mesh of the configuration that was read last."""
-    return gin.get_configurable(MeshConfig)()
+    with gin_config.calling_gin():
+        return gin.get_configurable(MeshConfig)()

@@ -59,23 +59,45 @@ def read_step(
       StepDeletedError: the step named was deleted while it was read.
     """
     workdir, named = split_path(path)
-    below = None
-    for tries in range(_MOST_TRIES):
-        checkpoint = find_checkpoint(path, below)
+
+    def read_whole() -> _T:
+        below = None
+        while True:
+            checkpoint = find_checkpoint(path, below)
+            try:
+                with reading_step(checkpoint, items) as whole:
+                    return read(checkpoint, whole)
+            except UnreadableCheckpointError as error:
+                below = int(checkpoint.name)
+                earlier = [step for step in list_steps(workdir) if step < below]
+                if named is not None or not earlier:
+                    raise
+                logging.warning("%s, falling back to step %d", error, earlier[-1])
+
+    return read_newest(path, read_whole)
+
+
+def read_newest(path: str | pathlib.Path, read: Callable[[], _T]) -> _T:
+    """Reads again where the step of a workdir is deleted meanwhile: its run keeps newer ones.
+
+    Args:
+      path: WORKDIR, WORKDIR/STEP or WORKDIR/checkpoints/STEP.
+      read: reads what the path names, from the beginning.
+
+    Returns:
+      What `read` returned.
+
+    Raises:
+      StepDeletedError: the step named was deleted, or steps are faster than they can be read.
+    """
+    for _ in range(_MOST_TRIES - 1):
         try:
-            with reading_step(checkpoint, items) as whole:
-                return read(checkpoint, whole)
+            return read()
         except StepDeletedError as error:
-            if named is not None or tries == _MOST_TRIES - 1:
+            if split_path(path)[1] is not None:
                 raise
             logging.warning("%s; reading the newest", error)
-        except UnreadableCheckpointError as error:
-            below = int(checkpoint.name)
-            earlier = [step for step in list_steps(workdir) if step < below]
-            if named is not None or not earlier:
-                raise
-            logging.warning("%s, falling back to step %d", error, earlier[-1])
-    raise StepDeletedError(f"{path}: steps were deleted faster than they can be read")
+    return read()
 
 
 @contextlib.contextmanager

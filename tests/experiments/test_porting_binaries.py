@@ -109,6 +109,29 @@ def test_an_export_to_the_published_format_says_what_that_computes_otherwise(tmp
     assert {spec.dtype for spec in open_checkpoint(tmp_path / "out").specs.values()} == {"bfloat16"}
 
 
+def test_a_step_that_its_run_deletes_meanwhile_gives_the_newest(tmp_path):
+    checkpoint, tensors = random_checkpoint()
+    for step in (1, 2):
+        write_checkpoint(dataclasses.replace(checkpoint, step=step), tmp_path / str(step), "orbax")
+    (tmp_path / "2" / "checkpoints" / "2").rename(tmp_path / "1" / "checkpoints" / "2")
+    run_folder = (tmp_path / "1").rename(tmp_path / "run")
+    (tmp_path / "deleting.py").write_text(
+        "import runpy, shutil\nfrom lst_jax.porting import port\n"
+        "write = port.write_checkpoint\n"
+        "def write_checkpoint(*arguments, **options):\n"
+        "    shutil.rmtree('run/checkpoints/2', ignore_errors=True)\n"
+        "    write(*arguments, **options)\n"
+        "port.write_checkpoint = write_checkpoint\n"
+        "runpy.run_module('experiments.port_checkpoint', run_name='__main__')\n"
+    )
+    arguments = [f"--input={run_folder}", "--output=out", "--to=safetensors"]
+    result = run_binary("deleting", *arguments, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "checkpoints/2 was deleted while it was read" in result.stderr
+    assert " of step 1, as safetensors" in result.stdout
+    assert_same_bits(read_all(open_checkpoint(tmp_path / "out")), tensors)
+
+
 def test_porting_nothing_is_one_line(tmp_path):
     arguments = [f"--input={tmp_path}", f"--output={tmp_path / 'out'}", "--to=orbax"]
     result = run("port_checkpoint", *arguments)
