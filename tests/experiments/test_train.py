@@ -164,9 +164,8 @@ def test_a_killed_data_worker_ends_a_run_in_one_line(corpus, tmp_path):
         if b"spawn_main" in pathlib.Path(f"/proc/{child}/cmdline").read_bytes():
             os.kill(int(child), signal.SIGKILL)
     output = process.communicate(timeout=240)[0]
-    assert process.returncode == 2, output
-    # Python's tracker of shared memory may say after it what it has cleaned up.
-    (error,) = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert process.returncode == 1, output  # no setting or file can mend it
+    error = output.splitlines()[-1]
     assert error.startswith("error: no batch after step ")
     assert f"the last good checkpoint is {tmp_path}/checkpoints/" in error
     assert "Traceback" not in output

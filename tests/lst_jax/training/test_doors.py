@@ -11,9 +11,10 @@ import grain
 import jax
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
 from lst_jax.checkpoints.checkpointer import Checkpointer
-from lst_jax.training.loop import NonFiniteLossError
+from lst_jax.training.loop import NonFiniteLossError, _Run
 from lst_jax.training.metrics import read_evaluations, read_records
 from lst_jax.training.profiler import ProfilerWindow, parse_steps
 from lst_jax.training.writers import ConsoleWriter, open_jsonl
@@ -95,6 +96,29 @@ def test_any_model_is_trained_and_goes_on_after_a_stop(plain, tmp_path):
     second = train_toy(tmp_path)
     assert second.finished
     check_equal_runs(tmp_path, second, *plain)
+
+
+def test_processes_stop_together_at_the_step_that_their_service_names(plain, tmp_path, monkeypatch):
+    """A signal of step 3 comes here, the cluster's answer to all of them is step 6."""
+    asked_to_stop = _Run._asked_to_stop
+
+    def among_two(run, stop):
+        with monkeypatch.context() as patch:
+            patch.setattr(jax, "process_count", lambda: 2)
+            return asked_to_stop(run, stop)
+
+    class Stopping(Recorder):
+        def after_step(self, step, state):
+            if step == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(_Run, "_asked_to_stop", among_two)
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", lambda step: step == 6)
+    first = train_toy(tmp_path, hooks=[Stopping()])
+    assert (first.finished, first.signal, int(first.state.step)) == (False, "SIGTERM", 6)
+    assert saved_steps(tmp_path) == [4, 6]
+    monkeypatch.undo()
+    check_equal_runs(tmp_path, train_toy(tmp_path), *plain)
 
 
 def test_whoever_looks_on_changes_no_bit_of_a_run(plain, tmp_path):
