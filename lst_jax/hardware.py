@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -120,6 +122,34 @@ def peak_rate(device: Device) -> PeakRate:
     if device.platform == "cpu":
         rate /= len([d for d in jax.local_devices() if d.platform == "cpu"])
     return PeakRate(rate, "measured with float32 matrix products")
+
+
+def check_memory(shapes: Any, mesh: jax.sharding.Mesh, what: str) -> None:
+    """Checks that arrays can be on the devices at all.
+
+    XLA says so itself, on CPUs after it has hung or the system has killed the process.
+
+    Args:
+      shapes: tree of `jax.ShapeDtypeStruct` with shardings.
+      mesh: whose devices they are on.
+      what: names them in the message.
+
+    Raises:
+      ValueError: a device's share of them is larger than its memory.
+    """
+    needed = sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(shapes)
+    )
+    device = mesh.local_devices[0]
+    there = (device.memory_stats() or {}).get("bytes_limit")
+    if device.platform == "cpu":
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / len(mesh.local_devices)
+    if there and needed > there:
+        raise ValueError(
+            f"{what}: {needed / 1e9:,.1f} GB on each device, expected at most {there / 1e9:,.1f} "
+            "GB, its memory: a smaller model, or more devices"
+        )
 
 
 def _measure(device: Device) -> float:

@@ -27,6 +27,7 @@ from lst_jax.checkpoints.checkpointer import Checkpointer, MergeStates, Retentio
 from lst_jax.checkpoints.layout import ABANDONED
 from lst_jax.checkpoints.train_state import TrainState
 from lst_jax.files import write_file
+from lst_jax.hardware import check_memory
 from lst_jax.paths import local_path
 from lst_jax.settings import quote
 from lst_jax.sharding import DEFAULT_RULES, LogicalRules, mesh_context, shard_batch
@@ -129,12 +130,13 @@ def train(
       DataEndedError: the data ended early; the last state is saved.
       ChildProcessError: a process that made batches was killed.
       ValueError: the workdir holds another model's run, or one that some settings come too late
-        for, no evaluator gives the metric that checkpoints are compared by, or nothing of the
-        batches is learned.
+        for, no evaluator gives the metric that checkpoints are compared by, the state is larger
+        than the devices' memory, or nothing of the batches is learned.
     """
     workdir = local_path(workdir, "workdir").absolute()
     settings = {**flatten_settings(training), **(settings or {})}
     _check_metric_names(evaluators, training)
+    check_memory(trainable.shapes, mesh, f"the state of {trainable.name}")
     if description is not None:
         description.check(workdir)
     with StopSignal() as stop, locked(workdir), contextlib.ExitStack() as cleanup:

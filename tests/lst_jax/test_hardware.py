@@ -2,9 +2,11 @@
 
 import types
 
+import jax
 import pytest
 
-from lst_jax.hardware import peak_rate, tpu_chip
+from lst_jax.hardware import check_memory, peak_rate, tpu_chip
+from lst_jax.sharding import make_mesh, replicated
 
 
 @pytest.mark.parametrize(
@@ -29,3 +31,16 @@ def test_the_figures_of_a_chip_are_those_of_its_data_sheet(kind, name, gib, peak
 def test_a_chip_that_is_not_known_is_named():
     with pytest.raises(ValueError, match="device_kind is 'TPU v99', expected one of"):
         tpu_chip("TPU v99")
+
+
+def test_arrays_larger_than_a_devices_memory_are_refused():
+    """Nothing of them is made: XLA would hang, or the system end the process."""
+    mesh = make_mesh(devices=jax.devices()[:1])
+
+    def check(bytes_in_all):
+        shape = jax.ShapeDtypeStruct((bytes_in_all // 2,), "int8", sharding=replicated(mesh))
+        check_memory([shape, shape], mesh, "the state")
+
+    check(2**20)
+    with pytest.raises(ValueError, match=r"^the state: 1,125,899\.9 GB on each device, expected"):
+        check(2**50)

@@ -401,8 +401,8 @@ def test_names_of_choices_are_those_of_the_code_that_they_choose():
         (lambda: dataclasses.replace(MODEL, num_heads_cross=3), "LSTConfig.num_heads_cross is 3"),
         (lambda: dataclasses.replace(DATA, sources=[]), "DataConfig.sources is ()"),
         (
-            lambda: dataclasses.replace(DATA, batch_size=2**20, tokens_per_row=2**10),
-            "DataConfig.batch_size is 1048576, expected at most 262144 rows of 1024 tokens",
+            lambda: dataclasses.replace(DATA, batch_size=2**15, tokens_per_row=2**14),
+            "DataConfig.batch_size is 32768, expected at most 16384 rows of 16384 tokens",
         ),
         (
             lambda: dataclasses.replace(DATA, task="asr", sources=[SourceConfig("t", "text")]),
@@ -422,10 +422,11 @@ EDGES = {
     "NaturalInt": (0, 2_147_483_647),
     "Width": (1, 65_536),
     "Depth": (1, 1024),
+    "UnrolledDepth": (1, 128),
     "TextSize": (2, 2_097_152),
     "UnitCount": (1, 1_048_576),
     "VocabularySize": (1, 4_194_304),
-    "BatchRows": (1, 1_048_576),
+    "BatchRows": (1, 65_536),
     "RowSlots": (1, 16_777_216),
     "Workers": (0, 1024),
     "Seed32": (0, 4_294_967_295),
