@@ -204,7 +204,7 @@ def _read_units(texts: list[str], unit_count: int) -> list[int]:
 
 
 def _split_pairs(interleaved: str) -> Iterator[tuple[str, list[str]]]:
-    """Pairs of a TEXT block's contents and the HUBERT block's after it."""
+    """Yields pairs of a TEXT block's contents and the HUBERT block's after it."""
     before, *blocks = interleaved.split(_SEPARATOR)
     if before.strip():
         raise BadLine("not alternating", f"{before[:40]!r} stands before the first block")

@@ -118,7 +118,7 @@ def build_corpus(
 
 
 def _fingerprint(config: MicroworldConfig) -> str:
-    """Changes with the settings and with the code that turns them into a corpus."""
+    """Returns what changes with the settings and the code that turns them into a corpus."""
     digest = hashlib.sha256(json.dumps(dataclasses.asdict(config)).encode())
     for name, source in sorted(_sources(__name__, {}).items()):
         digest.update(name.encode())

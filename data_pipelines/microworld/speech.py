@@ -310,7 +310,7 @@ def _word_bounds(
     total: int,
     phoneme_counts: dict[str, int],
 ) -> list[list[int]]:
-    """Samples where each word's phonemes start, and one past its last; never falling in 0…total."""
+    """Returns the samples at which each word's phonemes start, and its end; in order in 0…total."""
     bounds: list[list[int]] = []
     for first, end in _groups(anchors, len(words)):
         anchor = anchors[first]

@@ -175,12 +175,12 @@ class Totals:
 
     @property
     def mean_word_length(self) -> float:
-        """Units a word, silences aside; NaN without words."""
+        """Returns the units a word, silences aside; NaN without words."""
         return (self.units - self.silence_units) / self.words if self.words else float("nan")
 
     @property
     def mean_silence_length(self) -> float:
-        """Units a silence; NaN without silences."""
+        """Returns the units a silence; NaN without silences."""
         return self.silence_units / self.silences if self.silences else float("nan")
 
 

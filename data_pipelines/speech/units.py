@@ -120,17 +120,17 @@ class MelFeatures:
 
     @property
     def hop(self) -> int:
-        """Samples from one frame to the next."""
+        """Returns the samples from one frame to the next."""
         return self.sample_rate // self.frame_rate
 
     @property
     def window(self) -> int:
-        """Samples of a frame's window."""
+        """Returns the samples of a frame's window."""
         return round(self.window_s * self.sample_rate)
 
     @property
     def fft_size(self) -> int:
-        """Samples of a frame with the zeros after it that make it a power of two."""
+        """Returns the samples of a frame with the zeros after it that make it a power of two."""
         return 1 << (self.window - 1).bit_length()
 
     @property
@@ -243,7 +243,7 @@ class MelKMeansEncoder:
 
     @property
     def frame_rate(self) -> float:
-        """Units per second."""
+        """Returns the units per second."""
         return float(self.features.frame_rate)
 
     @property

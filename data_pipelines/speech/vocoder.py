@@ -127,7 +127,7 @@ class MelVocoder:
 
     @property
     def frame_rate(self) -> float:
-        """Units per second."""
+        """Returns the units per second."""
         return float(self.features.frame_rate)
 
     @property

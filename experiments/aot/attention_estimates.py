@@ -134,7 +134,7 @@ class _Attention:
     width: int
 
     def visits(self, query_block: int, key_block: int) -> tuple[float, float]:
-        """Pairs of blocks that meet, of one row, and blocks of queries of a row."""
+        """Returns the pairs of blocks that meet, of one row, and blocks of queries of a row."""
         query_block = min(query_block, self.key_range.start.shape[1])
         key_block = min(key_block, self.num_keys)
         ranges = end_to_end_ranges(self.key_range, self.num_keys, query_block, key_block)

@@ -379,7 +379,7 @@ def _dot_flops(x: Instruction, within: Computation) -> float:
 
 
 def _convolution_flops(x: Instruction, within: Computation) -> float:
-    """TPUs run matrix products as convolutions whose window walks the batch axes of the product."""
+    """Returns the FLOPs of a convolution, which on TPUs matrix products are, too."""
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", x.attributes)
     if not labels:
         raise ValueError(f"convolution has no dim_labels: {x.attributes[:80]!r}")
@@ -406,7 +406,7 @@ def _window(attributes: str) -> dict[str, list[str]]:
 
 
 def _valid_taps(size: int, taps: int, positions: int, window: Mapping[str, str]) -> int:
-    """Pairs of an output position and a kernel tap that meet an element of the input.
+    """Returns the pairs of an output position and a kernel tap that meet an element of the input.
 
     Args:
       size: input length along the axis.

@@ -49,7 +49,7 @@ class Instruction:
 
     @functools.cached_property
     def operands(self) -> list[str]:
-        """Names of what is read."""
+        """Returns the names of what is read."""
         return _NAME.findall(self.arguments)
 
     @property

@@ -408,7 +408,7 @@ class Bench:
         yield Job("convergence", self._last, 120, self._converge)
 
     def _converge(self) -> Iterator[Record]:
-        """Losses of 200 steps on a few batches, from the same parameters in both dtypes."""
+        """Yields losses of 200 steps on a few batches, from the same parameters in both dtypes."""
         self._forget_state()
         config = self._configs[self._last]
         length = max(config.num_patches // 4, 64)

@@ -52,7 +52,7 @@ class AttentionCase(NamedTuple):
 
     @property
     def pairs(self) -> int:
-        """Pairs of a query and a key that it reads, of one head."""
+        """Returns the pairs of a query and a key that it reads, of one head."""
         return int(np.sum(np.maximum(self.key_range.end - self.key_range.start, 0)))
 
 

@@ -85,7 +85,7 @@ def _train(
     bindings: tuple[str, ...],
     seed: int,
 ) -> dict[str, float]:
-    """Losses of text and speech at the end of a run."""
+    """Returns the losses of text and speech at the end of a run."""
     run = workdir / f"{name.replace(' ', '_')}_{seed}"
     settings = [
         f"TOKENIZER={corpus.tokenizer.absolute()}",

@@ -205,7 +205,7 @@ class StepMeasurement:
         return init_state(config.model, self._optimizer, config.training.seed, self._mesh)
 
     def measure_step(self, state: TrainState | None) -> tuple[dict[str, Any], TrainState]:
-        """Figures of the step, and the state after it; begins with a new one where it gets none."""
+        """Measures the step; returns the state after it, too. None is a new one to begin with."""
         with mesh_context(self._mesh):
             return self._measure_step(self.init_state() if state is None else state)
 
@@ -228,7 +228,7 @@ class StepMeasurement:
         return jax.block_until_ready(state), history
 
     def measure_parts(self, state: TrainState) -> tuple[dict[str, Any], TrainState]:
-        """Figures of each part, in the order of the forward pass, and the state after them."""
+        """Measures each part, in the order of the forward pass; returns the last state, too."""
         with mesh_context(self._mesh):
             parts, state = self._measure_parts(state)
         total = sum(part["median_ms"] for part in parts)
@@ -327,7 +327,7 @@ class StepMeasurement:
     def _record(
         self, name: str, compiled: Any, times: Sequence[float], flops: float, turns: int
     ) -> dict[str, Any]:
-        """Figures of a part that a step runs `turns` times."""
+        """Measures a part that a step runs `turns` times."""
         seconds = turns * statistics.median(times)
         flops = turns * flops
         return {

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,23 +17,19 @@ from lst_jax.strict_json import parse_object
 _KINDS = {str: "a string, not empty", int: "an integer", list: "a list", dict: "an object"}
 
 
-class Example(Protocol):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Example:
     """What every example has.
 
     Attributes:
       example_id: name of the example, unique within its set.
       set_name: the evaluation set that it belongs to.
-      origin: file and line that it was read from.
+      origin: where it was read, for error messages.
     """
 
-    @property
-    def example_id(self) -> str: ...
-
-    @property
-    def set_name(self) -> str: ...
-
-    @property
-    def origin(self) -> str: ...
+    example_id: str
+    set_name: str
+    origin: str
 
 
 T = TypeVar("T", bound=Example)
@@ -40,13 +37,16 @@ Value = TypeVar("Value")
 
 
 def read_examples(
-    paths: Sequence[str | pathlib.Path], parse: Callable[[Mapping[str, Any], str], T]
+    paths: Sequence[str | pathlib.Path],
+    unit_count: int,
+    parse: Callable[[Mapping[str, Any], int, str], T],
 ) -> tuple[T, ...]:
     """Reads and checks example files.
 
     Args:
       paths: JSONL files.
-      parse: makes an example of a line's fields and its origin; raises ValueError.
+      unit_count: number of speech units; a unit is 0 … unit_count − 1.
+      parse: makes an example of a line's fields, `unit_count` and its origin; raises ValueError.
 
     Returns:
       The examples in file order.
@@ -57,10 +57,12 @@ def read_examples(
         examples.
       OSError: a file cannot be read.
     """
+    if unit_count < 1:
+        raise ValueError(f"unit_count is {unit_count}; expected at least 1")
     examples: dict[tuple[str, str], T] = {}
     for path in map(pathlib.Path, paths):
         before = len(examples)
-        for example in read_lines(path, parse):
+        for example in read_lines(path, lambda fields, origin: parse(fields, unit_count, origin)):
             known = examples.setdefault((example.set_name, example.example_id), example)
             if known is not example:
                 raise ValueError(
@@ -133,12 +135,6 @@ def parse_units(value: Any, name: str, unit_count: int) -> np.ndarray:
                 f"{name}[{i}] is {show(unit)}; expected an integer 0 … {unit_count - 1}"
             )
     return np.array(value, np.int32)
-
-
-def check_unit_count(unit_count: int) -> None:
-    """Raises ValueError for a number of units that is none."""
-    if unit_count < 1:
-        raise ValueError(f"unit_count is {unit_count}; expected at least 1")
 
 
 def show(value: Any) -> str:

@@ -28,24 +28,18 @@ from lst_jax.vocabulary import Vocabulary
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class SpeechPair:
+class SpeechPair(jsonl.Example):
     """Two utterances that differ in one point.
 
     Attributes:
-      example_id: name of the pair, unique within its set.
-      set_name: the evaluation set that it belongs to.
       category: what it tests within the set, or None.
       members: raw speech units of each, (U,) int32.
       correct: index of the right member, 0 or 1.
-      origin: where it was read, for error messages.
     """
 
-    example_id: str
-    set_name: str
     category: str | None
     members: tuple[np.ndarray, np.ndarray]
     correct: int
-    origin: str
 
 
 KIND = ChoiceKind(group="category", label="correct", whole_sets=True)
@@ -58,21 +52,13 @@ def read_speech_pairs(
 
     Args:
       paths: JSONL files.
-      unit_count: number of speech units; a unit is 0 … unit_count − 1.
-
-    Returns:
-      The pairs in file order.
+      unit_count: number of speech units.
 
     Raises:
-      ValueError: naming file and line, for anything that is not a pair: not UTF-8 or JSON, a
-        missing field, other than two members, a member without units, a unit out of range, a
-        `correct` that names no member, an id that its set already has; or a file without pairs.
-      OSError: a file cannot be read.
+      OSError, ValueError: see `jsonl.read_examples`; or a line has a missing field, other than two
+        members, a member without units, or a `correct` that names no member.
     """
-    jsonl.check_unit_count(unit_count)
-    return jsonl.read_examples(
-        paths, lambda fields, origin: _parse_pair(fields, unit_count, origin)
-    )
+    return jsonl.read_examples(paths, unit_count, _parse_pair)
 
 
 def _parse_pair(fields: Mapping[str, Any], unit_count: int, origin: str) -> SpeechPair:

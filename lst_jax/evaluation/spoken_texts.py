@@ -15,26 +15,20 @@ from typing import Any
 import numpy as np
 
 from lst_jax.evaluation.error_rates import normalize
-from lst_jax.evaluation.jsonl import check_unit_count, field, parse_units, read_examples, show
+from lst_jax.evaluation.jsonl import Example, field, parse_units, read_examples, show
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class SpokenText:
-    """An utterance.
+class SpokenText(Example):
+    """An utterance; `set_name` is empty, as all are of one set.
 
     Attributes:
-      example_id: its name.
-      set_name: empty; utterances are of one set.
       text: what is said, with words.
       units: (U,) int32, U ≥ 1.
-      origin: where it was read, for error messages.
     """
 
-    example_id: str
-    set_name: str
     text: str
     units: np.ndarray
-    origin: str
 
 
 def read_spoken_texts(
@@ -44,22 +38,17 @@ def read_spoken_texts(
 
     Args:
       paths: JSONL files.
-      unit_count: number of speech units; a unit is 0 … unit_count − 1.
-
-    Returns:
-      The utterances in file order, at least one.
+      unit_count: number of speech units.
 
     Raises:
-      ValueError: naming file and line, see `read_examples`; or a text has no words.
-      OSError: a file cannot be read.
+      OSError, ValueError: see `jsonl.read_examples`; or a text has no words.
     """
-    check_unit_count(unit_count)
+    return read_examples(paths, unit_count, _parse)
 
-    def parse(fields: Mapping[str, Any], origin: str) -> SpokenText:
-        text = field(fields, "text", str)
-        if not normalize(text):
-            raise ValueError(f"text is {show(text)}; expected a string with words")
-        units = parse_units(field(fields, "units", list), "units", unit_count)
-        return SpokenText(field(fields, "id", str), "", text, units, origin)
 
-    return read_examples(paths, parse)
+def _parse(fields: Mapping[str, Any], unit_count: int, origin: str) -> SpokenText:
+    text = field(fields, "text", str)
+    if not normalize(text):
+        raise ValueError(f"text is {show(text)}; expected a string with words")
+    units = parse_units(field(fields, "units", list), "units", unit_count)
+    return SpokenText(field(fields, "id", str), "", origin, text, units)

@@ -49,24 +49,18 @@ class Passage:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class StoryExample:
+class StoryExample(jsonl.Example):
     """A story with its possible endings.
 
     Attributes:
-      example_id: name of the example, unique within its set.
-      set_name: the evaluation set that it belongs to.
       prompt: the beginning of the story.
       endings: two or more endings.
       label: index of the right ending.
-      origin: where it was read, for error messages.
     """
 
-    example_id: str
-    set_name: str
     prompt: Passage
     endings: tuple[Passage, ...]
     label: int
-    origin: str
 
 
 KIND = ChoiceKind(group="direction", label="label", whole_sets=False)
@@ -79,21 +73,13 @@ def read_story_examples(
 
     Args:
       paths: JSONL files.
-      unit_count: number of speech units; a unit is 0 … unit_count − 1.
-
-    Returns:
-      The examples in file order.
+      unit_count: number of speech units.
 
     Raises:
-      ValueError: naming file and line, for anything that is not an example: not UTF-8 or JSON, a
-        missing field, an empty prompt or ending, fewer than two endings, a label that names no
-        ending, a unit out of range, an id that its set already has; or a file without examples.
-      OSError: a file cannot be read.
+      OSError, ValueError: see `jsonl.read_examples`; or a line has a missing field, an empty prompt
+        or ending, fewer than two endings, or a label that names no ending.
     """
-    jsonl.check_unit_count(unit_count)
-    return jsonl.read_examples(
-        paths, lambda fields, origin: _parse_example(fields, unit_count, origin)
-    )
+    return jsonl.read_examples(paths, unit_count, _parse_example)
 
 
 def _parse_example(fields: Mapping[str, Any], unit_count: int, origin: str) -> StoryExample:

@@ -108,7 +108,7 @@ def _local_forward(
     batch_axes: tuple[str, ...],
     vocab_axes: tuple[str, ...],
 ) -> tuple[Array, Array]:
-    """Losses and log-normalizers (b, N) of a device's rows; `kernel` (d, v) are its columns."""
+    """Returns losses and log-normalizers (b, N) of a device's rows by its columns (d, v)."""
     del batch_axes  # rows need nothing of each other
     columns = _column_ids(kernel, vocab_axes)
 

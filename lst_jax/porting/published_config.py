@@ -37,13 +37,26 @@ _SPECIAL_IDS = Vocabulary(text_size=3).first_unit_id - 3
 
 _LONGEST_MESSAGE = 300  # characters
 
-_INTEGERS = (
-    *("vocab_size", "dim_global", "dim_local_encoder", "dim_local_decoder", "n_layers_global"),
-    *("n_layers_local_encoder", "n_layers_local_decoder", "n_heads_global"),
-    *("n_heads_local_encoder", "n_heads_local_decoder", "cross_attn_k", "cross_attn_nheads"),
-    *("cross_attn_window_encoder", "cross_attn_window_decoder", "local_attention_window_len"),
-    *("multiple_of", "patch_size"),
-)
+# Settings of `LSTConfig` by their published names; where one has several, these must agree.
+_INTEGER_NAMES = {
+    "vocab_size": "vocab_size",
+    "dim_global": "dim_global",
+    "dim_local_encoder": "dim_local",
+    "dim_local_decoder": "dim_local",
+    "n_layers_global": "num_layers_global",
+    "n_layers_local_encoder": "num_layers_encoder",
+    "n_layers_local_decoder": "num_layers_decoder",
+    "n_heads_global": "num_heads_global",
+    "n_heads_local_encoder": "num_heads_local",
+    "n_heads_local_decoder": "num_heads_local",
+    "cross_attn_k": "latent_vectors_per_patch",
+    "cross_attn_nheads": "num_heads_cross",
+    "cross_attn_window_encoder": "encoder_cross_window",
+    "cross_attn_window_decoder": "decoder_cross_window",
+    "local_attention_window_len": "local_window",
+    "multiple_of": "multiple_of",
+}
+_INTEGERS = (*_INTEGER_NAMES, "patch_size")
 _FLOATS = ("rope_theta", "norm_eps")
 # Parts of the model that are always there.
 _TRUE = (
@@ -123,31 +136,14 @@ def make_params_json(description: ModelDescription) -> dict[str, Any]:
     mode = published.get(patching.strategy, "lst_static")
     patch_size = 1 if patching.strategy == "none" else patching.patch_size
     model = {
-        "vocab_size": config.vocab_size,
-        "dim_global": config.dim_global,
-        "dim_local_encoder": config.dim_local,
-        "dim_local_decoder": config.dim_local,
-        "dim_token": config.dim_local,
-        "n_layers_global": config.num_layers_global,
-        "n_layers_local_encoder": config.num_layers_encoder,
-        "n_layers_local_decoder": config.num_layers_decoder,
-        "n_heads_global": config.num_heads_global,
-        "n_heads_local_encoder": config.num_heads_local,
-        "n_heads_local_decoder": config.num_heads_local,
-        "cross_attn_k": config.latent_vectors_per_patch,
+        **{theirs: getattr(config, ours) for theirs, ours in _INTEGER_NAMES.items()},
         "cross_attn_nheads": config.cross_attention_heads,
-        "cross_attn_window_encoder": config.encoder_cross_window,
-        "cross_attn_window_decoder": config.decoder_cross_window,
-        "cross_attn_encoder": True,
-        "cross_attn_decoder": True,
+        "dim_token": config.dim_local,
+        **dict.fromkeys(_TRUE, True),
         "cross_attn_all_layers_encoder": config.encoder_cross_layers == "all",
-        "cross_attn_all_layers_decoder": True,
-        "cross_attn_init_by_pooling": True,
-        "local_attention_window_len": config.local_window,
         "downsampling_by_pooling": {"mean": "avg"}.get(config.pooling, config.pooling),
         "rope_theta": config.rope_theta,
         "norm_eps": config.norm_eps,
-        "multiple_of": config.multiple_of,
         "attn_bias_type": "local_block_causal",
         "patching_mode": mode,
         "patch_size": patch_size,
@@ -215,22 +211,9 @@ def _object(values: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def _lst_config(model: Mapping[str, Any]) -> LSTConfig:
     return LSTConfig(
-        vocab_size=model["vocab_size"],
-        dim_local=model["dim_local_encoder"],
-        dim_global=model["dim_global"],
-        num_layers_encoder=model["n_layers_local_encoder"],
-        num_layers_global=model["n_layers_global"],
-        num_layers_decoder=model["n_layers_local_decoder"],
-        num_heads_local=model["n_heads_local_encoder"],
-        num_heads_global=model["n_heads_global"],
-        num_heads_cross=model["cross_attn_nheads"],
-        latent_vectors_per_patch=model["cross_attn_k"],
-        local_window=model["local_attention_window_len"],
-        encoder_cross_window=model["cross_attn_window_encoder"],
-        decoder_cross_window=model["cross_attn_window_decoder"],
+        **{ours: model[theirs] for theirs, ours in _INTEGER_NAMES.items()},
         pooling=POOLINGS[model["downsampling_by_pooling"]],
         encoder_cross_layers="all" if model["cross_attn_all_layers_encoder"] else "last",
-        multiple_of=model["multiple_of"],
         rope_theta=float(model["rope_theta"]),
         norm_eps=float(model["norm_eps"]),
         **PUBLISHED_CONVENTIONS,

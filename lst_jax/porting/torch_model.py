@@ -296,7 +296,7 @@ def _require_absent(name: str, options: object) -> None:
 
 
 def _check_fields(config: Any) -> None:
-    """Integers are positive (ids: not negative), numbers positive, truth values Boolean."""
+    """Checks that integers are positive (ids: not negative), and truth values Boolean."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.name.endswith("_id"):
@@ -718,7 +718,7 @@ class PatchEncoder(nn.Module):
     """Windowed self-attention over tokens; patch queries then read the token states."""
 
     def __init__(self, config: LSTConfig) -> None:
-        """With `encoder_cross_layers` "last" the only cross-attention has the index 0."""
+        """Makes the layers; with `encoder_cross_layers` "last" the one cross-attention is number 0."""
         super().__init__()
         self.config = config
         width, layers = config.dim_local, config.num_layers_encoder
@@ -823,7 +823,7 @@ class LatentSpeechTextTransformer(nn.Module):
     def forward(
         self, tokens: Tensor, document_ids: Tensor, patch_ids: Tensor, visible_patch: Tensor
     ) -> Tensor:
-        """Logits (B, N, vocab_size) float32 of the next token, from a `Batch`."""
+        """Returns logits (B, N, vocab_size) float32 of the next token, from a `Batch`."""
         # Padding counts as one more patch, the last, which nothing but padding reads.
         num_patches = int(patch_ids.max()) + 1
         masks = make_masks(document_ids, patch_ids, visible_patch, num_patches, self.config)
@@ -853,7 +853,7 @@ class TokenTransformer(nn.Module):
         patch_ids: Tensor | None = None,
         visible_patch: Tensor | None = None,
     ) -> Tensor:
-        """Logits (B, N, vocab_size) float32 from a `Batch`; its patches play no part."""
+        """Returns logits (B, N, vocab_size) float32 from a `Batch`; its patches play no part."""
         del patch_ids, visible_patch
         h, mask = self.tok_embeddings(tokens), causal_mask(document_ids)
         for layer in self.layers:

@@ -220,7 +220,7 @@ class _Run:
 
     @property
     def step(self) -> int:
-        """Updates made."""
+        """Returns the updates made."""
         return self._step
 
     def _steps_to_leave(self) -> list[int]:

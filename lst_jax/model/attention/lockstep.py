@@ -112,7 +112,7 @@ def _backward(saved: tuple[Array, ...], d_out: Array) -> tuple[Array | None, ...
     def gradients(
         queries: tuple[Array, ...], keys: tuple[Array, Array], block: Array, due: Array
     ) -> tuple[Array, Array]:
-        """Weights and gradients of scores (blocks, H, q, k), in the compute dtype."""
+        """Returns weights and gradients of scores (blocks, H, q, k), in the compute dtype."""
         q_i, d_out_i, lse_i, delta_i, start_i, end_i = queries
         k_j, v_j = keys
         scores, mask = _scores(q_i, k_j, (start_i, end_i), block, due)

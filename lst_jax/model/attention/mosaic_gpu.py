@@ -486,7 +486,7 @@ def _dq_kernel(problem: _Problem, rows: _Rows, streams: Sequence[_Stream]) -> tu
 
 
 def _dkv_kernel(problem: _Problem, rows: _Rows, streams: Sequence[_Stream]) -> tuple[Array, Array]:
-    """Gradients of a key block, summed over the query blocks that read it; matrices are (K, Q)."""
+    """Sums the gradients of a key block over the query blocks that read it; matrices are (K, Q)."""
     (k, v), (stream,) = rows.matrices, streams
     shape = _ROWS, _BACKWARD_BLOCK
 

@@ -454,7 +454,7 @@ def _dkv_kernel(
     shape: _Shape,
     scale: float,
 ) -> None:
-    """Gradients of a key block, summed over the query blocks that read it."""
+    """Sums the gradients of a key block over the query blocks that read it."""
     key_block, partner = outer[pl.program_id(1)], inner[pl.program_id(1)]
 
     @pl.when(_is_first(outer))

@@ -301,7 +301,7 @@ def _dkv_kernel(
     dk_ref: Any,
     dv_ref: Any,
 ) -> None:
-    """Gradients of a key block, summed over the query blocks that read it."""
+    """Sums the gradients of a key block over the query blocks that read it."""
     k, v, block = k_ref[...], v_ref[...], pl.program_id(0)
 
     def step(i: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:

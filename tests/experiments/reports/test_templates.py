@@ -47,7 +47,7 @@ def test_text_is_never_markup(text):
 
 def test_a_story_is_shown_with_its_right_ending():
     endings = tuple(Passage(text, None) for text in ("wrong <b>", "right"))
-    story = StoryExample("1", "set", Passage("once", None), endings, 1, "here")
+    story = StoryExample("1", "set", "here", Passage("once", None), endings, 1)
     page = report("x", [story])
     assert "<li>wrong &lt;b&gt;</li><li class=right>right</li>" in page
 

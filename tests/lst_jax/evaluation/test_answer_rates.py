@@ -10,7 +10,7 @@ from lst_jax.evaluation.spoken_texts import SpokenText
 from lst_jax.inference.transcription import Answer
 
 SPOKEN = [
-    SpokenText(name, "", text, np.array([1], np.int32), f"file:{name}")
+    SpokenText(name, "", f"file:{name}", text, np.array([1], np.int32))
     for name, text in (("a", "one two three"), ("b", "four"))
 ]
 
