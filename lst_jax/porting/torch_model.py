@@ -718,7 +718,7 @@ class PatchEncoder(nn.Module):
     """Windowed self-attention over tokens; patch queries then read the token states."""
 
     def __init__(self, config: LSTConfig) -> None:
-        """Makes the layers; with `encoder_cross_layers` "last" the one cross-attention is number 0."""
+        """Makes the layers; with `encoder_cross_layers` "last" its cross-attention is number 0."""
         super().__init__()
         self.config = config
         width, layers = config.dim_local, config.num_layers_encoder

@@ -18,7 +18,7 @@ import pathlib
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import jax
 import numpy as np
@@ -66,6 +66,16 @@ class DataEndedError(ValueError):
     """The batches ended before the steps; what was trained until then is saved."""
 
 
+class Options(TypedDict, total=False):
+    """Arguments of `train` that what trains one kind of model only passes on."""
+
+    evaluators: Sequence[Evaluator]
+    writers: Sequence[OpenWriter]
+    hooks: Sequence[Hook]
+    merge_states: MergeStates | None
+    config_text: Callable[[], str] | None
+
+
 class TrainResult(NamedTuple):
     """Where a call of `train` ended.
 
@@ -91,12 +101,12 @@ def train(
     rules: LogicalRules = DEFAULT_RULES,
     *,
     description: Description | None = None,
+    settings: Settings | None = None,
     evaluators: Sequence[Evaluator] = (),
     writers: Sequence[OpenWriter] = DEFAULT_WRITERS,
     hooks: Sequence[Hook] = (),
     merge_states: MergeStates | None = None,
     config_text: Callable[[], str] | None = None,
-    settings: Settings | None = None,
 ) -> TrainResult:
     """Trains to `training.num_steps`, from the workdir's last checkpoint if it has one.
 
@@ -113,13 +123,13 @@ def train(
       mesh: the device mesh.
       rules: logical axis to mesh axes.
       description: of the model, checked and written in the workdir.
+      settings: in use besides `training`, for the record of the run's starts.
       evaluators: measure the state every so many steps and after the last one.
       writers: open the writers of the records, on one process.
       hooks: are told of every step.
       merge_states: see `Checkpointer.restore`; with it a run may continue on another number of
         processes.
       config_text: gives the settings in use, for `config.gin`; called when everything is built.
-      settings: in use besides `training`, for the record of the run's starts.
 
     Returns:
       The last state and the run's totals.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Sequence
+from typing import Unpack
 
 import jax
 
@@ -26,14 +26,13 @@ from lst_jax.sharding import (
     check_rows,
     make_mesh,
 )
-from lst_jax.training.hooks import Batches, Evaluator, Hook, OpenWriter, Start, Trainable
+from lst_jax.training.hooks import Batches, Start, Trainable
 from lst_jax.training.log import report
-from lst_jax.training.loop import TrainResult, train
+from lst_jax.training.loop import Options, TrainResult, train
 from lst_jax.training.metrics import Progress, RateContext
 from lst_jax.training.optimizers import OptimizerConfig, make_optimizer
 from lst_jax.training.starts import Settings, flatten_settings
 from lst_jax.training.step import TrainingConfig, make_loss, make_train_step
-from lst_jax.training.writers import DEFAULT_WRITERS
 
 
 def train_lst(
@@ -45,12 +44,8 @@ def train_lst(
     mesh: jax.sharding.Mesh | None = None,
     rules: LogicalRules = DEFAULT_RULES,
     *,
-    evaluators: Sequence[Evaluator] = (),
-    writers: Sequence[OpenWriter] = DEFAULT_WRITERS,
-    hooks: Sequence[Hook] = (),
-    merge_states: MergeStates | None = None,
-    config_text: Callable[[], str] | None = None,
     settings: Settings | None = None,
+    **options: Unpack[Options],
 ) -> TrainResult:
     """Trains an LST or its baseline, or goes on with the run that is in the workdir.
 
@@ -62,12 +57,8 @@ def train_lst(
       workdir: gets `model.json` and what `loop.train` writes.
       mesh: the device mesh; None: all devices on fsdp.
       rules: logical axis to mesh axes.
-      evaluators: see `loop.train`, as the arguments that follow.
-      writers: open the writers of the records.
-      hooks: are told of every step.
-      merge_states: lets a run go on with another number of processes.
-      config_text: gives the settings in use.
       settings: in use besides those of model, optimizer and training.
+      **options: further arguments of `loop.train`.
 
     Returns:
       The last state and the run's totals.
@@ -80,7 +71,7 @@ def train_lst(
     mesh = make_mesh() if mesh is None else mesh
     check_heads(description.model, mesh, rules)
     trainable = make_lst_trainable(
-        description, optimizer_config, training, mesh, rules, merge_states
+        description, optimizer_config, training, mesh, rules, options.get("merge_states")
     )
     return train(
         trainable,
@@ -90,12 +81,8 @@ def train_lst(
         mesh,
         rules,
         description=_ModelJson(description),
-        evaluators=evaluators,
-        writers=writers,
-        hooks=hooks,
-        merge_states=merge_states,
-        config_text=config_text,
         settings={**flatten_settings(description.model, optimizer_config), **(settings or {})},
+        **options,
     )
 
 

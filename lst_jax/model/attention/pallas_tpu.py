@@ -317,24 +317,10 @@ def _rows_of(head: int, shape: _Shape) -> slice:
     return slice(head * shape.width, (head + 1) * shape.width)
 
 
-def _forward_kernel(
-    outer: Any,
-    inner: Any,
-    q_ref: Any,
-    k_ref: Any,
-    v_ref: Any,
-    start: Any,
-    end: Any,
-    out_ref: Any,
-    lse_ref: Any,
-    peak_ref: Any,
-    total_ref: Any,
-    sum_ref: Any,
-    *,
-    shape: _Shape,
-    scale: float,
-) -> None:
+def _forward_kernel(*refs: Any, shape: _Shape, scale: float) -> None:
     """Runs online softmax over the key blocks of a query block."""
+    outer, inner, q_ref, k_ref, v_ref, start, end, *outputs = refs
+    out_ref, lse_ref, peak_ref, total_ref, sum_ref = outputs
     partner = inner[pl.program_id(1)]
 
     @pl.when(_is_first(outer))
@@ -388,28 +374,13 @@ def _weights_and_gradient(
     return weights, weights * (d_weights - delta[row, :]) * scale
 
 
-def _dq_kernel(
-    outer: Any,
-    inner: Any,
-    q_ref: Any,
-    d_out_ref: Any,
-    out_ref: Any,
-    k_ref: Any,
-    v_ref: Any,
-    start: Any,
-    end: Any,
-    lse: Any,
-    dq_ref: Any,
-    delta: Any,
-    sum_ref: Any,
-    *,
-    shape: _Shape,
-    scale: float,
-) -> None:
+def _dq_kernel(*refs: Any, shape: _Shape, scale: float) -> None:
     """Sums the gradient of a query block over its key blocks.
 
     d(softmax) needs delta, each output's inner product with its cotangent; the dk/dv pass too.
     """
+    outer, inner, q_ref, d_out_ref, out_ref, k_ref, v_ref, start, end, lse, *outputs = refs
+    dq_ref, delta, sum_ref = outputs
     partner = inner[pl.program_id(1)]
 
     @pl.when(_is_first(outer))
@@ -435,26 +406,10 @@ def _dq_kernel(
         dq_ref[...] = sum_ref[...].T.astype(dq_ref.dtype)
 
 
-def _dkv_kernel(
-    outer: Any,
-    inner: Any,
-    q_ref: Any,
-    d_out_ref: Any,
-    k_ref: Any,
-    v_ref: Any,
-    start: Any,
-    end: Any,
-    lse: Any,
-    delta: Any,
-    dk_ref: Any,
-    dv_ref: Any,
-    dk_sum: Any,
-    dv_sum: Any,
-    *,
-    shape: _Shape,
-    scale: float,
-) -> None:
+def _dkv_kernel(*refs: Any, shape: _Shape, scale: float) -> None:
     """Sums the gradients of a key block over the query blocks that read it."""
+    outer, inner, q_ref, d_out_ref, k_ref, v_ref, start, end, lse, delta, *outputs = refs
+    dk_ref, dv_ref, dk_sum, dv_sum = outputs
     key_block, partner = outer[pl.program_id(1)], inner[pl.program_id(1)]
 
     @pl.when(_is_first(outer))

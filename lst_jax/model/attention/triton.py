@@ -208,19 +208,9 @@ def _scores(
     return dot(q, k, (1, 1)) * problem.scale, mask
 
 
-def _forward_kernel(
-    problem: _Problem,
-    first: Any,
-    last: Any,
-    q_ref: Any,
-    k_ref: Any,
-    v_ref: Any,
-    start_ref: Any,
-    end_ref: Any,
-    out_ref: Any,
-    lse_ref: Any,
-) -> None:
+def _forward_kernel(problem: _Problem, *refs: Any) -> None:
     """Runs online softmax over the key blocks of a query block."""
+    first, last, q_ref, k_ref, v_ref, start_ref, end_ref, out_ref, lse_ref = refs
     q, start, end = q_ref[...], start_ref[...], end_ref[...]
 
     def step(block: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
@@ -258,21 +248,10 @@ def _weights_and_gradient(
     return weights, weights * (d_weights - delta[:, None]) * problem.scale
 
 
-def _dq_kernel(
-    problem: _Problem,
-    first: Any,
-    last: Any,
-    q_ref: Any,
-    d_out_ref: Any,
-    k_ref: Any,
-    v_ref: Any,
-    start_ref: Any,
-    end_ref: Any,
-    lse_ref: Any,
-    delta_ref: Any,
-    dq_ref: Any,
-) -> None:
+def _dq_kernel(problem: _Problem, *refs: Any) -> None:
     """Sums the gradient of a query block over its key blocks."""
+    first, last, q_ref, d_out_ref, k_ref, v_ref, *others = refs
+    start_ref, end_ref, lse_ref, delta_ref, dq_ref = others
     q, d_out = q_ref[...], d_out_ref[...]
     ranges, statistics = (start_ref[...], end_ref[...]), (lse_ref[...], delta_ref[...])
 
@@ -286,22 +265,10 @@ def _dq_kernel(
     dq_ref[...] = jax.lax.fori_loop(first[0], last[0], step, zeros).astype(dq_ref.dtype)
 
 
-def _dkv_kernel(
-    problem: _Problem,
-    first: Any,
-    last: Any,
-    q_ref: Any,
-    d_out_ref: Any,
-    k_ref: Any,
-    v_ref: Any,
-    start_ref: Any,
-    end_ref: Any,
-    lse_ref: Any,
-    delta_ref: Any,
-    dk_ref: Any,
-    dv_ref: Any,
-) -> None:
+def _dkv_kernel(problem: _Problem, *refs: Any) -> None:
     """Sums the gradients of a key block over the query blocks that read it."""
+    first, last, q_ref, d_out_ref, k_ref, v_ref, *others = refs
+    start_ref, end_ref, lse_ref, delta_ref, dk_ref, dv_ref = others
     k, v, block = k_ref[...], v_ref[...], pl.program_id(0)
 
     def step(i: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
