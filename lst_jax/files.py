@@ -28,8 +28,6 @@ import numpy as np
 _LARGEST_ARRAY = 2**30  # bytes that an array of an archive may claim
 # UTF-32's little-endian mark begins as UTF-16's does.
 _WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
-
-
 _NUMBERS = itertools.count()  # tell apart what one process writes
 
 
@@ -59,13 +57,13 @@ def write_file(path: str | pathlib.Path, contents: str | bytes) -> pathlib.Path:
         partial.unlink(missing_ok=True)
 
 
-def write_json(path: str | pathlib.Path, value: Any, indent: int = 2) -> pathlib.Path:
+def write_json(path: str | pathlib.Path, value: Any) -> pathlib.Path:
     """Writes a value as indented JSON, as `write_file` does.
 
     Text stays readable. What is not Unicode, as the name of a file may be, is written as JSON's
     escape: no results are lost for a name.
     """
-    text = json.dumps(value, indent=indent, ensure_ascii=False) + "\n"
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
     return write_file(path, text.encode("utf-8", "backslashreplace"))
 
 

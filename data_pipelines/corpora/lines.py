@@ -17,8 +17,6 @@ from lst_jax.strict_json import parse_object
 _LINES_PER_TASK = 256
 _TASKS_PER_WORKER = 4
 _SHOWN_PLACES = 3  # of each reason
-
-
 T = TypeVar("T")
 
 

@@ -51,8 +51,6 @@ class StatefulIterator(Protocol):
 
 
 MergeStates = Callable[[Sequence[IteratorState]], IteratorState]
-
-
 _Restored = tuple[TrainState, dict[str, Any], list[IteratorState]]
 
 

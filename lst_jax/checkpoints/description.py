@@ -44,8 +44,6 @@ FORMAT_VERSION = 2
 _ELSEWHERE = ("step", "published_params")
 # Settings of how a model is computed, which a run may change on the way.
 _EXECUTION_FIELDS = ("model.dtype", "model.remat", "model.attention")
-
-
 _MODEL_KINDS = {kind.__name__: kind for kind in (LSTConfig, TokenTransformerConfig)}
 
 

@@ -27,20 +27,10 @@ from absl import logging
 from lst_jax.paths import local_path
 
 CHECKPOINTS = "checkpoints"
-
-
 _PARAMS = "params"
-
-
 UNREADABLE = "unreadable_checkpoints"
-
-
 ABANDONED = "abandoned_checkpoints"  # whole, but they led to a loss that is not finite
-
-
 DESCRIPTION = "model.json"
-
-
 STATE_FILE = re.compile(r"process_\d+-of-(\d+)\.json")  # as Grain names them
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from lst_jax.batch import Batch
-from lst_jax.sharding import DEFAULT_RULES, LogicalRules, shard_batch
+from lst_jax.sharding import shard_batch
 from lst_jax.training.hooks import LossSums
 
 _MODALITIES = ("text", "speech")
@@ -24,7 +24,6 @@ class HeldOutLoss:
         batches: Mapping[str, Sequence[Batch]],
         mesh: jax.sharding.Mesh,
         every: int,
-        rules: LogicalRules = DEFAULT_RULES,
     ) -> None:
         """Takes what is measured on.
 
@@ -33,7 +32,6 @@ class HeldOutLoss:
           batches: this process's rows of the held-out batches, by patching strategy.
           mesh: the device mesh.
           every: steps from one evaluation to the next.
-          rules: logical axis to mesh axes.
         """
         self.every = every
         self.names = tuple(
@@ -44,7 +42,6 @@ class HeldOutLoss:
         self._loss = loss
         self._batches = batches
         self._mesh = mesh
-        self._rules = rules
 
     def evaluate(self, params: Any) -> dict[str, float]:
         """Returns the losses; that of a modality without a target is NaN."""
@@ -52,7 +49,7 @@ class HeldOutLoss:
         for batches in self._batches.values():
             # Waits for each batch, so that at most one is on the devices; sums are made in float64.
             sums = [
-                jax.device_get(self._loss(params, shard_batch(batch, self._mesh, self._rules)))
+                jax.device_get(self._loss(params, shard_batch(batch, self._mesh)))
                 for batch in batches
             ]
             nll, weight = (

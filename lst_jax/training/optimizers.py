@@ -30,8 +30,6 @@ Decay = Annotated[float, Bounds(least=0, below=1)]
 # Leaves that are gains or offsets and not matrices, whatever their rank (scanned layers stack
 # vectors into matrices).
 _VECTOR_NAMES = ("scale", "bias")
-
-
 ScheduleName = Literal["cosine", "constant", "wsd"]
 
 
