@@ -23,6 +23,7 @@ _FLAGS = (
     "--xla_force_host_platform_device_count=8",
     "--xla_cpu_collective_call_terminate_timeout_seconds=600",
     "--xla_backend_optimization_level=0",
+    "--xla_cpu_parallel_codegen_split_count=1",
     "--xla_llvm_disable_expensive_passes=true",
 )
 # XLA ends the process over a flag that it does not know, and this one went with jaxlib 0.11.
@@ -49,7 +50,7 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
 from tests.programs import shared_programs  # noqa: E402  after the settings above
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def programs() -> Iterator[None]:
     """Compiles the programs of a file once."""
     with shared_programs():

@@ -118,6 +118,7 @@ def evaluate(folder, *arguments):
     return run_binary("experiments.evaluate", *arguments, cwd=folder)
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("kind", ["lst", "baseline"])
 def test_binary_prints_and_writes_what_the_library_computes(place, kind):

@@ -42,6 +42,7 @@ def evaluate(folder, *arguments):
     return run_binary("experiments.evaluate_pairs", *arguments, cwd=folder)
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_binary_prints_and_writes_what_the_library_computes(folder):
     done = evaluate(

@@ -18,7 +18,7 @@ from tests.lst_jax.porting.checkpoints_of_all_kinds import (
     read_all,
 )
 
-pytestmark = [pytest.mark.multiprocess, pytest.mark.torch]
+pytestmark = [pytest.mark.slow, pytest.mark.multiprocess, pytest.mark.torch]
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "testdata" / "golden_static"

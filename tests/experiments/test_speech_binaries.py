@@ -10,7 +10,7 @@ from data_pipelines.speech.units import MelFeatures, MelKMeansEncoder
 from tests.binaries import run_binary
 from tests.experiments.test_evaluate import UNIT_COUNT, write_run, write_tokenizer
 
-pytestmark = pytest.mark.multiprocess
+pytestmark = [pytest.mark.slow, pytest.mark.multiprocess]
 
 TEXT = "ann lost her key she found it a bed"
 RECOGNIZER = "def hear(utterances):\n    return ['ann lost her key' for _ in utterances]\n"

@@ -207,6 +207,7 @@ def test_a_console_that_vanishes_does_not_end_a_run(corpus, uninterrupted, tmp_p
     check_same_run(tmp_path, uninterrupted)
 
 
+@pytest.mark.slow
 def test_the_workdir_tells_how_the_run_was_made(uninterrupted):
     config = (uninterrupted / "config.gin").read_text()
     assert "train.model = @LSTConfig" in config
@@ -305,6 +306,7 @@ def test_mistakes_end_with_one_clear_line(corpus, uninterrupted, mistake):
     assert after == described
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_has_its_own_exit_code(corpus, tmp_path):
     arguments = training_flags(corpus, tmp_path, PEAK_LEARNING_RATE="1e30", WARMUP_STEPS=0)
     process = start(*arguments)

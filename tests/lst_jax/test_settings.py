@@ -262,6 +262,7 @@ def test_a_single_value_is_checked_like_a_field():
     assert describe_type(Literal["a", "b"] | None) == "None, 'a' or 'b'"
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_without_pydantic_only_checks_across_fields_are_left():
     code = (

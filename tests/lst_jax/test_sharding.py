@@ -282,6 +282,7 @@ def test_heads_that_do_not_divide_are_an_error():
         init_state(TINY, make_optimizer(OptimizerConfig(), 3000), 0, mesh)
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_parameters_on_every_mesh():
     optimizer = make_optimizer(OptimizerConfig(), 3000)
     whole = init_state(TINY, optimizer, 7, make_mesh(devices=jax.devices()[:1]))

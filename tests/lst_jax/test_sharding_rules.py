@@ -32,6 +32,7 @@ from lst_jax.training.optimizers import OptimizerConfig, make_optimizer
 from lst_jax.training.step import TrainingConfig, make_loss, make_train_step
 from tests.lst_jax.batches import VOCABULARY
 from tests.lst_jax.training.training_runs import TINY, random_batch
+from tests.marks import quick
 
 LST = dataclasses.replace(TINY, num_heads_local=4, num_heads_global=4)
 OPTIMIZER = OptimizerConfig(peak_learning_rate=1e-2, warmup_steps=1)
@@ -108,7 +109,7 @@ def plain_step(name):
 MODELS = {"lst": LST, "baseline": baseline_of(LST)}
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", quick(MODELS, "baseline"))
 @cases
 def test_a_training_step_has_the_same_values(case, name):
     state, sums, loss = one_step(MODELS[name], mesh_of(case), CASES[case][1])
@@ -157,7 +158,7 @@ def trained_model(case):
     return TrainedModel(*arguments, rules=case_rules)
 
 
-@cases
+@pytest.mark.parametrize("case", quick(CASES, "rows everywhere"))
 def test_inference_has_the_same_values(case):
     speech = [VOCABULARY.bos_id, VOCABULARY.speech_mode_id, *VOCABULARY.units_to_ids(np.arange(7))]
     prompts = [np.array(speech[: 3 + i], np.int32) for i in range(6)]

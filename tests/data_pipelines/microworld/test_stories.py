@@ -297,6 +297,7 @@ def test_words_and_bigrams_of_the_ending_alone_stay_near_chance(kind):
     assert abs(accuracy(kind, bigrams, with_prompt=False) - chance) < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ROLE_KINDS)
 def test_bags_of_words_of_prompt_and_ending_stay_near_chance(kind):
     chance = 0.25 if kind == "HellaSwag" else 0.5

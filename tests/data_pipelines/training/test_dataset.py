@@ -111,6 +111,7 @@ def test_prefetching_changes_nothing(config, batches):
         assert_same(take(make_training_dataset(config, VOCABULARY, prefetch=prefetch), 14), batches)
 
 
+@pytest.mark.slow
 def test_worker_processes_change_nothing_nor_does_restoring_between_them(config, batches):
     dataset = make_training_dataset(config, VOCABULARY, num_workers=2, prefetch=3)
     iterator = iter(dataset)

@@ -39,6 +39,7 @@ def report(config):
     return compile_step(config, "v5e:2x2", MeshConfig(2, 2, 2), num_slices=2)
 
 
+@pytest.mark.slow
 @pytest.mark.tpu_compile
 def test_the_step_is_compiled_at_the_shapes_of_the_run(report):
     setup = report["setup"]

@@ -103,6 +103,7 @@ def test_the_budget_is_kept(tmp_path):
     assert "convergence" not in {x["stage"] for x in records if x.get("status") == "begun"}
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 @pytest.mark.parametrize(
     ("flags", "says"),

@@ -9,6 +9,7 @@ from tests.binaries import run_binary
 pytestmark = pytest.mark.multiprocess
 
 
+@pytest.mark.slow
 def test_every_attention_is_measured_with_every_backend(tmp_path):
     output = tmp_path / "attention.json"
     flags = ["--lengths=96", "--window=16", "--documents=packed", "--heads=1", "--repeats=1"]

@@ -100,6 +100,7 @@ def test_a_job_that_would_overrun_is_not_begun(worker):
     assert skipped["reason"].startswith("needs about 1000 s")
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("name", ["hang", "endless"])
 def test_nothing_outlives_the_deadline(worker, name):

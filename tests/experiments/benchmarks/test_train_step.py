@@ -108,6 +108,7 @@ def test_the_parts_have_every_parameter_once():
         assert sorted(names) == sorted(abstract_params(config))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_the_parts_give_the_loss_the_gradient_and_the_update_of_the_step(name):
     config, mesh = make_config(name), small_mesh(name)
@@ -160,6 +161,7 @@ def test_the_parts_give_the_loss_the_gradient_and_the_update_of_the_step(name):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_every_figure_is_finite_and_positive(name):
     first, second = measured(name)
@@ -326,6 +328,7 @@ def test_running_out_of_memory_is_recorded_and_the_rest_is_measured(monkeypatch)
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_the_state_is_made_once_and_policies_are_tried_apart(monkeypatch):
     made = []
     monkeypatch.setattr(step_timing, "init_state", lambda *_: made.append(_) or "state")
@@ -382,6 +385,7 @@ def measure(*arguments):
     return run_binary("experiments.benchmarks.train_step", *arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_the_binary_measures_and_writes_what_it_was_asked_for(tmp_path):
     output = tmp_path / "train_step.json"

@@ -34,6 +34,7 @@ def losses(*values):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_losses_are_the_recorded_ones():
     """Bit for bit on recorded versions and instructions; within the measured bound elsewhere."""
@@ -131,6 +132,7 @@ def test_a_mistake_in_the_sides_is_named(sides, options, message):
         loss_gate.run(sides, loss_gate.Options(**options))
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_a_side_that_cannot_run_is_one_line():
     done = run(".", ".", "--gin_a=NO_SUCH=1")

@@ -87,6 +87,7 @@ def test_shapes_are_those_of_the_step():
     assert modules["output_kernel"].outputs == ((1, 352, TINY.model.vocab_size),)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh_config", [MeshConfig(2, 4, 1), MeshConfig(1, 4, 2)])
 def test_memory_is_what_a_device_holds(mesh_config):
     optimizer = make_optimizer(TINY.optimizer, TINY.training.num_steps)
@@ -117,6 +118,7 @@ def test_what_is_kept_for_the_backward_pass_follows_the_policy():
     assert kept("none", "dense") > kept("none") + 3 * 4 * 4 * 256 * 256
 
 
+@pytest.mark.slow
 def test_a_description_adds_up_and_its_text_has_what_its_values_have():
     training = dataclasses.replace(TINY.training, accumulation_steps=2)
     step = dataclasses.replace(TINY, num_rows=16, training=training)

@@ -15,9 +15,10 @@ from tests.lst_jax.inference.models import (
     full_logits,
     random_stream,
 )
+from tests.marks import quick
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", quick(CASES, "lst", "baseline"))
 @settings(max_examples=12, deadline=None)
 @given(seed=st.integers(0, 2**31))
 def test_logits_equal_those_of_the_full_forward_pass(case, seed):

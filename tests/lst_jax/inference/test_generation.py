@@ -223,6 +223,7 @@ def test_a_mode_token_goes_on_unless_it_is_to_stop(case):
     assert made.stop_reason == "tokens" and len(made.tokens) == 30
 
 
+@pytest.mark.slow
 @both
 def test_continuations_are_the_same_on_a_mesh(case):
     prompts = prompts_of_any_kind(4)

@@ -26,6 +26,7 @@ from lst_jax.model.models import abstract_params, build_model, logits, output_ke
 from lst_jax.patching import PatchingConfig, fill_row
 from lst_jax.sharding import MeshConfig, make_mesh, tree_shardings
 from lst_jax.vocabulary import Vocabulary
+from tests.marks import quick
 
 VOCABULARY = Vocabulary(text_size=11, unit_count=7)
 LST = LSTConfig(
@@ -41,6 +42,7 @@ LST = LSTConfig(
     dtype="float32",
     attention="dense",
 )
+
 CASES = {
     "lst": (LST, PatchingConfig("curriculum", patch_size=3)),
     "baseline": (baseline_of(LST), PatchingConfig("none")),
@@ -164,7 +166,7 @@ SHARING_CASES = {
 }
 
 
-@pytest.mark.parametrize("name", SHARING_CASES)
+@pytest.mark.parametrize("name", quick(SHARING_CASES, "lst", "baseline"))
 def test_endings_that_share_a_prompt_score_as_in_rows_of_their_own(name):
     config, patching, visibility = SHARING_CASES[name]
     case = build_model(config), init(config), patching
@@ -226,6 +228,7 @@ def test_equal_continuations_get_the_same_number(case):
     assert scores.reshape(3, 7).tolist() == [scores[:7].tolist()] * 3
 
 
+@pytest.mark.slow
 def test_sharding_over_devices_keeps_the_scores(case):
     model, params, patching = case
     continuations = make_continuations(20, seed=4)

@@ -142,6 +142,7 @@ def test_what_no_kernel_supports_falls_back_with_one_line(
     assert reason in line
 
 
+@pytest.mark.slow
 def test_the_check_runs_while_a_caller_is_traced(log, monkeypatch):
     checked = []
     monkeypatch.setattr(gpu, "target", lambda: Target("gpu", "8.0", True))

@@ -20,6 +20,7 @@ from tests.lst_jax.batches import (
     random_tokens,
     stack_rows,
 )
+from tests.marks import quick
 
 # Room for any three random documents, so that the baseline can share the shapes.
 P = N = 100
@@ -38,6 +39,7 @@ LST = LSTConfig(
     decoder_cross_window=4,
     dtype="float32",
 )
+
 CONFIGS = {
     "lst": LST,
     "last": dataclasses.replace(LST, encoder_cross_layers="last", pooling="mean"),
@@ -101,7 +103,7 @@ def repatched(rng, tokens, cut, other, strategy):
     )
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", quick(CONFIGS, "narrow", "baseline"))
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**31), data=st.data())
 def test_logits_do_not_change_whatever_tokens_and_patches_follow(name, seed, data):
@@ -159,7 +161,7 @@ def test_documents_of_a_row_do_not_see_each_other(name, seed, aligned):
     np.testing.assert_allclose(ours[begin:end], alone[: second.num_tokens], atol=5e-4)
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("remat", quick(["dots", "full"], "full"))
 def test_rematerialization_changes_no_gradient(remat):
     rng = np.random.default_rng(0)
     batch = stack_rows([[random_document(rng, False), random_document(rng, True)]], P, N)
@@ -204,6 +206,7 @@ def test_every_parameter_has_a_gradient_and_logical_axes():
         assert np.abs(leaf).max() > 0, jax.tree_util.keystr(path)
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_near_float32():
     rng = np.random.default_rng(0)
     batch = stack_rows([[random_document(rng, False)]], P, N)
@@ -247,7 +250,7 @@ def test_impossible_configurations_are_named(change, named):
         dataclasses.replace(LST, **change)
 
 
-@pytest.mark.parametrize("name", ["lst", "baseline"])
+@pytest.mark.parametrize("name", quick(["lst", "baseline"], "baseline"))
 def test_what_pads_the_vocabulary_starts_at_zero(name):
     """It has no gradient either, so checkpoints without it lose nothing."""
     batch = stack_rows([[]], 4, 4)

@@ -14,6 +14,7 @@ import torch
 from lst_jax.model.attention import BACKENDS
 from lst_jax.porting import torch_model
 from lst_jax.porting.reference_case import TOLERANCE, Differences, compare, read_case
+from tests.marks import quick
 
 pytestmark = pytest.mark.torch
 
@@ -45,7 +46,7 @@ def change_arrays(folder, **changes):
     np.savez(folder / "io.npz", **arrays)
 
 
-@pytest.mark.parametrize("attention", ["blocked", "dense"])
+@pytest.mark.parametrize("attention", quick(["blocked", "dense"], "dense"))
 def test_the_golden_case_is_reproduced_forward_and_backward(attention):
     assert attention in BACKENDS
     differences = compare(read_case(GOLDEN), attention)
@@ -147,6 +148,7 @@ def write_case(folder, rng, windows, all, pooling, **shape):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_other_shapes_and_several_documents_agree_too(made_cases, name):
     assert compare(read_case(made_cases / name)).within(TOLERANCE)

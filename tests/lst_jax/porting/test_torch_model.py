@@ -758,6 +758,7 @@ def test_mistakes_on_the_command_line_are_one_line(
     assert named in captured.err
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_the_file_runs_alone(exported, tmp_path):
     """A copy of the file, where JAX and this package cannot be imported."""

@@ -25,11 +25,13 @@ from lst_jax.training.signals import STOP_SIGNALS, StopSignal
 from lst_jax.training.step import TrainingConfig, batch_sums, make_loss, make_train_step
 from tests.lst_jax.batches import VOCABULARY
 from tests.lst_jax.training.training_runs import DESCRIPTION, TINY, batches, random_batch
+from tests.marks import quick
 
 FIRST_UNIT = VOCABULARY.first_unit_id
 OPTIMIZER = OptimizerConfig(peak_learning_rate=1e-2, warmup_steps=1)
-TRAINING = TrainingConfig(num_steps=6, accumulation_steps=4, log_every=2, checkpoint_every=2)
-MESH = MeshConfig(data=2, fsdp=2, tensor=2)
+TRAINING = TrainingConfig(num_steps=6, accumulation_steps=2, log_every=2, checkpoint_every=2)
+# Of the runs: each device of a mesh adds to what a save costs.
+MESH = make_mesh(MeshConfig(data=1, fsdp=2, tensor=1), jax.devices()[:2])
 # Of a record, what is not a measurement of time.
 TIMES = {"patches_per_second", "tokens_per_second", "mfu", "step_seconds", "eta_seconds"} | {
     "pause_seconds",
@@ -55,8 +57,9 @@ def plain_step():
     return one_step(MeshConfig(1, 1, 1), 1)
 
 
+@pytest.mark.slow
 def test_neither_the_mesh_nor_accumulation_changes_a_gradient(plain_step):
-    state, sums = one_step(MESH, TRAINING.accumulation_steps)
+    state, sums = one_step(MeshConfig(data=2, fsdp=2, tensor=2), 4)
     expected_state, expected_sums = plain_step
     for name, value in expected_sums.items():
         np.testing.assert_allclose(sums[name], value, rtol=1e-4, err_msg=name)
@@ -114,9 +117,7 @@ def heard(caplog):
 
 def train_in(workdir, iterator, *, optimizer=OPTIMIZER, doors=None, **changes):
     training = dataclasses.replace(TRAINING, **changes)
-    return train_lst(
-        DESCRIPTION, optimizer, training, iterator, workdir, make_mesh(MESH), **(doors or {})
-    )
+    return train_lst(DESCRIPTION, optimizer, training, iterator, workdir, MESH, **(doors or {}))
 
 
 class Interrupting(grain.DatasetIterator):
@@ -160,7 +161,7 @@ def test_training_lowers_the_loss_of_both_modalities(finished):
     assert finished[1].finished
 
 
-@pytest.mark.parametrize("which", STOP_SIGNALS)
+@pytest.mark.parametrize("which", quick(STOP_SIGNALS, signal.SIGTERM))
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(finished, tmp_path, caplog, which):
     before = signal.getsignal(which)
     first = train_in(tmp_path, Interrupting(batches(3), at=2, which=which))
@@ -185,6 +186,7 @@ def test_a_finished_run_does_nothing_more(finished):
     assert (workdir / "metrics.jsonl").read_text() == before
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_the_parameters_of_another_and_with_nothing_else(
     finished, tmp_path, caplog
 ):
@@ -194,14 +196,13 @@ def test_a_run_starts_from_the_parameters_of_another_and_with_nothing_else(
     assert f"from step 0 with the parameters of {workdir}" in caplog.text
     assert int(first.state.step) == 1
     # The first update from there, made by hand.
-    mesh = make_mesh(MESH)
-    params = restore_initial_params(workdir, DESCRIPTION, mesh)
+    params = restore_initial_params(workdir, DESCRIPTION, MESH)
     jax.tree.map(np.testing.assert_array_equal, params, other.state.params)
     optimizer = make_optimizer(OPTIMIZER, TRAINING.num_steps)
-    state = state_from_params(TINY, optimizer, params, mesh)
-    step = make_train_step(TINY, OPTIMIZER, TRAINING, FIRST_UNIT, mesh)
-    with mesh_context(mesh):
-        state, _ = step(state, shard_batch(random_batch(0), mesh))
+    state = state_from_params(TINY, optimizer, params, MESH)
+    step = make_train_step(TINY, OPTIMIZER, TRAINING, FIRST_UNIT, MESH)
+    with mesh_context(MESH):
+        state, _ = step(state, shard_batch(random_batch(0), MESH))
     jax.tree.map(np.testing.assert_array_equal, first.state, state)
     # Started again it goes on with its own.
     train_in(tmp_path, batches(3), **start)
@@ -211,9 +212,7 @@ def test_a_run_starts_from_the_parameters_of_another_and_with_nothing_else(
 def test_a_start_from_another_model_is_an_error(finished, tmp_path):
     model = dataclasses.replace(TINY, local_window=3)
     with pytest.raises(ValueError, match=r"another model than this run: model\.local_window is"):
-        restore_initial_params(
-            finished[0], dataclasses.replace(DESCRIPTION, model=model), make_mesh(MESH)
-        )
+        restore_initial_params(finished[0], dataclasses.replace(DESCRIPTION, model=model), MESH)
     with pytest.raises(FileNotFoundError, match="no run there"):
         train_in(tmp_path, batches(1), initial_checkpoint=str(tmp_path / "none"))
 
@@ -257,7 +256,7 @@ def test_a_data_worker_that_ends_is_named_with_the_last_good_checkpoint(tmp_path
         train_in(tmp_path, Orphaned(batches(3), step))
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("count", quick([1, 2, 3], 1))
 def test_where_the_data_end_the_last_state_is_saved_and_recorded(finished, tmp_path, count):
     """Also where nothing was due at that step, or it was saved already."""
     match = rf"the data ended after {count} steps, expected 6; .* saved in .*/checkpoints/{count}$"
@@ -303,8 +302,10 @@ def test_sigterm_lets_the_last_checkpoint_be_written(tmp_path, monkeypatch):
 
 
 def test_rows_that_accumulation_does_not_divide_are_an_error(tmp_path):
-    with pytest.raises(ValueError, match=r"16 rows, expected a multiple of 32 = .* 8 accumulation"):
-        train_in(tmp_path, batches(1), accumulation_steps=8)
+    with pytest.raises(
+        ValueError, match=r"16 rows, expected a multiple of 32 = .* 16 accumulation"
+    ):
+        train_in(tmp_path, batches(1), accumulation_steps=16)
 
 
 @pytest.mark.parametrize("field", ["num_steps", "log_every", "keep_checkpoints"])
@@ -334,11 +335,10 @@ def test_a_hangup_that_is_ignored_stays_ignored():
 
 
 def test_a_held_out_loss_changes_no_bit_of_a_run_and_is_that_of_its_batches(finished, tmp_path):
-    mesh = make_mesh(MESH)
-    loss = make_loss(TINY, TRAINING.accumulation_steps, FIRST_UNIT, mesh, tuple(DEFAULT_RULES))
+    loss = make_loss(TINY, TRAINING.accumulation_steps, FIRST_UNIT, MESH, tuple(DEFAULT_RULES))
     held_out = {"static": [random_batch(7), random_batch(8)], "aligned": [random_batch(9)]}
     result = train_in(
-        tmp_path, batches(3), doors={"evaluators": [HeldOutLoss(loss, held_out, mesh, every=3)]}
+        tmp_path, batches(3), doors={"evaluators": [HeldOutLoss(loss, held_out, MESH, every=3)]}
     )
     jax.tree.map(np.testing.assert_array_equal, result.state, finished[1].state)
     assert untimed(read_records(tmp_path)) == untimed(read_records(finished[0]))
@@ -364,6 +364,7 @@ def test_a_held_out_loss_changes_no_bit_of_a_run_and_is_that_of_its_batches(fini
             assert records[-1][f"held_out/{strategy}/{name}"] == pytest.approx(value, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_decay_branches_off_from_a_kept_checkpoint(tmp_path):
     """As if the run had been the decay's from the beginning; the run it leaves stays as it is."""
     decay = dataclasses.replace(OPTIMIZER, schedule="wsd", decay_steps=2, final_ratio=0.0)

@@ -1,0 +1,10 @@
+"""Marks for tests that run for many cases, of which a few are enough to notice most mistakes."""
+
+from collections.abc import Iterable
+
+import pytest
+
+
+def quick(cases: Iterable, *names: object) -> list:
+    """Returns cases for `parametrize`, marked as slow but for those named."""
+    return [case if case in names else pytest.param(case, marks=pytest.mark.slow) for case in cases]
