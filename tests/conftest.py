@@ -1,8 +1,9 @@
 """Shared settings of the test suite: the CPU platform with eight virtual devices.
 
 Most of the suite's time is XLA's, which compiles many small programs that run once. So it does
-without the passes that make programs fast, a sixth of the time for a gradient; binaries that
-tests start run with XLA's own settings, as a user runs them.
+without the passes that make programs fast, a sixth of the time for a gradient, and without
+threads that share the work on one program; binaries that tests start run with XLA's own settings,
+as a user runs them.
 
 Shapes are checked in every call, also in the binaries (`lst_jax.shapes`).
 
@@ -52,7 +53,7 @@ from tests.programs import shared_programs  # noqa: E402  after the settings abo
 
 @pytest.fixture(scope="session", autouse=True)
 def programs() -> Iterator[None]:
-    """Compiles the programs of a file once."""
+    """Compiles each program once."""
     with shared_programs():
         yield
 

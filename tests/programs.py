@@ -1,4 +1,4 @@
-"""Programs that the tests of a file compile once: most of the suite's time is XLA's.
+"""Programs that the tests of a process compile once: most of the suite's time is XLA's.
 
 A test that makes a model, a training step or a decoder once more makes new jitted functions of the
 same programs. JAX keeps a program with its function, and its persistent cache is no help: programs
