@@ -76,6 +76,7 @@ _ENDINGS = {
 }
 
 
+@pytest.mark.slow
 def test_tests_that_fail_or_do_not_end_notice_and_leave_the_tree_as_it_was(tmp_path):
     code = f"""
 import pathlib, pytest, sys

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.experiments.forked import ROOT, Binaries
+from tests.marks import quick
 from tests.test_version1 import VERSION1
 
 # Every binary and its flags that hold text but no path. What else holds text is a path, so that a
@@ -156,7 +157,7 @@ def test_every_binary_refuses_for_the_reason_that_it_is_given(refused):
         refused(name, *arguments, names=[reason])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", quick(NAMES, "train", "generate"))
 def test_no_flag_takes_a_path_that_is_none(binaries, refused, name):
     kinds = binaries.flags(f"experiments.{name}")
     paths = [flag for flag, kind in kinds.items() if kind.endswith("path")]

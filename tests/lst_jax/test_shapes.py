@@ -166,6 +166,7 @@ def python(code, **variables):
     )
 
 
+@pytest.mark.slow
 def test_without_the_variable_functions_are_given_back_as_they_are():
     for variables in ({}, {shapes.VARIABLE: "0"}):
         code = (

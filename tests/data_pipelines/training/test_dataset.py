@@ -25,6 +25,7 @@ from lst_jax.batch import batch_arrays, join_batches
 from lst_jax.patching import PatchingConfig, aligned_probability
 from tests.data_pipelines.small_corpus import make_tokenizer
 from tests.lst_jax.batches import assert_same as assert_same_batch
+from tests.marks import quick
 
 TOKENIZER = make_tokenizer()
 VOCABULARY = TOKENIZER.vocabulary(502)
@@ -255,6 +256,7 @@ def test_an_epoch_holds_every_unit_and_text_token_once(config, largest_gap):
     assert (targets == VOCABULARY.eos_id).sum() == NUM_UTTERANCES + NUM_TEXTS
 
 
+@pytest.mark.slow
 def test_epochs_end_alike_with_workers(config):
     config = dataclasses.replace(config, num_epochs=1)
     expected = take(make_training_dataset(config, VOCABULARY), None)
@@ -388,7 +390,14 @@ def change_setting(config, name, value):
     return dataclasses.replace(config, **{head: value})
 
 
-@pytest.mark.parametrize(("base", "name", "value", "idle"), CHANGES)
+# Of three changes in the table two are slow.
+@pytest.mark.parametrize(
+    ("base", "name", "value", "idle"),
+    [
+        change if number % 3 == 0 else pytest.param(*change, marks=pytest.mark.slow)
+        for number, change in enumerate(CHANGES)
+    ],
+)
 def test_a_run_goes_on_with_another_setting_exactly_where_it_changes_no_batch(
     config, base, name, value, idle
 ):
@@ -425,7 +434,9 @@ def iter_at(dataset, state):
 # --- the end of the data
 
 
-@pytest.mark.parametrize("strategy", ["static", "aligned", "mixed", "curriculum", "none"])
+@pytest.mark.parametrize(
+    "strategy", quick(["static", "aligned", "mixed", "curriculum", "none"], "mixed", "none")
+)
 @pytest.mark.parametrize(("epochs", "share"), [(1, 1.0), (3, 0.0), (2, 0.5)])
 def test_the_number_of_steps_is_known_before_they_are_made(config, strategy, epochs, share):
     """To a sixth and two steps: the open rows at the end are not full."""

@@ -53,6 +53,7 @@ def test_a_seed_gives_the_same_rows():
     assert any(not np.array_equal(first[name], other[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_kernels_compute_whole_blocks_and_so_no_less_than_the_intervals(batch, estimates):
     ranges = lst_key_ranges(jax.tree.map(jnp.asarray, batch), CONFIG)
     start, end = (np.asarray(x) for x in ranges.global_self)

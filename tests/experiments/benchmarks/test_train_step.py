@@ -211,6 +211,7 @@ def test_rates_and_shares_follow_from_times(name):
     assert sum(part["model_flops"] for part in parts) == pytest.approx(flops, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_with_accumulation_a_part_is_timed_on_a_microbatch_times_their_number(monkeypatch):
     config = make_config("baseline")
     training = dataclasses.replace(config.training, accumulation_steps=2)
@@ -295,6 +296,7 @@ def refuse(fits):
     return compile_or_refuse
 
 
+@pytest.mark.slow
 def test_running_out_of_memory_is_recorded_and_the_rest_is_measured(monkeypatch):
     def fits(*arguments):
         return len(arguments) == 2 and len(arguments[1].tokens) == 2

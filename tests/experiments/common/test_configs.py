@@ -14,6 +14,7 @@ from lst_jax.config import LSTConfig, TokenTransformerConfig, baseline_of
 from lst_jax.model.models import count_parameters
 from lst_jax.porting.published_config import published_differences
 from lst_jax.vocabulary import Vocabulary
+from tests.marks import quick
 
 CONFIGS = pathlib.Path(gin_config.__file__).parents[1] / "configs"
 DATA = ["TOKENIZER=t.model", "SPEECH_RECORDS=records/speech", "TEXT_RECORDS=records/text"]
@@ -40,7 +41,7 @@ def load(*names, bindings=()):
     return gin_config.build_experiment()
 
 
-@pytest.mark.parametrize("size", PARAMETERS)
+@pytest.mark.parametrize("size", quick(PARAMETERS, "tiny", "1b"))
 def test_every_model_file_has_its_parameter_count(size):
     files = (f"models/{size}", "data/speech_text", "runs/pretrain")
     model = load(*files, bindings=DATA).model(vocab_size=LLAMA_SIZE)

@@ -24,6 +24,7 @@ from lst_jax.model.models import count_parameters
 from lst_jax.sharding import MeshConfig, make_mesh
 from lst_jax.training.optimizers import make_optimizer
 from tests.experiments.train_commands import ROOT
+from tests.marks import quick
 
 TINY = preset("tiny")
 ONE = abstract_mesh(MeshConfig(fsdp=1))
@@ -54,7 +55,7 @@ def table(name):
     return {"/".join(module.path): module for module in modules}, batch
 
 
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("name", quick(STEPS, "read once", "baseline"))
 def test_flops_of_modules_are_those_of_the_model(name):
     step, (modules, batch) = STEPS[name], table(name)
     rows = len(batch.tokens)

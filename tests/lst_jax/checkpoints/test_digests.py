@@ -38,6 +38,7 @@ from tests.lst_jax.checkpoints.test_checkpointer import (
     state_at,
 )
 from tests.lst_jax.training.training_runs import DESCRIPTION
+from tests.marks import quick
 
 # Of Orbax: what is in them is not read.
 MARKS = ("commit_success.txt", "_CHECKPOINT_METADATA")
@@ -98,7 +99,10 @@ def test_a_flipped_bit_anywhere_is_damage_and_the_step_before_is_restored(
     assert aside.name == "4.0"
 
 
-@pytest.mark.parametrize("content", [b"", b'{"m": 3.0', b"\xff\xfe", b'{"n": 4.0}', b"[1]", None])
+@pytest.mark.parametrize(
+    "content",
+    quick([b"", b'{"m": 3.0', b"\xff\xfe", b'{"n": 4.0}', b"[1]", None], b"\xff\xfe", None),
+)
 def test_damaged_metrics_are_damage_like_any(tmp_path, content):
     """The manager reads them when it is opened, before any restore."""
     retention = Retention(5, best_metric="m")

@@ -45,12 +45,12 @@ def compile_step(topology, shape, dtype, mesh_shape):
 @pytest.mark.parametrize(
     ("topology", "shape", "dtype", "mesh_shape"),
     [
-        ("v5e:2x2", DECODER_CROSS, "bfloat16", (1, 1, 1)),
-        ("v5e:2x2", GLOBAL, "float32", (1, 1, 1)),
+        pytest.param("v5e:2x2", DECODER_CROSS, "bfloat16", (1, 1, 1), marks=pytest.mark.slow),
+        pytest.param("v5e:2x2", GLOBAL, "float32", (1, 1, 1), marks=pytest.mark.slow),
         ("v5p:2x2x1", DECODER_CROSS, "bfloat16", (1, 2, 2)),
-        ("v5p:2x2x1", GLOBAL, "bfloat16", (1, 1, 1)),
-        ("v6e:2x2", DECODER_CROSS, "bfloat16", (1, 1, 1)),
-        ("v6e:2x2", GLOBAL, "bfloat16", (1, 2, 2)),
+        pytest.param("v5p:2x2x1", GLOBAL, "bfloat16", (1, 1, 1), marks=pytest.mark.slow),
+        pytest.param("v6e:2x2", DECODER_CROSS, "bfloat16", (1, 1, 1), marks=pytest.mark.slow),
+        pytest.param("v6e:2x2", GLOBAL, "bfloat16", (1, 2, 2), marks=pytest.mark.slow),
     ],
 )
 def test_kernels_compile_for_every_chip(topology, shape, dtype, mesh_shape):

@@ -283,6 +283,7 @@ def test_batches_without_anything_to_learn_are_an_error(tmp_path):
     assert not list((tmp_path / "checkpoints").iterdir())
 
 
+@pytest.mark.slow
 def test_sigterm_lets_the_last_checkpoint_be_written(tmp_path, monkeypatch):
     """Saving goes on behind the last step; until it is done the process must live."""
     close = Checkpointer.close
