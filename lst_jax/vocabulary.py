@@ -157,6 +157,8 @@ class TextTokenizer:
         self.fingerprint = hashlib.sha256(model).hexdigest()
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
+            if not self._model.get_piece_size():  # SentencePiece 0.2.1 opens an empty file
+                raise RuntimeError("it has no pieces")
             self._prefix = self._find_prefix()
         except RuntimeError as error:
             raise ValueError(f"{self.model_path} is not a SentencePiece model: {error}") from error

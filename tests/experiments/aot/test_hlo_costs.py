@@ -120,8 +120,9 @@ def test_products_count_two_for_a_multiply_add(equation):
     shapes = [array(*(sizes[x] for x in axes)) for axes in (left, right)]
     text = compiled_text(functools.partial(jnp.einsum, equation), *shapes)
     expected = 2 * np.prod([sizes[x] for x in set(left + right)])
-    # XLA makes an elementwise product and a sum of an inner product of matrices.
-    assert hlo_costs(text).matrix_flops == (0 if equation == "ij,ij->" else expected)
+    # Most versions of XLA make an elementwise product and a sum of an inner product of matrices.
+    choices = (0, expected) if equation == "ij,ij->" else (expected,)
+    assert hlo_costs(text).matrix_flops in choices
 
 
 @pytest.mark.parametrize("padding", ["SAME", "VALID"])
