@@ -18,6 +18,7 @@ import math
 import os
 import pathlib
 import shutil
+import stat
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -125,18 +126,32 @@ def _take_place(partial: pathlib.Path, path: pathlib.Path) -> None:
     shutil.rmtree(old)
 
 
+def check_regular(path: pathlib.Path) -> None:
+    """Checks that a path is no device, pipe or socket: these may have no end, or never begin.
+
+    Raises:
+      OSError: there is nothing.
+      ValueError: it is one.
+    """
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a directory says so itself
+        raise ValueError(f"{path} is a device, a pipe or a socket, expected a file")
+
+
 def check_encoding(path: pathlib.Path) -> None:
     """Checks that a text file can be read as UTF-8 lines and be named in messages and records.
 
     Raises:
       OSError: the file cannot be read.
-      ValueError: its name is not UTF-8, or it begins with the mark of UTF-16 or UTF-32.
+      ValueError: its name is not UTF-8, it begins with the mark of UTF-16 or UTF-32, or it is no
+        regular file.
     """
     try:
         str(path).encode("utf-8")
     except UnicodeEncodeError:
         shown = str(path).encode("utf-8", "backslashreplace").decode()
         raise ValueError(f"input {shown}: expected a name in UTF-8") from None
+    check_regular(path)
     with path.open("rb") as file:
         if file.read(4).startswith(_WIDE_MARKS):
             raise ValueError(f"input {path} is UTF-16 or UTF-32 by its first bytes, expected UTF-8")
@@ -173,6 +188,7 @@ def read_arrays(path: str | pathlib.Path, names: Sequence[str]) -> dict[str, np.
       ValueError: naming the file, that it is no such archive or damaged, lacks an array, or that
         an array has Python objects or does not have the bytes that its header claims.
     """
+    check_regular(pathlib.Path(path))
     try:
         with zipfile.ZipFile(path) as archive:
             return {name: _read_array(archive, name) for name in names}

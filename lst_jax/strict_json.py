@@ -13,6 +13,7 @@ import math
 import pathlib
 from typing import Any, NoReturn
 
+from lst_jax.files import check_regular
 from lst_jax.settings import quote
 
 # Nothing that is read nests deeper than a handful; code that walks a value may recurse.
@@ -62,6 +63,7 @@ def read_json_object(file: pathlib.Path) -> dict[str, Any]:
       OSError: the file cannot be read.
       ValueError: naming the file, for what `parse_json` refuses and for another value.
     """
+    check_regular(file)
     try:
         return parse_object(file.read_bytes())
     except ValueError as error:

@@ -9,7 +9,7 @@ import wave
 
 import numpy as np
 
-from lst_jax.files import write_file
+from lst_jax.files import check_regular, write_file
 
 _FULL_SCALE = 32768  # of int16
 _SAMPLE_RATES = (1_000, 384_000)  # that a file may have; the lowest and the highest in use
@@ -80,6 +80,7 @@ def read_wav(path: str | pathlib.Path, sample_rate: int) -> np.ndarray:
       ValueError: it is not such a wav file, ends early, holds no samples or has a rate that no
         recording has.
     """
+    check_regular(pathlib.Path(path))
     with pathlib.Path(path).open("rb") as file:
         try:
             with wave.open(file, "rb") as wav:

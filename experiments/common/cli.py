@@ -25,6 +25,7 @@ from typing import Any, NoReturn, TextIO
 
 from absl import app, flags, logging
 
+from experiments.common.paths import check_output_is_no_input
 from lst_jax.settings import one_line, quote
 
 _OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
@@ -158,8 +159,10 @@ def _show_library_log() -> None:
 
 def _parse_flags(argv: list[str]) -> list[str]:
     try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
+        rest = flags.FLAGS(argv)
+        check_output_is_no_input()
+        return rest
+    except (flags.Error, ValueError) as error:
         end_with_error(error, ExitCode.USER_ERROR)
 
 

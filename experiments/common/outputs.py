@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 from lst_jax.files import write_json
+from lst_jax.strict_json import read_json_object
 
 # Seconds between two lines about the progress.
 _PROGRESS_PERIOD_S = 10.0
@@ -53,12 +54,15 @@ def check_output(path: str | pathlib.Path | None) -> None:
 
     Raises:
       OSError: it cannot, as far as can be told without writing.
+      ValueError: there is a file that holds no results.
     """
     if path is None:
         return
     path = pathlib.Path(path)
     if os.path.lexists(path) and not path.is_file():
         raise OSError(errno.EINVAL, "is no file, expected one or nothing", str(path))
+    if os.path.lexists(path) and path.stat().st_size:
+        read_json_object(path)  # results of an earlier run; whatever else is there stays
     check_writable(path.parent)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from absl import flags
 
 from lst_jax.paths import local_path
+from lst_jax.settings import quote
 
 flags.disclaim_key_flags()  # they are those of the binary that asks for them
 
@@ -35,3 +37,20 @@ def define_paths(name: str, help_text: str, *, required: bool = False) -> flags.
     default = None if required else []
     serializer = flags.ArgumentSerializer()
     return flags.DEFINE_multi(PathParser(), serializer, name, default, help_text, required=required)
+
+
+def check_output_is_no_input() -> None:
+    """Checks, once the flags are parsed, that the output is none of the other paths.
+
+    Raises:
+      ValueError: it is one, perhaps through a link, and would be replaced after it was read.
+    """
+    output = flags.FLAGS["output"].value if "output" in flags.FLAGS else None
+    if output is None:
+        return
+    for name, flag in flags.FLAGS.flag_values_dict().items():
+        if name == "output" or not isinstance(flags.FLAGS[name].parser, PathParser):
+            continue
+        for path in flag if isinstance(flag, list) else [flag]:
+            if path is not None and os.path.realpath(path) == os.path.realpath(output):
+                raise ValueError(f"--output is {quote(output)}, expected another than --{name}")

@@ -242,6 +242,26 @@ def test_what_is_no_file_of_its_kind_is_refused(refused, tmp_path, name, junk):
     refused(binary, *REFUSED[binary], *arguments)
 
 
+@pytest.mark.parametrize(("name", "option"), [("evaluate", "data"), ("generate", "encoder")])
+def test_devices_and_pipes_are_no_files(refused, tmp_path, name, option):
+    """They have no end, or nobody writes: reading them would take all memory, or for ever."""
+    os.mkfifo(tmp_path / "pipe")
+    arguments = REFUSED[name] if name == "generate" else MODEL
+    for path in ("/dev/zero", tmp_path / "pipe"):
+        refused(name, *arguments, f"--{option}={path}", names=[f"{path} is a device, a pipe"])
+
+
+def test_no_output_replaces_an_input_or_what_holds_no_results(refused, tmp_path):
+    file, link = tmp_path / "lines.jsonl", tmp_path / "link"
+    link.symlink_to(file)
+    file.write_text(text := "one\ntwo\n")
+    for output, reason in ((link, "expected another than --data"), (file, "expected another")):
+        refused("evaluate", *MODEL, f"--data={file}", f"--output={output}", names=[reason])
+    refused("evaluate", *MODEL, "--data=none", f"--output={file}", names=["not JSON"])
+    refused("generate", *MODEL, f"--prompts={file}", f"--output={file}", names=["--prompts"])
+    assert file.read_text() == text
+
+
 @pytest.mark.parametrize("shape", [(10**15,), (10**9, 10**6), (2**62, 4), (10**5, 10**5)])
 def test_arrays_larger_than_their_file_are_refused(refused, tmp_path, shape):
     header = repr({"descr": "<f4", "fortran_order": False, "shape": shape}).encode()
