@@ -52,6 +52,8 @@ LIBRARIES = (
     *("hypothesis", "numpy", "pydantic", "pytest", "safetensors", "scipy.signal", "sentencepiece"),
 )
 OUTCOMES = ("caught", "did not end", "survived")
+# Tests that look at every module, by no import that can be seen.
+EVERYWHERE = ("tests/lst_jax/test_defaults.py",)
 CACHES = ("functools.cache", "functools.lru_cache", "functools.cached_property")
 
 
@@ -150,8 +152,8 @@ def draw(modules: Mapping[str, str], count: int, seed: int) -> list[tuple[Mutant
 def tests_of(module: str) -> list[str]:
     """Returns the files of tests that reach a module.
 
-    Those that mirror it come first, then those that import it, then those that import what imports
-    it, and so on; of each kind those beside it first.
+    Those of every module come first, then those that mirror it, then those that import it, then
+    those that import what imports it, and so on; of each kind those beside it first.
     """
     path = pathlib.PurePath(module)
     mirror = pathlib.PurePath("tests", path.parent)
@@ -168,7 +170,7 @@ def tests_of(module: str) -> list[str]:
 
     tests = [x for x in _files("tests") if pathlib.PurePath(x).name.startswith("test_")]
     reached = (x for x in tests if x in distance or mirror in pathlib.PurePath(x).parents)
-    return sorted(reached, key=rank)
+    return [*EVERYWHERE, *sorted(set(reached) - set(EVERYWHERE), key=rank)]
 
 
 def _files(folder: str) -> list[str]:

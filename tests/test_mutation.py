@@ -56,7 +56,7 @@ def test_every_module_has_tests_and_those_that_mirror_it_come_first(mutation):
             assert tests and len(set(tests)) == len(tests), module
             mirror = f"tests/{module.rpartition('/')[0]}/test_{pathlib.Path(module).name}"
             if (ROOT / mirror).exists():
-                assert tests[0] == mirror
+                assert tests[len(mutation.EVERYWHERE)] == mirror
 
 
 def test_every_verdict_is_of_a_line_that_is_there_and_says_why():
