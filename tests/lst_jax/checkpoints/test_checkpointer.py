@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lst_jax.checkpoints.checkpointer import Checkpointer, Retention
+from lst_jax.checkpoints.checkpointer import Checkpointer, Retention, restore_branch
 from lst_jax.checkpoints.description import (
     DataDescription,
     ModelDescription,
@@ -91,6 +91,17 @@ def test_the_latest_checkpoints_are_kept(tmp_path):
     checkpointer.close()
 
 
+def test_a_branch_begins_with_all_of_the_step_that_it_names(tmp_path):
+    write_description(tmp_path, DESCRIPTION)
+    save_steps(tmp_path, 1, 2)
+    cases = [(tmp_path / "1", 1, None), (tmp_path, 2, lambda states: states[0])]
+    for path, step, merge_states in cases:
+        iterator = counter()
+        state, progress = restore_branch(path, shapes_of(state_at(0)), iterator, merge_states)
+        jax.tree.map(np.testing.assert_array_equal, state, state_at(step))
+        assert progress == {"patches": 10 * step} and next(iterator) == step
+
+
 def leave_unfinished(directory):
     """A save that was killed: a directory under its temporary name, or without a commit mark."""
     directory.with_name(directory.name + ".orbax-checkpoint-tmp").mkdir()
@@ -169,23 +180,23 @@ def test_keeping_no_checkpoint_is_an_error():
         Retention(latest=0)
 
 
-@pytest.mark.slow
-def test_of_200_saves_the_latest_the_regular_and_the_best_are_left(tmp_path):
+@pytest.mark.parametrize("count", [12, pytest.param(200, marks=pytest.mark.slow)])
+def test_of_all_saves_the_latest_the_regular_and_the_best_are_left(tmp_path, count):
     """Every second step was evaluated; a step without the metric is none of the best."""
-    values = np.random.default_rng(0).permutation(200).astype(float)
-    values[100] = np.nan  # compares with nothing
-    evaluated = {step: values[step] for step in range(2, 200, 2)}
-    retention = Retention(2, every_steps=50, best=3, best_metric="loss")
+    values = np.random.default_rng(0).permutation(count).astype(float)
+    values[count // 2] = np.nan  # compares with nothing
+    evaluated = {step: values[step] for step in range(2, count, 2)}
+    retention = Retention(2, every_steps=count // 4, best=3, best_metric="loss")
     iterator, state = counter(), TrainState(jnp.int32(0), {"kernel": jnp.ones(2)}, ())
-    for begin in (1, 101):  # metrics outlive a restart
+    for begin in (1, count // 2 + 1):  # metrics outlive a restart
         checkpointer = Checkpointer(tmp_path, retention)
-        for step in range(begin, begin + 100):
+        for step in range(begin, begin + count // 2):
             metrics = {"loss": evaluated[step], "other": 0.0} if step in evaluated else {}
             checkpointer.save(state.replace(step=jnp.int32(step)), iterator, {}, metrics)
         checkpointer.close()
     best = sorted(evaluated, key=lambda step: np.nan_to_num(evaluated[step], nan=np.inf))[:3]
     left = {int(path.name) for path in (tmp_path / "checkpoints").iterdir()}
-    assert left == {199, 200, 50, 100, 150, *best}
+    assert left == {count - 1, count, count // 4, count // 2, count * 3 // 4, *best}
 
 
 @pytest.mark.parametrize(("mode", "best"), [("min", 1), ("max", 3)])

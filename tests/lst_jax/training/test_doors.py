@@ -152,15 +152,17 @@ def test_step_times_leave_out_evaluation(tmp_path):
         assert (record["pause"] >= 0.4) == (record["step"] in (4, 7, 10))
 
 
-def test_the_best_checkpoint_stays_beside_the_latest(tmp_path):
+@pytest.mark.parametrize(("mode", "saved"), [("min", [4, 6, 10, 12]), ("max", [8, 10, 12])])
+def test_the_best_checkpoints_and_the_regular_stay_beside_the_latest(tmp_path, mode, saved):
     """Evaluation comes before the save of its step, so the checkpoint has its own metric."""
     values = iter([3.0, 1.0, 2.0, 5.0, 4.0, 6.0])  # of steps 2, 4, …
     train_toy(
         tmp_path,
         evaluators=[Evaluation(2, values=values)],
-        training={"keep_checkpoints": 1, "checkpoint_every": 2, "best_metric": "first"},
+        training={"keep_checkpoints": 1, "checkpoint_every": 2, "keep_every": 10}
+        | {"keep_best": 2, "best_metric": "first", "best_mode": mode},
     )
-    assert saved_steps(tmp_path) == [4, 12]
+    assert saved_steps(tmp_path) == saved
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 
 from lst_jax.checkpoints.checkpointer import Checkpointer
 from lst_jax.checkpoints.params import restore_initial_params
-from lst_jax.checkpoints.train_state import init_state, state_from_params
+from lst_jax.checkpoints.train_state import TrainState, init_state, state_from_params
 from lst_jax.model.models import build_model, logits, output_kernel
 from lst_jax.sharding import DEFAULT_RULES, MeshConfig, make_mesh, mesh_context, shard_batch
 from lst_jax.training import lst
@@ -145,6 +145,32 @@ def untimed(records):
     return [{k: v for k, v in record.items() if k not in TIMES} for record in records]
 
 
+def test_a_run_starts_with_the_seed_and_from_what_its_settings_name(monkeypatch):
+    """The state is made in one of three ways; its totals go on where the whole state is taken."""
+    monkeypatch.setattr(lst, "init_state", lambda _, __, seed, *rest: seed)
+    monkeypatch.setattr(lst, "restore_initial_params", lambda path, *_: f"params of {path}")
+    monkeypatch.setattr(lst, "state_from_params", lambda _, __, params, *rest: params)
+    monkeypatch.setattr(
+        lst,
+        "restore_branch",
+        lambda path, shapes, iterator, merge: (TrainState(4, path, iterator), {"patches": 7}),
+    )
+
+    def start(**changes):
+        training = dataclasses.replace(TRAINING, seed=5, **changes)
+        trainable = lst.make_lst_trainable(DESCRIPTION, OPTIMIZER, training, MESH)
+        return trainable.start("iterator")
+
+    made = start()
+    assert (made.state, made.progress.patches, made.origin) == (5, 0, "from step 0")
+    made = start(initial_checkpoint="x")
+    assert (made.state, made.progress.patches) == ("params of x", 0)
+    assert made.origin == "from step 0 with the parameters of x"
+    made = start(initial_checkpoint="x", initial_state="all")
+    assert (made.state, made.progress.patches) == (TrainState(4, "x", "iterator"), 7)
+    assert made.origin == "from step 4 with the state of x"
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A run that was never interrupted."""
@@ -159,6 +185,15 @@ def test_training_lowers_the_loss_of_both_modalities(finished):
         assert records[-1][name] < records[0][name]
     assert records[-1]["total_patches"] == finished[1].progress.patches
     assert finished[1].finished
+
+
+def test_neither_the_mesh_nor_accumulation_changes_the_first_record(finished, plain_step):
+    record, sums = read_records(finished[0])[0], plain_step[1]
+    for kind in ("text", "speech"):
+        loss = sums[f"{kind}_nll"] / sums[f"{kind}_weight"]
+        assert record[f"loss_{kind}"] == pytest.approx(loss, rel=1e-5)
+    assert record["gradient_norm"] == pytest.approx(sums["gradient_norm"], rel=1e-4)
+    assert record["total_flops"] == pytest.approx(sums["flops"], rel=1e-6)
 
 
 @pytest.mark.parametrize("which", quick(STOP_SIGNALS, signal.SIGTERM))
@@ -317,13 +352,24 @@ def test_counts_that_are_not_positive_integers_are_named(field, value):
         dataclasses.replace(TRAINING, **{field: value})
 
 
-def test_a_stop_signal_gives_back_the_handler_it_replaced():
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"])
+def test_a_stop_signal_is_named_and_its_handler_given_back(name):
+    which = getattr(signal, name)
+    before = signal.getsignal(which)
     with StopSignal() as stop:
         assert stop.name is None
+        os.kill(os.getpid(), which)
+        assert stop.name == name
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.name == "SIGTERM"
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(which) is before
+
+
+def test_a_second_interrupt_ends_the_process_at_once():
+    for first in (signal.SIGINT, signal.SIGTERM):
+        with pytest.raises(KeyboardInterrupt), StopSignal():
+            os.kill(os.getpid(), first)
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_a_hangup_that_is_ignored_stays_ignored():
