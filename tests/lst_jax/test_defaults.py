@@ -8,6 +8,7 @@ writes the list again; what CHANGELOG.md must say is then in the diff.
 """
 
 import ast
+import dataclasses
 import importlib
 import inspect
 import pathlib
@@ -29,6 +30,10 @@ MODULES = sorted(
 def is_plain(value):
     if isinstance(value, tuple | list):
         return all(map(is_plain, value))
+    if isinstance(value, dict):
+        return is_plain([*value, *value.values()])
+    if dataclasses.is_dataclass(value) and type(value).__module__ in MODULES:
+        return is_plain([*vars(value).values()])
     return type(value) in (bool, int, float, str)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import pathlib
 import tracemalloc
 import zipfile
 
@@ -84,6 +85,21 @@ def test_what_is_at_the_output_stays_whether_it_was_there_or_came_meanwhile(tmp_
     assert names(tmp_path) == ["out"]
     if kind != "broken link":
         assert (out / "thesis.txt" if kind == "directory" else out).read_text() == "years of work"
+
+
+def test_a_replacement_that_fails_puts_back_what_was_there(tmp_path, monkeypatch):
+    write_file(tmp_path / "out" / "a", "old")
+    rename = pathlib.Path.rename
+
+    def fail(path, target):
+        if "incomplete" in path.name:
+            raise OSError(5, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr("pathlib.Path.rename", fail)
+    with pytest.raises(OSError, match="Input"), new_directory(tmp_path / "out", lambda _: None):
+        pass
+    assert names(tmp_path) == ["out"] and (tmp_path / "out" / "a").read_text() == "old"
 
 
 def test_an_output_behind_a_link_is_made_there_and_the_link_stays(tmp_path):

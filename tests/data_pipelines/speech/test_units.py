@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import linalg
 from scipy.fft import dct
 
 from data_pipelines.records.storage import SILENCE
+from data_pipelines.speech import units as units_module
 from data_pipelines.speech.alignment import WordTiming, align_units, label_frames
 from data_pipelines.speech.units import MelFeatures, MelKMeansEncoder, UnitEncoder
 
@@ -178,6 +180,56 @@ def test_features_tell_apart_only_ten_nats_below_the_loudest_band():
     assert np.abs(vectors[9.0] - vectors[10.0]).max() > 0.1
 
 
+@pytest.mark.parametrize("size", [1, 319, 320, 321, 5000])
+def test_log_mels_are_those_of_a_plain_transform_around_the_middle_of_each_frame(size):
+    """With double precision and a sum for every bin; samples before and behind are zero."""
+    samples = np.random.default_rng(size).normal(0, 0.1, size)
+    window, bins, hop = 480, 512, 320  # 60 and 40 ms, and the next power of two
+    mels = np.linspace(2595 * np.log10(1 + 60 / 700), 2595 * np.log10(1 + 4000 / 700), 14)
+    edges = 700 * (10 ** (mels / 2595) - 1)
+    hertz = np.arange(bins // 2 + 1) * _RATE / bins
+    bank = np.stack([np.interp(hertz, edges[i : i + 3], [0, 1, 0], 0, 0) for i in range(12)])
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / (window - 1))
+    waves = np.exp(-2j * np.pi * np.outer(np.arange(bins // 2 + 1), np.arange(window)) / bins)
+    found = _FEATURES.log_mels(samples, _RATE)
+    assert found.shape == (-(-size // hop), 12)
+    for number, frame in enumerate(found):
+        begin = number * hop + hop // 2 - window // 2
+        places = np.arange(begin, begin + window)
+        inside = (places >= 0) & (places < size)
+        piece = np.where(inside, samples[np.clip(places, 0, size - 1)], 0) * hann
+        power = np.abs(waves @ piece) ** 2 / window
+        np.testing.assert_allclose(frame, np.log(bank @ power + 1e-7), atol=1e-3)
+
+
+def test_the_projection_is_that_of_discriminant_analysis():
+    """Labels' spreads are whitened; directions come by the ratio in which labels differ."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 5, 4000)
+    centers = rng.normal(0, 1, (5, 6)) * [3, 2, 1.5, 1, 0.3, 0.1]
+    mixing = np.diag([1, 2, 1, 0.7, 1, 1]) + 0.2 * rng.normal(0, 1, (6, 6))
+    points = (centers[labels] + rng.normal(0, 1, (4000, 6)) @ mixing).astype(np.float32)
+    points -= points.mean(axis=0)
+    projected = points @ units_module._discriminant_projection(points, labels.astype(str), 3)
+    means = np.stack([projected[labels == i].mean(axis=0) for i in range(5)])
+    within = np.cov((projected - means[labels]).T)
+    np.testing.assert_allclose(within, np.eye(3), atol=0.02)
+    total = np.cov(points.T)
+    inner = np.cov((points - np.stack([points[labels == i].mean(0) for i in range(5)])[labels]).T)
+    ratios = linalg.eigh(total - inner, inner, eigvals_only=True)[::-1]
+    np.testing.assert_allclose(np.cov(projected.T).diagonal() - 1, ratios[:3], rtol=0.03)
+
+
+def test_units_are_the_nearest_centroids_and_an_empty_cluster_has_the_mean_of_all(encoder):
+    log_mels = _FEATURES.log_mels(_utterance([3, 1])[0], _RATE)
+    points = (_FEATURES.vectors(log_mels) - encoder.mean) @ encoder.projection
+    distances = np.linalg.norm(points[:, None] - encoder.centroids, axis=2)
+    np.testing.assert_array_equal(encoder.assign(log_mels), distances.argmin(axis=1))
+    rows = np.array([[1.0, 0], [3, 0], [8, 4]])
+    means = units_module._cluster_means(rows, np.array([2, 2, 0]), 4)
+    np.testing.assert_allclose(means, [[8, 4], [4, 4 / 3], [2, 0], [4, 4 / 3]], rtol=1e-6)
+
+
 def test_fitting_is_deterministic_and_survives_a_file(encoder, tmp_path):
     encoder.save(tmp_path / "encoder.npz")
     loaded = MelKMeansEncoder.load(tmp_path / "encoder.npz")
@@ -224,11 +276,18 @@ def test_bad_audio_is_refused(encoder, samples, rate, message):
         {"cepstrum_count": 41},
         {"context": -1},
         {"window_s": 0.0},
+        {"window_s": 0.0399},
+        {"max_hz": 11025.5},
+        {"min_hz": 8000.0},
     ],
 )
 def test_features_that_make_no_sense_are_refused(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         dataclasses.replace(MelFeatures(), **change)
+
+
+def test_features_may_be_as_large_as_audio_allows():
+    MelFeatures(window_s=0.04, max_hz=11025, min_hz=11024.0, cepstrum_count=40, context=0)
 
 
 def test_fitting_on_too_little_is_refused():

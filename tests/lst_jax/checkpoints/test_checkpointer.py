@@ -171,8 +171,13 @@ def test_another_pipeline_is_an_error_and_no_damage(tmp_path):
     checkpointer = Checkpointer(tmp_path)
     with pytest.raises(ValueError, match="expected another"):
         checkpointer.restore(shapes_of(state_at(0)), Stubborn())
+    # Nor is a damaged step moved for a run that does not go on.
+    shutil.rmtree(tmp_path / "checkpoints" / "4" / "params")
+    with pytest.raises(ValueError, match="expected another"):
+        checkpointer.restore(shapes_of(state_at(0)), Stubborn())
     checkpointer.close()
-    check_restored(tmp_path, 4)
+    assert (tmp_path / "checkpoints" / "4").is_dir()
+    check_restored(tmp_path, 2)
 
 
 def test_keeping_no_checkpoint_is_an_error():

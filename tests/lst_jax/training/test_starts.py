@@ -1,5 +1,9 @@
 """The record of a run is true: who is in its workdir, what its starts were, where it ended."""
 
+import contextlib
+import errno
+import fcntl
+import itertools
 import json
 import os
 import pathlib
@@ -7,6 +11,8 @@ import signal
 import subprocess
 import sys
 
+import grain
+import numpy as np
 import pytest
 
 from lst_jax.config import LSTConfig
@@ -103,6 +109,25 @@ def test_a_refused_start_leaves_no_workdir(tmp_path):
         pass
     assert (tmp_path / "old").is_dir()
 
+    with locked(tmp_path / "new"):
+        (tmp_path / "new" / "metrics.jsonl").touch()
+    assert (tmp_path / "new" / LOCK).exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "held"), [(errno.EACCES, True), (errno.EAGAIN, True), (37, False)]
+)
+def test_a_lock_that_another_has_is_refused_and_a_system_without_locks_is_warned_of(
+    tmp_path, monkeypatch, caplog, number, held
+):
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "lockf", fail)
+    with pytest.raises(WorkdirLockedError) if held else contextlib.nullcontext(), locked(tmp_path):
+        pass
+    assert ("cannot be locked" in caplog.text) is not held
+
 
 def test_settings_are_named_by_class_and_field():
     config = LSTConfig(300, 16, 32, 1, 1, 1, 2, 2)
@@ -194,6 +219,20 @@ def test_a_run_that_ends_twice_at_a_step_goes_back_one_checkpoint_more(tmp_path,
     assert train_toy(tmp_path).finished
     assert "going back to the checkpoint of step 4" in caplog.text
     assert read_end(tmp_path) is None
+
+
+def test_an_end_right_behind_a_checkpoint_is_counted_until_it_is_passed(tmp_path):
+    """Step 9 cannot be learned: whatever is saved before it is no reason to forget that."""
+
+    def broken():
+        batches = [*itertools.islice(points(), 12)]
+        batches[8] = batches[8] | {"x": batches[8]["x"] + np.inf}
+        return iter(grain.MapDataset.source(batches).to_iter_dataset())
+
+    for times in (1, 2, 3):
+        with pytest.raises(NonFiniteLossError, match="at step 9"):
+            train_toy(tmp_path, broken())
+        assert read_end(tmp_path) == NotFiniteEnd(9, times)
 
 
 def test_ends_are_counted_by_step(tmp_path):
