@@ -18,6 +18,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FROZEN = ROOT / "tests" / "testdata" / "defaults.txt"
+PLAIN = (bool, int, float, str)
 TORCH = "lst_jax.porting.torch_model"
 MODULES = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
@@ -27,20 +28,21 @@ MODULES = sorted(
 )
 
 
-def is_plain(value):
-    if isinstance(value, tuple | list):
-        return all(map(is_plain, value))
+def is_plain(value, *others):
+    """Tells numbers and words, and what is made of them, from what has no lasting form."""
     if isinstance(value, dict):
-        return is_plain([*value, *value.values()])
-    if dataclasses.is_dataclass(value) and type(value).__module__ in MODULES:
-        return is_plain([*vars(value).values()])
-    return type(value) in (bool, int, float, str)
+        value = (*value, *value.values())
+    elif dataclasses.is_dataclass(value) and type(value).__module__ in MODULES:
+        value = (*vars(value).values(),)
+    if isinstance(value, tuple | list):
+        return all(is_plain(item, type(None)) for item in value)
+    return type(value) in (*PLAIN, *others)
 
 
 def defaults_of(name, function):
     """A line for each parameter that has a plain default."""
     for parameter in inspect.signature(function).parameters.values():
-        if is_plain(parameter.default):
+        if type(parameter.default) in PLAIN:
             yield f"{name}.{parameter.name} = {parameter.default!r}"
 
 

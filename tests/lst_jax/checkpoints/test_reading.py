@@ -182,6 +182,35 @@ def test_a_deletion_under_way_is_no_damage(run, tmp_path):
         raise UnreadableCheckpointError("a chunk is missing")
 
 
+def test_every_step_is_tried_from_the_last_to_the_first(tmp_path, caplog):
+    (tmp_path / "model.json").touch()
+    for step in (2, 5, 9, 10):
+        (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
+    tried = []
+
+    def read(directory, whole):
+        tried.append(int(directory.name))
+        if len(tried) < 3:
+            raise UnreadableCheckpointError("damaged")
+        return "read"
+
+    assert read_step(tmp_path, read) == "read" and tried == [10, 9, 5]
+    assert "falling back to step 9" in caplog.text and "falling back to step 5" in caplog.text
+    assert "step 2" not in caplog.text
+
+
+def test_what_looks_like_damage_is_looked_at_again_after_a_while(run, tmp_path, monkeypatch):
+    """A file may be found cut before the first one is gone."""
+    step = shutil.copytree(run / "checkpoints" / "2", tmp_path / "2")
+    watch = reading.StepWatch(step)
+    watch.look()
+    damage = UnreadableCheckpointError("a file is cut")
+    monkeypatch.setattr(reading.time, "sleep", lambda _: None)
+    assert watch.explain(damage) is damage
+    monkeypatch.setattr(reading.time, "sleep", lambda _: shutil.rmtree(step))
+    assert isinstance(watch.explain(damage), StepDeletedError)
+
+
 @pytest.mark.parametrize("when", ["first", "last"])
 @pytest.mark.parametrize("kind", ["safetensors", "orbax"])
 def test_no_export_of_a_deleted_step_appears(run, tmp_path, when, kind):
