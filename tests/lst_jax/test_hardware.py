@@ -5,6 +5,7 @@ import types
 import jax
 import pytest
 
+from lst_jax import hardware
 from lst_jax.hardware import check_memory, peak_rate, tpu_chip
 from lst_jax.sharding import make_mesh, replicated
 
@@ -44,3 +45,15 @@ def test_arrays_larger_than_a_devices_memory_are_refused():
     check(2**20)
     with pytest.raises(ValueError, match=r"^the state: 1,125,899\.9 GB on each device, expected"):
         check(2**50)
+
+
+def test_a_measured_peak_is_that_of_the_fastest_product(monkeypatch):
+    times = iter([0, 7, 10, 12, 20, 25, 30, 34, 40, 49])
+    clock = types.SimpleNamespace(perf_counter=lambda: next(times))
+    monkeypatch.setattr(hardware, "time", clock)
+    (cpu, *others) = jax.devices("cpu")
+    rate = 2 * 1024**3 / 2
+    assert peak_rate(cpu).flops_per_second == rate / (1 + len(others))
+    monkeypatch.setattr(hardware, "_measure", lambda device: rate)
+    card = types.SimpleNamespace(device_kind="unknown", platform="gpu")
+    assert peak_rate(card).flops_per_second == rate

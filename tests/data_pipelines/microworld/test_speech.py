@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.microworld import stories
+from data_pipelines.microworld import speech, stories
 from data_pipelines.microworld.speech import VOICES, Voice, synthesize
 
 _VOICE = VOICES[0]
@@ -70,6 +70,54 @@ def test_words_that_are_run_together_are_cut_at_phonemes():
     spoken = synthesize("he was in the garden and went out of the house.", _VOICE)
     for timing in spoken.words:
         assert 0.03 < timing.end_s - timing.start_s < 0.5
+
+
+@pytest.mark.parametrize(
+    ("spoken", "weights", "expected"),
+    [
+        ([100, 200, 300, 400], [1, 3], [[100, 200], [200, 300, 400, 500]]),
+        ([100, 200, 300, 400], [2, 2], [[100, 200, 300], [300, 400, 500]]),
+        # Of a mark of punctuation nothing is heard.
+        ([100, 200, 300, 400], [2, 0, 2], [[100, 200, 300], [300, 300], [300, 400, 500]]),
+        # Spoken together, words may have more phonemes or fewer than alone.
+        ([100, 200, 300, 400], [1, 1], [[100, 200, 300], [300, 400, 500]]),
+        ([100, 300], [3, 3], [[100, 300], [300, 500]]),
+        ([150, 200], [1, 1], [[100, 200], [200, 500]]),
+        ([100, 600, 50, 400], [4], [[100, 500, 500, 500, 500]]),
+        ([], [1, 7], [[100, 300], [300, 500]]),
+        ([100, 120], [0, 0], [[100, 300], [300, 500]]),
+    ],
+)
+def test_words_of_a_group_are_cut_by_their_share_of_its_phonemes(spoken, weights, expected):
+    assert speech._cut_group(100, 500, spoken, weights) == expected
+
+
+def test_a_word_has_its_first_event_and_the_first_word_always_one():
+    spans = [(0, 2), (3, 6), (7, 16)]  # "in the ice-cream"
+
+    def anchors(*characters):
+        events = [speech._WordEvent(c, 10 * c, i) for i, c in enumerate(characters)]
+        found = speech._anchors(events, spans)
+        return {index: event.character for index, event in found.items()}
+
+    assert anchors(0, 3, 7, 11) == {0: 0, 1: 3, 2: 7}
+    assert anchors(0, 7, 7, 3) == {0: 0, 2: 7}
+    assert anchors(2, 7) == {0: 2, 2: 7}
+    assert anchors(0, 15, 16) == {0: 0, 2: 15}
+    assert anchors(16) == anchors() == {0: 0}
+    some = dict.fromkeys((0, 2, 3), speech._WordEvent(0, 0, 0))
+    assert speech._merged_words(some, 5) == [0, 1, 3, 4]
+    assert speech._merged_words(some, 4) == [0, 1]
+
+
+def test_pauses_behind_a_word_are_silence_and_those_inside_are_not():
+    names = [("t", 0), ("_:", 40), ("i", 60), ("_|", 90), ("_:", 100), ("n", 150), ("_:", 180)]
+    phonemes = [speech._PhonemeEvent(*event) for event in names]
+    anchors = {0: speech._WordEvent(0, 5, 0), 1: speech._WordEvent(4, 140, 5)}
+    bounds = speech._word_bounds(["ti", "n"], anchors, phonemes, 300, {})
+    assert bounds == [[5, 60, 90], [140, 180]]
+    bounds = speech._word_bounds(["ti", "n", "x"], anchors, phonemes[:-1], 300, {"n": 1, "x": 1})
+    assert bounds == [[5, 60, 90], [140, 140], [140, 300]]
 
 
 def test_phonemes_of_words_are_timed():

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from data_pipelines.microworld.corpus import speech_story, story_text, story_voice
 from data_pipelines.microworld.speech import Speech, synthesize
+from data_pipelines.speech import vocoder as vocoder_module
 from data_pipelines.speech.alignment import label_frames
 from data_pipelines.speech.units import MelFeatures, MelKMeansEncoder
 from data_pipelines.speech.vocoder import MelVocoder, UnitVocoder, decode_known
@@ -143,6 +144,57 @@ def test_vowels_have_the_pitch_and_fricatives_have_none(encoder):
         speaker = MelVocoder(_FEATURES, encoder.unit_log_mels, pitch_hz=pitch_hz)
         assert _periodicity(speaker.decode(np.full(25, vowel)), pitch_hz) > 0.7
         assert abs(_periodicity(speaker.decode(np.full(25, hiss)), pitch_hz)) < 0.3
+
+
+def test_a_unit_is_as_voiced_as_its_low_bands_are_the_stronger():
+    frames = np.zeros((3, 7), np.float32)  # a third is two bands
+    frames[0, :2] = np.log([2, 4])
+    frames[1, -2:] = np.log([5, 13])
+    frames[2, 2:5] = 9
+    np.testing.assert_allclose(vocoder_module._voicing(frames), [3 / 4, 1 / 10, 1 / 2], rtol=1e-6)
+    assert vocoder_module._voicing(frames[:, :1]).tolist() == [0.5] * 3
+
+
+def test_pulses_and_noise_have_unit_power_and_glide_into_each_other():
+    features = MelFeatures(sample_rate=8000, mel_count=12, max_hz=4000, cepstrum_count=6)
+    frames = np.zeros((2, 12), np.float32)
+    frames[0, :4], frames[1, -4:] = 40, 40  # all voiced, not at all
+    vocoder = MelVocoder(features, frames, pitch_hz=200)
+    pulses = vocoder._excitation(np.zeros(20, np.int64))
+    assert np.flatnonzero(pulses).tolist() == list(range(0, 6400, 40))
+    assert np.mean(pulses**2) == pytest.approx(1, rel=1e-5)
+    noise = vocoder._excitation(np.ones(100, np.int64))
+    assert np.mean(noise**2) == pytest.approx(1, rel=0.05) and abs(noise.mean()) < 0.02
+    # Between the centers of two frames, 320 samples each, a pulse's height falls in a line.
+    both = vocoder._excitation(np.array([0, 1])) - vocoder._excitation(np.array([1, 1]))
+    share = np.interp(np.arange(0, 640, 40), [160, 480], [1, 0])
+    place = np.arange(0, 640, 40)
+    alone = vocoder._excitation(np.array([1, 1]))[place]
+    np.testing.assert_allclose(both[place], share * (np.sqrt(40) - alone), atol=1e-4)
+
+
+@pytest.mark.parametrize("pitch_hz", [50, 200])
+def test_the_lowest_and_the_highest_pitch_are_heard(pitch_hz):
+    frames = np.zeros((1, _FEATURES.mel_count), np.float32)
+    MelVocoder(_FEATURES, frames, pitch_hz=pitch_hz)
+    with pytest.raises(ValueError, match="expected 50"):
+        MelVocoder(_FEATURES, frames, pitch_hz=np.nextafter(pitch_hz, np.sign(pitch_hz - 99) * 999))
+
+
+def test_envelopes_are_linear_between_the_centers_of_units_and_hold_beyond():
+    """A window's place is its middle; the first begins four steps before the signal."""
+    features = MelFeatures(sample_rate=8000, mel_count=12, max_hz=4000, cepstrum_count=6)
+    vocoder = MelVocoder(features, np.random.default_rng(0).normal(size=(3, 12)))
+    units = np.array([2, 0, 1, 1])
+    found = np.log(np.concatenate([*vocoder._envelopes(units)]))
+    step = round(2.5 * 8000 / 100 / 5)
+    middles = (np.arange(len(found)) - 4) * step + 5 * step / 2
+    assert middles[-1] - 5 * step / 2 < 4 * 320 <= middles[-1] + 3.5 * step
+    known = vocoder._log_envelopes[units]
+    centers = (np.arange(4) + 0.5) * 320
+    for number in (0, 7, known.shape[1] - 1):
+        expected = np.interp(middles, centers, known[:, number])
+        np.testing.assert_allclose(found[:, number], expected, atol=1e-4)
 
 
 def test_what_would_exceed_full_scale_is_made_quieter_as_a_whole(encoder, vocoder):
