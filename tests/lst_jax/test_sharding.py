@@ -210,6 +210,7 @@ def test_every_array_of_a_run_lies_as_the_table_says(config, table):
         name = "/".join(keys[keys.index(kind) + 1 :])
         axes = [None if axis == "-" else axis for axis in table[name].split()]
         assert list(sharding.spec) == axes and len(axes) == len(leaf.shape), f"{kind} {name}"
+        assert leaf.dtype == jnp.float32, f"{kind} {name}"
         seen[kind].add(name)
     assert all(names == table.keys() for names in seen.values())
     assert batch_sharding(mesh).spec == PartitionSpec(("data", "fsdp"))

@@ -15,6 +15,7 @@ from lst_jax.model.flops import training_flops
 from lst_jax.model.models import abstract_params, build_model
 from lst_jax.patching import PatchingConfig, patch_document
 from lst_jax.sharding import make_mesh, mesh_context, shard_batch
+from lst_jax.training.held_out import HeldOutLoss
 from lst_jax.training.optimizers import OptimizerConfig, learning_rate_schedule, make_optimizer
 from lst_jax.training.step import TrainingConfig, batch_sums, make_loss, make_train_step
 from tests.lst_jax.batches import VOCABULARY as V
@@ -82,6 +83,30 @@ def test_losses_of_text_and_speech_count_their_own_targets_alone():
         assert (sums["text_weight"], sums["speech_weight"]) == (3 * text, 3 * speech)
         assert sums["text_nll"] == pytest.approx(3 * text * nats, rel=1e-5)
         assert sums["speech_nll"] == pytest.approx(3 * speech * nats, rel=1e-5)
+
+
+def test_held_out_losses_are_means_over_all_targets_in_double_precision():
+    """Of a token a loss of 1 is lost beside 2^24 in float32; without a target there is none."""
+    sums = [
+        {"text_nll": 2.0**24, "text_weight": 5.0, "speech_nll": 0.0, "speech_weight": 0.0},
+        {"text_nll": 1.0, "text_weight": 3.0, "speech_nll": 0.0, "speech_weight": 0.0},
+        {"text_nll": 2.0, "text_weight": 1.0, "speech_nll": 9.0, "speech_weight": 4.0},
+    ]
+    first, second, third = ({"row": np.array([i])} for i in range(3))
+    batches = {"static": [first, second], "aligned": [third]}
+    mesh = make_mesh(devices=jax.devices()[:1])
+
+    def loss(params, batch):
+        return {name: np.float32(x) for name, x in sums[params + int(batch["row"][0])].items()}
+
+    found = HeldOutLoss(loss, batches, mesh, every=3)
+    assert found.every == 3
+    losses = found.evaluate(0)
+    assert tuple(losses) == found.names
+    expected = {"static/loss": (2**24 + 1) / 8, "static/loss_text": (2**24 + 1) / 8}
+    expected |= {"static/loss_speech": np.nan, "aligned/loss": 11 / 5}
+    expected |= {"aligned/loss_text": 2, "aligned/loss_speech": 9 / 4}
+    np.testing.assert_equal(losses, {f"held_out/{name}": x for name, x in expected.items()})
 
 
 @settings(max_examples=60, deadline=None)
