@@ -13,13 +13,14 @@ import pytest
 from lst_jax.checkpoints.checkpointer import Checkpointer
 from lst_jax.checkpoints.params import restore_initial_params
 from lst_jax.checkpoints.train_state import TrainState, init_state, state_from_params
+from lst_jax.hardware import PeakRate
 from lst_jax.model.models import build_model, logits, output_kernel
 from lst_jax.sharding import DEFAULT_RULES, MeshConfig, make_mesh, mesh_context, shard_batch
 from lst_jax.training import lst
 from lst_jax.training.held_out import HeldOutLoss
 from lst_jax.training.loop import DataEndedError, NonFiniteLossError
 from lst_jax.training.lst import train_lst
-from lst_jax.training.metrics import read_evaluations, read_records
+from lst_jax.training.metrics import RateContext, read_evaluations, read_records
 from lst_jax.training.optimizers import OptimizerConfig, make_optimizer
 from lst_jax.training.signals import STOP_SIGNALS, StopSignal
 from lst_jax.training.step import TrainingConfig, batch_sums, make_loss, make_train_step
@@ -171,6 +172,15 @@ def test_a_run_starts_with_the_seed_and_from_what_its_settings_name(monkeypatch)
     assert made.origin == "from step 4 with the state of x"
 
 
+def test_rates_are_shares_of_all_devices_and_of_all_slots_of_a_batch(monkeypatch):
+    monkeypatch.setattr(lst, "peak_rate", lambda device: PeakRate(7.0, device.platform))
+    trainable = lst.make_lst_trainable(DESCRIPTION, OPTIMIZER, TRAINING, MESH)
+    context = trainable.rate_context(random_batch(0))
+    assert context == RateContext(16 * 48, 16 * 64, 2, PeakRate(7.0, "cpu"), 6)
+    assert trainable.losses == ("text_nll", "speech_nll", "gradient_norm")
+    assert trainable.weights == ("text_weight", "speech_weight")
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A run that was never interrupted."""
@@ -194,6 +204,12 @@ def test_neither_the_mesh_nor_accumulation_changes_the_first_record(finished, pl
         assert record[f"loss_{kind}"] == pytest.approx(loss, rel=1e-5)
     assert record["gradient_norm"] == pytest.approx(sums["gradient_norm"], rel=1e-4)
     assert record["total_flops"] == pytest.approx(sums["flops"], rel=1e-6)
+    assert record["total_patches"] == sums["patches"] and record["total_tokens"] == sums["tokens"]
+    assert record["total_speech_units"] == sums["speech_units"]
+    assert record["patch_padding"] == pytest.approx(1 - sums["patches"] / (16 * 48))
+    assert record["token_padding"] == pytest.approx(1 - sums["tokens"] / (16 * 64))
+    mean = sums["speech_units"] / sums["speech_patches"]
+    assert record["mean_patch_length"] == pytest.approx(mean)
 
 
 @pytest.mark.parametrize("which", quick(STOP_SIGNALS, signal.SIGTERM))
