@@ -26,6 +26,7 @@ import contextlib
 import dataclasses
 import difflib
 import functools
+import hashlib
 import importlib
 import json
 import os
@@ -129,20 +130,29 @@ def _is_cache(decorator: ast.expr) -> bool:
 def draw(modules: Mapping[str, str], count: int, seed: int) -> list[tuple[Mutant, str]]:
     """Draws mutants of different places, with the code of each.
 
+    What is drawn at a place depends on its line alone, so that a sample, and with it the verdicts,
+    stays as it is where code elsewhere changes.
+
     Args:
       modules: code by path, relative to the root.
       count: of mutants at most.
       seed: of the draw.
     """
-    places: list[list[Mutant]] = []
-    for name in sorted(modules):
-        places += [mutants for _, mutants in sorted(find_mutants(ROOT / name, name).items())]
-    rng = random.Random(seed)
+    places: dict[str, list[Mutant]] = {}
+    for name, code in modules.items():
+        lines = code.splitlines()
+        for (line, column, *_, end), mutants in sorted(find_mutants(ROOT / name, name).items()):
+            text = lines[line - 1].lstrip()
+            column -= len(lines[line - 1]) - len(text)
+            key = f"{seed} {name} {column} {end - column} {text}"
+            while key in places:
+                key += "again"
+            places[key] = mutants
     drawn: list[tuple[Mutant, str]] = []
-    for mutants in rng.sample(places, len(places)):
+    for key in sorted(places, key=lambda key: hashlib.sha256(key.encode()).digest()):
         if len(drawn) == count:
             break
-        mutant = rng.choice(mutants)
+        mutant = random.Random(key).choice(places[key])
         code = mutate(modules[mutant.module], mutant)
         if meaning(code) not in ("", meaning(modules[mutant.module])):
             drawn.append((mutant, code))

@@ -44,6 +44,23 @@ def test_a_mutant_is_known_by_its_lines_wherever_they_are(mutation):
     assert mutation.verdict_of(elsewhere, was, became, [entry]) is None
 
 
+def test_a_sample_stays_where_code_elsewhere_changes(mutation, monkeypatch, tmp_path):
+    pytest.importorskip("cosmic_ray")
+    monkeypatch.setattr(mutation, "ROOT", tmp_path)
+    lines = [f"x{i} = {i} + {i} * y" for i in range(20)]
+
+    def draw(lines, count, seed=0):
+        code = "\n".join(lines)
+        (tmp_path / "m.py").write_text(code)
+        drawn = mutation.draw({"m.py": code}, count, seed)
+        return [mutation.change(code, mutated) for _, mutated in drawn]
+
+    sample = draw(lines, 99)
+    assert draw(lines, 9) == sample[:9] != draw(lines, 9, seed=1)
+    less = draw(["z = 1 < 2", *lines[:4], "", *lines[5:]], 999)
+    assert [x for x in less if x in sample] == [x for x in sample if x[0] != lines[4]]
+
+
 def test_equivalent_mutants_do_not_count(mutation):
     assert mutation.share_caught(57, 3) == 0.95
     assert mutation.share_caught(0, 0) == 1.0
