@@ -7,8 +7,9 @@
 
 cosmic-ray knows the mutants. A place in the code is drawn first and one of its mutants then, so
 that a product, which eleven operators may replace, weighs as much as a comparison. What differs
-from the code only in annotations of functions or in a cache is not drawn, since that changes no
-result, nor is `is` in place of a comparison of numbers, which nobody writes.
+from the code only in annotations of functions, in a cache or in what type checkers are told is not
+drawn, since that changes no result, nor is `is` in place of a comparison of numbers, which nobody
+writes.
 
 Each mutant runs in a child of a process that has imported the libraries before, against the tests
 of its module: those that mirror it first, then those that import it, until one fails. A mutant is
@@ -55,7 +56,10 @@ LIBRARIES = (
 OUTCOMES = ("caught", "did not end", "survived")
 # Tests that look at every module, by no import that can be seen.
 EVERYWHERE = ("tests/lst_jax/test_defaults.py",)
-CACHES = ("functools.cache", "functools.lru_cache", "functools.cached_property")
+IDLE_DECORATORS = (
+    *("functools.cache", "functools.lru_cache", "functools.cached_property"),
+    "typing.dataclass_transform",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +109,7 @@ def mutate(code: str, mutant: Mutant) -> str:
 
 
 def meaning(code: str) -> str:
-    """Returns the syntax tree as text, without annotations and caches of functions.
+    """Returns the syntax tree as text, without annotations and idle decorators of functions.
 
     "" if the code has no syntax tree.
     """
@@ -116,15 +120,15 @@ def meaning(code: str) -> str:
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             node.returns = None
-            node.decorator_list = [x for x in node.decorator_list if not _is_cache(x)]
+            node.decorator_list = [x for x in node.decorator_list if not _is_idle(x)]
         elif isinstance(node, ast.arg):
             node.annotation = None
     return ast.dump(tree)
 
 
-def _is_cache(decorator: ast.expr) -> bool:
+def _is_idle(decorator: ast.expr) -> bool:
     function = decorator.func if isinstance(decorator, ast.Call) else decorator
-    return ast.unparse(function) in CACHES
+    return ast.unparse(function) in IDLE_DECORATORS
 
 
 def draw(modules: Mapping[str, str], count: int, seed: int) -> list[tuple[Mutant, str]]:

@@ -105,7 +105,7 @@ def write_safetensors(
 
 def _plan_shards(specs: Mapping[str, TensorSpec], max_shard_bytes: int) -> list[list[str]]:
     shards: list[list[str]] = []
-    size = 0
+    size = max_shard_bytes
     for name, spec in specs.items():
         if not shards or size + spec.num_bytes > max_shard_bytes:
             shards.append([])

@@ -77,6 +77,9 @@ def test_silences_last_from_word_to_word():
     words = (SILENCE, "a", "b", SILENCE, "c", SILENCE)
     expected = [[0, 200], [200, 500], [500, 700], [700, 900], [900, 1000], [1000, 1500]]
     assert time_words(timings, words, 1.5).tolist() == expected
+    # Where a word lasts to the end of the recording, nothing follows.
+    expected[-1] = [1000, 1000]
+    assert time_words(timings, words, 1.0).tolist() == expected
     assert time_words(timings, ("a", "b", "c"), 1.5).tolist() == [expected[i] for i in (1, 2, 4)]
 
 

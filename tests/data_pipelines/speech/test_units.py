@@ -350,6 +350,11 @@ def test_frames_are_labeled_with_the_part_of_the_word_at_their_center():
     assert labels.tolist() == [*expected, SILENCE]
 
 
+def test_a_frame_a_rounding_before_the_end_of_a_word_is_in_its_last_part():
+    end = np.nextafter(0.1, 1)  # right behind the center of frame 2
+    assert label_frames([WordTiming("a", 0.0, end)], 3, 25.0, parts=3)[2] == "a/2"
+
+
 def test_labels_keep_the_marks_of_letters():
     """Else words that differ in a vowel or a tone would be one."""
     words = ["कि", "कु,", "ọ̀rọ̀!", "«ไม่»", "_"]

@@ -197,6 +197,21 @@ def test_envelopes_are_linear_between_the_centers_of_units_and_hold_beyond():
         np.testing.assert_allclose(found[:, number], expected, atol=1e-4)
 
 
+def test_a_signal_that_has_the_magnitudes_already_stays_what_it_is():
+    features = MelFeatures(sample_rate=8000, mel_count=12, max_hz=4000, cepstrum_count=6)
+    vocoder = MelVocoder(features, np.zeros((1, 12)))
+    size, step = vocoder._window.size, vocoder._step
+    signal = np.random.default_rng(0).normal(size=3 * features.hop).astype(np.float32)
+    frames = sum(len(x) for x in vocoder._envelopes(np.zeros(3, np.int64)))
+    padded = np.zeros(frames * step + size, np.float32)
+    padded[4 * step : 4 * step + signal.size] = signal  # the first window has its last step only
+    windows = np.stack([padded[i * step : i * step + size] for i in range(frames)])
+    magnitudes = np.abs(np.fft.rfft(windows * vocoder._window, vocoder._fft_size))
+    imposed = vocoder._impose([magnitudes[:5], magnitudes[5:]], signal)
+    np.testing.assert_allclose(imposed, signal, atol=1e-4)
+    np.testing.assert_allclose(vocoder._impose([2 * magnitudes], signal), 2 * signal, atol=1e-4)
+
+
 def test_what_would_exceed_full_scale_is_made_quieter_as_a_whole(encoder, vocoder):
     units = np.arange(80)
     loud = MelVocoder(_FEATURES, encoder.unit_log_mels + 8).decode(units)

@@ -24,7 +24,7 @@ from lst_jax.checkpoints.layout import params_directory, step_directory
 from lst_jax.checkpoints.params import params_save_args, restore_params
 from lst_jax.checkpoints.train_state import param_shapes
 from lst_jax.patching import PatchingConfig
-from lst_jax.porting import orbax_step, pytorch_folder
+from lst_jax.porting import orbax_step, pytorch_folder, safetensors_folder
 from lst_jax.porting.parameter_names import published_tensors, tree_from_published
 from lst_jax.porting.port import KINDS, open_checkpoint, write_checkpoint
 from lst_jax.porting.published_config import make_params_json, read_params_json
@@ -101,6 +101,21 @@ def test_shards_hold_every_tensor_once_and_no_more_than_they_may(tmp_path_factor
     assert index.exists() == (len(shards) > 1)
     if index.exists():
         assert json.loads(index.read_text())["metadata"]["total_size"] == checkpoint.num_bytes
+
+
+def test_a_shard_is_filled_to_the_last_byte_that_it_may_have():
+    specs = {
+        name: TensorSpec((size,), "float32")
+        for name, size in zip("abcd", (2, 3, 1, 9), strict=True)
+    }
+    for limit, shards in (
+        (19, ["a", "bc", "d"]),
+        (20, ["ab", "c", "d"]),
+        (24, ["abc", "d"]),
+        (60, ["abcd"]),
+    ):
+        planned = safetensors_folder._plan_shards(specs, limit)
+        assert ["".join(shard) for shard in planned] == shards
 
 
 @pytest.mark.parametrize("kind", KINDS)

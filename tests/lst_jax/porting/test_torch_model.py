@@ -579,6 +579,7 @@ def test_missing_folders_and_files_are_named(folder, tmp_path):
     [
         ("model", {"dim_local": "16"}, "dim_local='16'"),
         ("model", {"dim_local": True}, "dim_local=True"),
+        ("model", {"num_layers_global": 0}, "num_layers_global=0"),
         ("model", {"num_heads_local": 3}, "num_heads_local=3"),
         ("model", {"num_heads_cross": 5}, "num_heads_cross=5"),
         ("model", {"dim_global": 16}, "latent_vectors_per_patch=2"),
@@ -667,6 +668,16 @@ def test_impossible_batches_are_named(rows, options, named):
     )
     with pytest.raises(ValueError, match=named):
         torch_model.make_batch(rows, config, **options)
+
+
+def test_a_batch_of_nothing_has_one_slot_of_each_kind():
+    config = torch_model.Config(
+        read_description(LST, DataDescription()).model,
+        torch_model.Vocabulary(40, unit_count=20),
+        torch_model.Patching(),
+    )
+    batch = torch_model.make_batch([[], []], config)
+    assert [x.tolist() for x in batch] == [[[0]] * 2, [[0]] * 2, [[1]] * 2, [[-1]] * 2]
 
 
 def test_batches_need_a_known_patching():
