@@ -27,3 +27,15 @@ print_versions() {  # DIRECTORY
     grep -E '^(jax|jaxlib|flax|optax|orbax-checkpoint|grain|numpy|libtpu|torch)==' |
     sed 's/^/lane-version: /'
 }
+
+# Runs tests with the newest versions of everything, on the newest Python that is tested.
+test_newest() {  # MARKERS PATH…
+  local markers=$1
+  shift
+  work=$(mktemp -d)
+  trap 'rm -rf "$work"' EXIT
+  make_venv "$work/venv" 3.13
+  "$work/venv/bin/pip" install --quiet -e '.[demo,tpu]' pytest pytest-xdist hypothesis
+  print_versions "$work/venv"
+  JAX_PLATFORMS=cpu "$work/venv/bin/pytest" -m "$markers" "$@"
+}
