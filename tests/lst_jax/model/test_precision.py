@@ -64,14 +64,21 @@ def narrow_sums(operations):
     return found
 
 
+def count_alike(ones, others):
+    pairs = zip(ones, others, strict=True)
+    return sum(one.aval.shape == other.aval.shape for one, other in pairs)
+
+
 def narrow_loops(operations):
     """Loops that carry a narrow array from turn to turn and give it back changed."""
     found = []
     for operation in operations:
-        parameters = operation.equation.params
+        equation, parameters = operation.equation, operation.equation.params
         if operation.name == "scan":
-            body, first = parameters["jaxpr"].jaxpr, parameters["num_consts"]
-            carried = parameters["num_carry"]
+            # What is carried and what is constant have the shapes outside that they have inside.
+            body = parameters["jaxpr"].jaxpr
+            carried = count_alike(equation.outvars, body.outvars)
+            first = count_alike(equation.invars, body.invars) - carried
         elif operation.name == "while":
             body, first = parameters["body_jaxpr"].jaxpr, parameters["body_nconsts"]
             carried = len(body.outvars)
