@@ -7,4 +7,8 @@ import pytest
 
 def quick(cases: Iterable, *names: object) -> list:
     """Returns cases for `parametrize`, marked as slow but for those named."""
-    return [case if case in names else pytest.param(case, marks=pytest.mark.slow) for case in cases]
+
+    def slow(case: object) -> object:
+        return pytest.param(*(case if isinstance(case, tuple) else [case]), marks=pytest.mark.slow)
+
+    return [case if case in names else slow(case) for case in cases]

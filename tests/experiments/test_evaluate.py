@@ -28,6 +28,8 @@ from lst_jax.sharding import MeshConfig, make_mesh
 from lst_jax.vocabulary import TextTokenizer
 from tests.binaries import run_binary
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 UNIT_COUNT = 9
 STEPS = (5, 12)
@@ -118,7 +120,6 @@ def evaluate(folder, *arguments):
     return run_binary("experiments.evaluate", *arguments, cwd=folder)
 
 
-@pytest.mark.slow
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("kind", ["lst", "baseline"])
 def test_binary_prints_and_writes_what_the_library_computes(place, kind):

@@ -12,6 +12,8 @@ from lst_jax.inference.trained_model import load_trained_model
 from tests.binaries import run_binary
 from tests.experiments.test_evaluate import STEPS, UNIT_COUNT, write_run, write_tokenizer
 
+pytestmark = pytest.mark.slow
+
 
 def write_pairs(path):
     rng = np.random.default_rng(0)
@@ -42,7 +44,6 @@ def evaluate(folder, *arguments):
     return run_binary("experiments.evaluate_pairs", *arguments, cwd=folder)
 
 
-@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_binary_prints_and_writes_what_the_library_computes(folder):
     done = evaluate(

@@ -13,7 +13,7 @@ from lst_jax.vocabulary import TextTokenizer
 from tests.binaries import run_binary
 from tests.data_pipelines.small_corpus import SAMPLE, chain, make_tokenizer, reference_line
 
-pytestmark = pytest.mark.multiprocess
+pytestmark = [pytest.mark.slow, pytest.mark.multiprocess]
 
 ROOT = pathlib.Path(__file__).parents[2]
 

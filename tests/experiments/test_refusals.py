@@ -142,6 +142,7 @@ def values():
     return st.one_of(st.sampled_from(HOSTILE), st.text(max_size=20), numbers, st.binary())
 
 
+@pytest.mark.slow
 def test_every_flag_that_names_a_file_is_defined_as_a_path(binaries):
     assert NAMES == sorted(TEXTS) == sorted(REFUSED)
     for name, texts in TEXTS.items():
@@ -150,6 +151,7 @@ def test_every_flag_that_names_a_file_is_defined_as_a_path(binaries):
         assert any(kind.endswith("path") for _, kind in found)
 
 
+@pytest.mark.slow
 def test_every_binary_refuses_for_the_reason_that_it_is_given(refused):
     expected = ["v9:9x9", "sides is []", "num_steps is 'x'", *["none"] * 5, "units[0] is 999999"]
     expected += ["none"] * 5

@@ -27,6 +27,7 @@ from tests.experiments.train_commands import (
     untimed_records,
     write_corpus,
 )
+from tests.marks import quick
 
 pytestmark = pytest.mark.multiprocess
 
@@ -219,6 +220,7 @@ def test_the_workdir_tells_how_the_run_was_made(uninterrupted):
     assert any((uninterrupted / "events").iterdir())
 
 
+@pytest.mark.slow
 def test_the_curriculum_of_a_run_is_in_its_records(uninterrupted):
     fractions = [record["aligned_fraction"] for record in read_records(uninterrupted)]
     third = NUM_STEPS // 3
@@ -293,7 +295,9 @@ def mistakes(corpus, uninterrupted):
     }
 
 
-@pytest.mark.parametrize("mistake", [*mistakes(["", ""], pathlib.Path())])
+@pytest.mark.parametrize(
+    "mistake", quick(mistakes(["", ""], pathlib.Path()), "seed", "no records", "metric")
+)
 def test_mistakes_end_with_one_clear_line(corpus, uninterrupted, mistake):
     arguments, message = mistakes(corpus, uninterrupted)[mistake]
     described = [(uninterrupted / name).read_text() for name in ("model.json", "config.gin")]

@@ -157,7 +157,8 @@ def trained_model(case):
     return TrainedModel(*arguments, rules=case_rules)
 
 
-@pytest.mark.parametrize("case", quick(CASES, "rows everywhere"))
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
 def test_inference_has_the_same_values(case):
     speech = [VOCABULARY.bos_id, VOCABULARY.speech_mode_id, *VOCABULARY.units_to_ids(np.arange(7))]
     prompts = [np.array(speech[: 3 + i], np.int32) for i in range(6)]

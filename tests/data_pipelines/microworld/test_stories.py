@@ -291,6 +291,7 @@ def accuracy(kind, grams, with_prompt, count=6000, train=4000):
     return held_out_accuracy(context, candidates, labels, train)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ROLE_KINDS)
 def test_words_and_bigrams_of_the_ending_alone_stay_near_chance(kind):
     chance = 0.25 if kind == "HellaSwag" else 0.5
@@ -304,6 +305,7 @@ def test_bags_of_words_of_prompt_and_ending_stay_near_chance(kind):
     assert abs(accuracy(kind, words, with_prompt=True) - chance) < 0.05
 
 
+@pytest.mark.slow
 def test_the_same_bags_of_words_solve_endings_on_another_topic():
     """The classifier that fails above is strong enough where words suffice."""
     assert accuracy("TopicStoryCloze", words, with_prompt=True, count=3000, train=2000) > 0.95

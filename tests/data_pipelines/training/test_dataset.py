@@ -390,14 +390,7 @@ def change_setting(config, name, value):
     return dataclasses.replace(config, **{head: value})
 
 
-# Of three changes in the table two are slow.
-@pytest.mark.parametrize(
-    ("base", "name", "value", "idle"),
-    [
-        change if number % 3 == 0 else pytest.param(*change, marks=pytest.mark.slow)
-        for number, change in enumerate(CHANGES)
-    ],
-)
+@pytest.mark.parametrize(("base", "name", "value", "idle"), quick(CHANGES, *CHANGES[::3]))
 def test_a_run_goes_on_with_another_setting_exactly_where_it_changes_no_batch(
     config, base, name, value, idle
 ):
@@ -471,6 +464,7 @@ def test_a_worker_that_is_killed_ends_the_run_in_a_line_that_names_its_rows(conf
     assert not [worker for worker in workers if worker.is_alive()]
 
 
+@pytest.mark.slow
 def test_an_error_in_a_worker_is_that_of_the_record(config, tmp_path):
     """A damaged record is named as in one process."""
     shutil.copytree(config.sources[0].path, tmp_path / "speech")

@@ -100,6 +100,7 @@ def test_every_source_is_shuffled_by_itself():
         assert len(set(of_seed)) == len(orders)
 
 
+@pytest.mark.slow
 def test_every_record_may_stand_at_every_place():
     places = [[source_keys(0, 8, seed, 1)[i].record for i in range(8)] for seed in range(96)]
     for place in range(8):

@@ -17,6 +17,8 @@ from lst_jax.hardware import tpu_chip
 from lst_jax.sharding import MeshConfig, make_mesh
 from tests.binaries import run_binary
 
+pytestmark = pytest.mark.slow
+
 TINY = "experiments/configs/models/tiny.gin"
 RUN = "experiments/configs/runs/tiny.gin"
 # The unpatched baseline has less to compile.
@@ -39,7 +41,6 @@ def report(config):
     return compile_step(config, "v5e:2x2", MeshConfig(2, 2, 2), num_slices=2)
 
 
-@pytest.mark.slow
 @pytest.mark.tpu_compile
 def test_the_step_is_compiled_at_the_shapes_of_the_run(report):
     setup = report["setup"]

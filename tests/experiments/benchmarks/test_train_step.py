@@ -188,6 +188,7 @@ def used_patches(batch):
     return sum(len(np.unique(patches[documents > 0])) for patches, documents in rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_rates_and_shares_follow_from_times(name):
     result = measured(name)[-1]

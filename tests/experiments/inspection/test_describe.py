@@ -26,6 +26,8 @@ from lst_jax.training.optimizers import make_optimizer
 from tests.experiments.train_commands import ROOT
 from tests.marks import quick
 
+pytestmark = pytest.mark.slow
+
 TINY = preset("tiny")
 ONE = abstract_mesh(MeshConfig(fsdp=1))
 
@@ -88,7 +90,6 @@ def test_shapes_are_those_of_the_step():
     assert modules["output_kernel"].outputs == ((1, 352, TINY.model.vocab_size),)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mesh_config", [MeshConfig(2, 4, 1), MeshConfig(1, 4, 2)])
 def test_memory_is_what_a_device_holds(mesh_config):
     optimizer = make_optimizer(TINY.optimizer, TINY.training.num_steps)
@@ -110,7 +111,6 @@ def kept(remat, attention="auto", num_layers=3):
     return activation_bytes(model, params, TINY.num_tokens, TINY.num_patches)
 
 
-@pytest.mark.slow
 def test_what_is_kept_for_the_backward_pass_follows_the_policy():
     assert kept("none") > 2 * kept("dots") > 4 * kept("full")
     # Another layer under "full" keeps its input, float32.
@@ -119,7 +119,6 @@ def test_what_is_kept_for_the_backward_pass_follows_the_policy():
     assert kept("none", "dense") > kept("none") + 3 * 4 * 4 * 256 * 256
 
 
-@pytest.mark.slow
 def test_a_description_adds_up_and_its_text_has_what_its_values_have():
     training = dataclasses.replace(TINY.training, accumulation_steps=2)
     step = dataclasses.replace(TINY, num_rows=16, training=training)
@@ -163,7 +162,6 @@ def test_a_mesh_that_does_not_fit_is_named(mesh, devices, message):
 
 
 @pytest.mark.multiprocess
-@pytest.mark.slow
 def test_the_largest_model_is_described_in_seconds_and_little_memory():
     files = ["--gin_file=experiments/configs/models/7b.gin", "--mesh=fsdp=128,tensor=1", "--json"]
     command = [sys.executable, "-m", "experiments.describe", *files]

@@ -133,7 +133,15 @@ DAMAGES = [
 
 
 # Parameters of known shapes can be read without their `_METADATA`, but not with half of it.
-@pytest.mark.parametrize(("item", "damage"), [*DAMAGES, ("params/_METADATA", cut_file)])
+@pytest.mark.parametrize(
+    ("item", "damage"),
+    quick(
+        [*DAMAGES, ("params/_METADATA", cut_file)],
+        ("params", remove_file),
+        ("data", cut_file),
+        ("progress", remove_file),
+    ),
+)
 def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path, item, damage):
     save_steps(tmp_path, 2, 4)
     root = tmp_path / "checkpoints" / "4" / item

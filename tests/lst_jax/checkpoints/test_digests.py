@@ -211,6 +211,7 @@ def check_params(params, step):
     jax.tree.map(np.testing.assert_array_equal, params, model_step(step))
 
 
+@pytest.mark.slow
 def test_damaged_parameters_give_those_of_the_step_before_bit_for_bit(run, tmp_path, caplog):
     workdir = shutil.copytree(run, tmp_path / "run")
     flip_params(workdir, 2)

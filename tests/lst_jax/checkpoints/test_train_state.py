@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import pytest
 
 from lst_jax.checkpoints import train_state
 from lst_jax.model import models
@@ -13,6 +14,7 @@ from lst_jax.training.step import TrainingConfig
 from tests.lst_jax.training.training_runs import DESCRIPTION, batches
 
 
+@pytest.mark.slow
 def test_a_run_traces_the_shapes_of_its_state_once():
     caches = models.abstract_params, train_state._state_shardings
     for cache in caches:

@@ -175,6 +175,7 @@ def test_auto_is_the_best_backend_of_the_mesh_and_else_of_the_default_device():
     assert {best_backend(platform) for platform in ("cpu", "gpu", "tpu")} < set(BACKENDS)
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_a_backend_is_imported_when_it_is_first_used():
     code = (

@@ -159,6 +159,7 @@ def test_the_check_runs_while_a_caller_is_traced(log, monkeypatch):
     assert checked == [None]
 
 
+@pytest.mark.slow
 def test_the_check_notices_a_backend_that_is_wrong():
     def shifted(q, k, v, key_range):
         return dense.dense_attention(q, k, v, KeyRange(key_range.start, key_range.end - 1))

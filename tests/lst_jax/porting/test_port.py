@@ -38,6 +38,7 @@ from tests.lst_jax.porting.checkpoints_of_all_kinds import (
     random_checkpoint,
     read_all,
 )
+from tests.marks import quick
 
 pytestmark = pytest.mark.torch
 
@@ -62,7 +63,7 @@ def copy_folder(folder, target):
     return target
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", quick(["float32", "bfloat16"], "bfloat16"))
 def test_any_way_around_is_bitwise(tmp_path, dtype):
     original, tensors = checkpoint, _ = random_checkpoint(dtype=dtype)
     way = ["orbax", "orbax", "safetensors", "safetensors", "pytorch", "pytorch"]
@@ -154,6 +155,7 @@ def test_a_ported_run_loads_on_any_mesh_as_float32(tmp_path):
         assert jax.tree.map(lambda leaf: leaf.sharding, params) == shardings
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunks", ["of a layer", "of a leaf"])
 @pytest.mark.parametrize("mesh_config", [MeshConfig(1, 1, 1), MeshConfig(1, 4, 2)])
 def test_what_training_saves_is_read_whatever_its_mesh_and_chunks(

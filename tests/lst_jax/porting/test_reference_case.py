@@ -154,6 +154,7 @@ def test_other_shapes_and_several_documents_agree_too(made_cases, name):
     assert compare(read_case(made_cases / name)).within(TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("field", "value"), [("cross_residual", "single"), ("document_cross_masking", True)]
 )
@@ -165,6 +166,7 @@ def test_our_own_conventions_are_not_the_reference(made_cases, field, value):
     assert differences.max_abs_logit_diff > 10 * TOLERANCE.max_abs_logit_diff
 
 
+@pytest.mark.slow
 def test_the_reference_is_left_where_a_patch_is_seen_later():
     case = read_case(GOLDEN)
     visible = np.maximum(case.batch.visible_patch - 1, 0)
@@ -226,6 +228,7 @@ def test_arrays_that_do_not_fit_are_named(case, name, change, message):
         read_case(case)
 
 
+@pytest.mark.slow
 def test_slots_behind_the_last_patch_change_nothing(case):
     """Rows with fewer patches than others end with patches of length zero."""
     change_arrays(case, patch_lengths=lambda x: np.pad(x, ((0, 0), (0, 3))))

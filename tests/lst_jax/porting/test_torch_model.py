@@ -211,9 +211,7 @@ def published_batch(rng):
     )
 
 
-@pytest.mark.parametrize(
-    "name", quick(CONFIGS, "ours", "published, D ≠ 2d, last of two", "baseline")
-)
+@pytest.mark.parametrize("name", quick(CONFIGS, "ours", "baseline"))
 @pytest.mark.parametrize("kind", ["causal", "reference", "published"])
 def test_logits_and_gradients_are_those_of_the_flax_model(name, kind):
     params, module = models(name)

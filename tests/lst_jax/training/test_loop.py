@@ -72,6 +72,7 @@ def test_neither_the_mesh_nor_accumulation_changes_a_gradient(plain_step):
     )
 
 
+@pytest.mark.slow
 def test_losses_are_apart_for_text_and_speech(plain_step):
     sums = plain_step[1]
     batch = random_batch(0)
@@ -276,6 +277,7 @@ def poisoned_batches(step):
     return iter(grain.MapDataset.source(rows).to_iter_dataset())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [4, 5])
 def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(tmp_path, step):
     last_good = {4: 2, 5: 4}[step]
@@ -287,6 +289,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(tmp_path, ste
     assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["step"] < step
 
 
+@pytest.mark.slow
 def test_without_a_checkpoint_the_error_says_so(tmp_path):
     with pytest.raises(NonFiniteLossError, match="at step 1; there is no checkpoint before it"):
         train_in(tmp_path, poisoned_batches(1))
@@ -301,6 +304,7 @@ class Orphaned(Interrupting):
         return super().__next__()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("step", "last_good"), [(0, None), (3, 2), (4, 4)])
 def test_a_data_worker_that_ends_is_named_with_the_last_good_checkpoint(tmp_path, step, last_good):
     good = "there is no checkpoint" if last_good is None else f"the last .*checkpoints/{last_good}$"
@@ -308,6 +312,7 @@ def test_a_data_worker_that_ends_is_named_with_the_last_good_checkpoint(tmp_path
         train_in(tmp_path, Orphaned(batches(3), step))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", quick([1, 2, 3], 1))
 def test_where_the_data_end_the_last_state_is_saved_and_recorded(finished, tmp_path, count):
     """Also where nothing was due at that step, or it was saved already."""
@@ -325,6 +330,7 @@ def test_where_the_data_end_the_last_state_is_saved_and_recorded(finished, tmp_p
     jax.tree.map(np.testing.assert_array_equal, result.state, finished[1].state)
 
 
+@pytest.mark.slow
 def test_batches_without_anything_to_learn_are_an_error(tmp_path):
     batch = random_batch(0)
     batch.loss_weights[:] = 0
@@ -398,6 +404,7 @@ def test_a_hangup_that_is_ignored_stays_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.slow
 def test_a_held_out_loss_changes_no_bit_of_a_run_and_is_that_of_its_batches(finished, tmp_path):
     loss = make_loss(TINY, TRAINING.accumulation_steps, FIRST_UNIT, MESH, tuple(DEFAULT_RULES))
     held_out = {"static": [random_batch(7), random_batch(8)], "aligned": [random_batch(9)]}
