@@ -22,6 +22,8 @@ from lst_jax.training.optimizers import make_optimizer
 from lst_jax.training.step import make_train_step
 from tests.binaries import run_binary
 
+pytestmark = pytest.mark.slow
+
 TINY = "experiments/configs/models/tiny.gin"
 RUN = "experiments/configs/runs/tiny.gin"
 BASELINE = "experiments/configs/runs/baseline.gin"
@@ -108,7 +110,6 @@ def test_the_parts_have_every_parameter_once():
         assert sorted(names) == sorted(abstract_params(config))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_the_parts_give_the_loss_the_gradient_and_the_update_of_the_step(name):
     config, mesh = make_config(name), small_mesh(name)
@@ -161,7 +162,6 @@ def test_the_parts_give_the_loss_the_gradient_and_the_update_of_the_step(name):
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_every_figure_is_finite_and_positive(name):
     first, second = measured(name)
@@ -188,7 +188,6 @@ def used_patches(batch):
     return sum(len(np.unique(patches[documents > 0])) for patches, documents in rows)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_rates_and_shares_follow_from_times(name):
     result = measured(name)[-1]
@@ -212,7 +211,6 @@ def test_rates_and_shares_follow_from_times(name):
     assert sum(part["model_flops"] for part in parts) == pytest.approx(flops, rel=1e-5)
 
 
-@pytest.mark.slow
 def test_with_accumulation_a_part_is_timed_on_a_microbatch_times_their_number(monkeypatch):
     config = make_config("baseline")
     training = dataclasses.replace(config.training, accumulation_steps=2)
@@ -297,7 +295,6 @@ def refuse(fits):
     return compile_or_refuse
 
 
-@pytest.mark.slow
 def test_running_out_of_memory_is_recorded_and_the_rest_is_measured(monkeypatch):
     def fits(*arguments):
         return len(arguments) == 2 and len(arguments[1].tokens) == 2
@@ -331,7 +328,6 @@ def test_running_out_of_memory_is_recorded_and_the_rest_is_measured(monkeypatch)
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.slow
 def test_the_state_is_made_once_and_policies_are_tried_apart(monkeypatch):
     made = []
     monkeypatch.setattr(step_timing, "init_state", lambda *_: made.append(_) or "state")
@@ -388,7 +384,6 @@ def measure(*arguments):
     return run_binary("experiments.benchmarks.train_step", *arguments)
 
 
-@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_the_binary_measures_and_writes_what_it_was_asked_for(tmp_path):
     output = tmp_path / "train_step.json"

@@ -42,15 +42,16 @@ def compile_step(topology, shape, dtype, mesh_shape):
         return jax.jit(step).lower(q, k, k, ranges, q).compile()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("topology", "shape", "dtype", "mesh_shape"),
     [
-        pytest.param("v5e:2x2", DECODER_CROSS, "bfloat16", (1, 1, 1), marks=pytest.mark.slow),
-        pytest.param("v5e:2x2", GLOBAL, "float32", (1, 1, 1), marks=pytest.mark.slow),
+        ("v5e:2x2", DECODER_CROSS, "bfloat16", (1, 1, 1)),
+        ("v5e:2x2", GLOBAL, "float32", (1, 1, 1)),
         ("v5p:2x2x1", DECODER_CROSS, "bfloat16", (1, 2, 2)),
-        pytest.param("v5p:2x2x1", GLOBAL, "bfloat16", (1, 1, 1), marks=pytest.mark.slow),
-        pytest.param("v6e:2x2", DECODER_CROSS, "bfloat16", (1, 1, 1), marks=pytest.mark.slow),
-        pytest.param("v6e:2x2", GLOBAL, "bfloat16", (1, 2, 2), marks=pytest.mark.slow),
+        ("v5p:2x2x1", GLOBAL, "bfloat16", (1, 1, 1)),
+        ("v6e:2x2", DECODER_CROSS, "bfloat16", (1, 1, 1)),
+        ("v6e:2x2", GLOBAL, "bfloat16", (1, 2, 2)),
     ],
 )
 def test_kernels_compile_for_every_chip(topology, shape, dtype, mesh_shape):

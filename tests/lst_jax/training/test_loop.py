@@ -198,6 +198,7 @@ def test_training_lowers_the_loss_of_both_modalities(finished):
     assert finished[1].finished
 
 
+@pytest.mark.slow
 def test_neither_the_mesh_nor_accumulation_changes_the_first_record(finished, plain_step):
     record, sums = read_records(finished[0])[0], plain_step[1]
     for kind in ("text", "speech"):
