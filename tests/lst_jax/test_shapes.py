@@ -219,3 +219,14 @@ def test_public_functions_declare_the_shapes_of_arrays(name):
                     kinds = ast.unparse(hint).split(" | ")
                     bare += [node.name] * bool({"Array", "jax.Array", "np.ndarray"} & set(kinds))
     assert not bare
+
+
+@pytest.mark.parametrize("name", DECLARING)
+def test_shapes_that_arguments_share_are_checked(name):
+    unchecked = []
+    for node in ast.parse((PACKAGE / name).read_text()).body:
+        if isinstance(node, ast.FunctionDef) and node.name[0] != "_":
+            hints = [ast.unparse(a.annotation) for a in node.args.args if a.annotation]
+            checked = any("check_shapes" in ast.unparse(x) for x in node.decorator_list)
+            unchecked += [node.name] * (sum("[Array, 'B" in x for x in hints) > 1 and not checked)
+    assert not unchecked
