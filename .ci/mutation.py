@@ -57,7 +57,10 @@ LIBRARIES = (
 )
 OUTCOMES = ("caught", "did not end", "survived")
 # Tests that look at every module, by no import that can be seen.
-EVERYWHERE = ("tests/lst_jax/test_defaults.py",)
+EVERYWHERE = (
+    "tests/lst_jax/test_defaults.py",
+    "tests/lst_jax/test_shapes.py::test_shapes_that_arguments_share_are_checked",
+)
 IDLE_DECORATORS = (
     *("functools.cache", "functools.lru_cache", "functools.cached_property"),
     "typing.dataclass_transform",

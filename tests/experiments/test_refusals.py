@@ -159,7 +159,7 @@ def test_every_binary_refuses_for_the_reason_that_it_is_given(refused):
         refused(name, *arguments, names=[reason])
 
 
-@pytest.mark.parametrize("name", quick(NAMES, "train", "generate"))
+@pytest.mark.parametrize("name", quick(NAMES, "train"))
 def test_no_flag_takes_a_path_that_is_none(binaries, refused, name):
     kinds = binaries.flags(f"experiments.{name}")
     paths = [flag for flag, kind in kinds.items() if kind.endswith("path")]

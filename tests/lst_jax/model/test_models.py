@@ -184,7 +184,6 @@ def test_rematerialization_changes_no_gradient(remat):
         np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.slow
 def test_every_parameter_has_a_gradient_and_logical_axes():
     rng = np.random.default_rng(0)
     documents = [random_document(rng, False), random_document(rng, True)]
