@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -85,6 +86,44 @@ def shares(mesh, monkeypatch):
     return found, held
 
 
+class HostDevice:
+    """A device of a process, as far as the rows of processes depend on it."""
+
+    platform = device_kind = "cpu"
+
+    def __init__(self, number, process_index):
+        self.id, self.process_index = number, process_index
+
+
+def host_mesh(sizes, devices_per_process, first=0):
+    """A mesh whose devices, from the one `first` on, belong to processes in order."""
+    count = math.prod(sizes)
+    owners = (np.arange(count) - first) % count // devices_per_process
+    devices = [HostDevice(number, int(owner)) for number, owner in enumerate(owners)]
+    return jax.sharding.Mesh(np.array(devices).reshape(sizes), ("data", "fsdp", "tensor"))
+
+
+def check_shares(mesh, monkeypatch):
+    """Holds that processes have one share if and only if their devices hold the same rows."""
+    found, held = shares(mesh, monkeypatch)
+    assert len(found) > 1
+    (count,) = {share.count for share in found.values()}
+    assert {share.index for share in found.values()} == set(range(count))
+    for process, share in found.items():
+        assert len(held[process]) * count == batch_mesh_size(mesh)
+        for other in found:
+            assert (found[other] == share) == (held[other] == held[process])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "devices_per_process"),
+    [((1, 16, 1), 4), ((2, 2, 4), 2), ((2, 4, 2), 4), ((1, 2, 8), 4), ((1, 1, 16), 4)],
+)
+def test_processes_share_rows_evenly(sizes, devices_per_process, monkeypatch):
+    check_shares(host_mesh(sizes, devices_per_process), monkeypatch)
+
+
+@pytest.mark.slow
 @pytest.mark.tpu_compile
 @pytest.mark.parametrize(
     ("topology", "sizes"),
@@ -98,22 +137,12 @@ def shares(mesh, monkeypatch):
     ],
 )
 def test_the_processes_of_a_pod_share_its_rows_evenly(topology, sizes, monkeypatch):
-    mesh = make_mesh(MeshConfig(*sizes), tpu_devices(topology))
-    found, held = shares(mesh, monkeypatch)
-    assert len(found) > 1
-    (count,) = {share.count for share in found.values()}
-    assert {share.index for share in found.values()} == set(range(count))
-    for process, share in found.items():
-        assert len(held[process]) * count == batch_mesh_size(mesh)
-        for other in found:
-            assert (found[other] == share) == (held[other] == held[process])
+    check_shares(make_mesh(MeshConfig(*sizes), tpu_devices(topology)), monkeypatch)
 
 
-@pytest.mark.tpu_compile
 def test_processes_that_share_rows_only_in_part_are_an_error():
-    devices = np.roll(np.array(tpu_devices("v5e:4x4")), 1).reshape(1, 8, 2)
     with pytest.raises(ValueError, match=r"part the rows .* evenly among the \d+ processes"):
-        row_share(jax.sharding.Mesh(devices, ("data", "fsdp", "tensor")))
+        row_share(host_mesh((1, 8, 2), 4, first=1))
 
 
 @pytest.mark.parametrize("rows, steps", [(12, 1), (8, 2), (0, 1)])
