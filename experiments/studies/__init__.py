@@ -1,0 +1,1 @@
+"""Studies: protocols, statistics and fits of many training runs."""
