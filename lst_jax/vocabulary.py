@@ -242,6 +242,20 @@ class TextTokenizer:
             raise ValueError(f"piece_id is {piece_id}, expected 0 … {self.size - 1}")
         return self._model.id_to_piece(int(piece_id))
 
+    def piece_bytes(self) -> np.ndarray:
+        """Returns how many UTF-8 bytes of text each piece stands for, int32 (V,).
+
+        U+2581 is a space; control pieces and the unknown piece stand for none.
+        """
+        model, sizes = self._model, np.zeros(self.size, np.int32)
+        for piece_id in range(self.size):
+            if model.is_byte(piece_id):
+                sizes[piece_id] = 1
+            elif not (model.is_control(piece_id) or model.is_unknown(piece_id)):
+                text = model.id_to_piece(piece_id).replace(_WORD_START, " ")
+                sizes[piece_id] = len(text.encode("utf-8"))
+        return sizes
+
     def _find_prefix(self) -> str:
         """Returns what to put before a text so that its first word reads as after a space."""
         for prefix in ("", " "):  # most models add the space themselves

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -23,9 +24,9 @@ from lst_jax.inference.trained_model import TrainedModel
 from lst_jax.model.models import build_model
 from lst_jax.patching import Strategy
 from lst_jax.paths import PathText
-from lst_jax.settings import PositiveInt, configuration, given
+from lst_jax.settings import PositiveFloat, PositiveInt, configuration, given
 from lst_jax.sharding import DEFAULT_RULES, batch_mesh_size, row_share
-from lst_jax.training.held_out import HeldOutLoss
+from lst_jax.training.held_out import HeldOutLoss, target_amounts
 from lst_jax.training.hooks import Evaluator
 from lst_jax.training.step import TrainingConfig, make_loss
 from lst_jax.vocabulary import TextTokenizer
@@ -45,6 +46,7 @@ class EvaluationConfig:
       records: sources of held-out records.
       strategies: patching strategies to measure the held-out loss with. None: static and aligned
         where speech is interleaved, static for a task and for text alone, none for the baseline.
+      unit_rate: units a second of speech, for losses a second.
       stories: files of story completion (`lst_jax/evaluation/story_completion.py`).
       directions: of story completion.
     """
@@ -53,6 +55,7 @@ class EvaluationConfig:
     batches: PositiveInt = 8
     records: tuple[SourceConfig, ...] = ()
     strategies: tuple[Strategy, ...] | None = None
+    unit_rate: PositiveFloat = 25.0
     stories: tuple[PathText, ...] = ()
     directions: tuple[str, ...] = ("S-S", "T-T")
 
@@ -101,7 +104,13 @@ def make_evaluators(
             mesh,
             tuple(DEFAULT_RULES),
         )
-        evaluators.append(HeldOutLoss(loss, batches, mesh, config.every))
+        amounts = functools.partial(
+            target_amounts,
+            piece_bytes=TextTokenizer(tokenizer).piece_bytes(),
+            first_unit_id=description.vocabulary.first_unit_id,
+            unit_rate=config.unit_rate,
+        )
+        evaluators.append(HeldOutLoss(loss, batches, mesh, config.every, amounts))
     evaluators += stories
     if not evaluators:
         raise ValueError(

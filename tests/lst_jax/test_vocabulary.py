@@ -190,3 +190,12 @@ def test_fingerprints_tell_models_apart(tmp_path, tokenizer, model_path):
     other = TextTokenizer(train_tokenizer(TEXT, tmp_path / "other", 341))
     assert other.fingerprint != tokenizer.fingerprint
     assert TextTokenizer(model_path).fingerprint == tokenizer.fingerprint
+
+
+def test_pieces_stand_for_the_bytes_of_their_text(tokenizer):
+    """Of letters that the model has, and of others, which it spells byte by byte."""
+    text = "the stream naïve 語"
+    sizes = tokenizer.piece_bytes()
+    assert sizes[tokenizer.encode(text)].sum() == len(f" {text}".encode())
+    vocabulary = tokenizer.vocabulary()
+    assert sizes[[vocabulary.bos_id, vocabulary.eos_id]].tolist() == [0, 0]

@@ -1,5 +1,7 @@
 """What a step reports is what it says."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ from lst_jax.model.flops import training_flops
 from lst_jax.model.models import abstract_params, build_model
 from lst_jax.patching import PatchingConfig, patch_document
 from lst_jax.sharding import make_mesh, mesh_context, shard_batch
-from lst_jax.training.held_out import HeldOutLoss
+from lst_jax.training.held_out import HeldOutLoss, target_amounts
 from lst_jax.training.optimizers import OptimizerConfig, learning_rate_schedule, make_optimizer
 from lst_jax.training.step import TrainingConfig, batch_sums, make_loss, make_train_step
 from tests.lst_jax.batches import VOCABULARY as V
@@ -107,6 +109,25 @@ def test_held_out_losses_are_means_over_all_targets_in_double_precision():
     expected |= {"static/loss_speech": np.nan, "aligned/loss": 11 / 5}
     expected |= {"aligned/loss_text": 2, "aligned/loss_speech": 9 / 4}
     np.testing.assert_equal(losses, {f"held_out/{name}": x for name, x in expected.items()})
+
+
+def test_losses_by_bytes_and_seconds_count_what_targets_stand_for():
+    """Of a uniform model: every target costs the same, whatever it stands for."""
+    sizes = np.arange(V.text_size)
+    document = patch_document(
+        np.array([V.bos_id, 7, 9, *[FIRST_UNIT] * 5, V.eos_id]), PatchingConfig("none"), V
+    )
+    batch = stack_rows([[document], [document, document]], 30, 30)
+    amounts = functools.partial(
+        target_amounts, piece_bytes=sizes, first_unit_id=FIRST_UNIT, unit_rate=2.5
+    )
+    np.testing.assert_allclose(amounts(batch), [3 * (7 + 9 + V.eos_id), 3 * 5 / 2.5])
+    sums = {"text_nll": 36.0, "text_weight": 9.0, "speech_nll": 60.0, "speech_weight": 15.0}
+    mesh = make_mesh(devices=jax.devices()[:1])
+    found = HeldOutLoss(lambda *_: sums, {"none": [batch, batch]}, mesh, 1, amounts).evaluate(0)
+    assert found["held_out/none/nats_per_second"] == pytest.approx(60 / 6)
+    expected = 36 / np.log(2) / (3 * (16 + V.eos_id))
+    assert found["held_out/none/bits_per_byte"] == pytest.approx(expected)
 
 
 @settings(max_examples=60, deadline=None)
