@@ -13,9 +13,7 @@ import wave
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
-from markupsafe import Markup
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -23,6 +21,7 @@ from matplotlib.figure import Figure
 from data_pipelines.records.storage import Utterance, make_utterance
 from data_pipelines.training.interleaving import speech_draft
 from experiments.reports.demo_speech import SpeechExample
+from experiments.reports.figures import COLORS, svg
 from experiments.reports.templating import render
 from lst_jax.evaluation.choices import ChoiceResult
 from lst_jax.evaluation.story_completion import StoryExample
@@ -32,10 +31,6 @@ from lst_jax.patching import PatchingConfig, patch_document
 from lst_jax.training.metrics import Record, format_duration
 from lst_jax.vocabulary import TextTokenizer, Vocabulary
 
-matplotlib.use("Agg")
-
-# Colors that color-blind readers tell apart (Okabe and Ito), one for each model.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 _SPOKEN = "#56B4E9"
 _SILENT = "#DDDDDD"
 # Seconds of the utterance that the figure shows: few enough for words to be read.
@@ -130,11 +125,11 @@ def write_report(
         stories=stories,
         speech=speech,
         clip_sounds={name: (speech_directory / name).read_bytes() for name in clips},
-        spectrograms=_svg(spectrogram_figure(speech, speech_directory)),
+        spectrograms=svg(spectrogram_figure(speech, speech_directory)),
         cost_header=COST_HEADER,
         costs=[cost_row(model) for model in models],
-        losses=_svg(loss_figure(models)),
-        utterance=_svg(utterance_figure(spoken[0], tokenizer, patch_size)) if spoken else None,
+        losses=svg(loss_figure(models)),
+        utterance=svg(utterance_figure(spoken[0], tokenizer, patch_size)) if spoken else None,
         spoken=spoken,
         corpus=[[name.replace("_", " "), _format_value(value)] for name, value in corpus.items()],
     )
@@ -169,7 +164,7 @@ def loss_figure(models: Sequence[ModelReport]) -> Figure:
     )
     figure, axes = plt.subplots(2, 2, figsize=(10, 6), sharex=True, layout="constrained")
     for axis, (key, label) in zip(axes.flat, panels, strict=True):
-        for model, color in zip(models, _COLORS, strict=False):
+        for model, color in zip(models, COLORS, strict=False):
             points = [(r["step"], r[key]) for r in model.records if r[key] is not None]
             axis.plot(*zip(*points, strict=True), color=color, label=model.name)
         axis.set_ylabel(label)
@@ -322,12 +317,3 @@ def _format_value(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_format_value(item)}" for key, item in value.items())
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _svg(figure: Figure) -> Markup:
-    """Returns a figure as HTML."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg")
-    plt.close(figure)
-    svg = buffer.getvalue()
-    return Markup(svg[svg.index("<svg") :])

@@ -19,6 +19,7 @@ from tests.test_version1 import VERSION1
 # Every binary and its flags that hold text but no path. What else holds text is a path, so that a
 # new flag must be put here or be defined by `experiments.common.paths`.
 TEXTS = {
+    "analyze_patches": set(),
     "aot_compile": {"gin_binding", "topology", "mesh"},
     "compare_losses": {"gin_a", "gin_b", "gin_binding", "mesh_a", "mesh_b"},
     "demo": {"gin_binding"},
@@ -43,6 +44,7 @@ RUN, TOKENIZER = VERSION1 / "lst_run", VERSION1 / "tokenizer.model"
 MODEL = [f"--checkpoint={RUN}", f"--tokenizer={TOKENIZER}"]
 # Arguments that are refused for their last reason alone, as late as can be.
 REFUSED = {
+    "analyze_patches": [*MODEL, "--records=none", "--output=out"],
     "aot_compile": ["--topology=v9:9x9", "--gin_file=models/tiny.gin"],
     "compare_losses": ["--gin_file=none.gin"],
     "demo": ["--workdir=out", "--gin.NUM_STEPS=x"],

@@ -60,7 +60,7 @@ def test_sound_is_in_the_page():
 def test_a_name_that_is_not_given_is_an_error(path):
     name = path.relative_to(TEMPLATES).as_posix()
     template = environment().get_template(name)
-    if name == "results/page.md":  # the frame of the others
+    if name in ("results/page.md", "tables.html"):  # the frame of others, and a macro of theirs
         return
     with pytest.raises(jinja2.UndefinedError):
         template.render()
