@@ -22,6 +22,7 @@ import numpy as np
 from lst_jax.batch import Batch, padding_rows
 from lst_jax.settings import (
     Fraction,
+    NaturalFloat,
     NaturalInt,
     PositiveInt,
     configuration,
@@ -33,6 +34,7 @@ from lst_jax.vocabulary import Vocabulary
 
 Strategy = Literal["none", "static", "aligned", "mixed", "curriculum"]
 Silence = Literal["separate", "merged"]
+AlignedBy = Literal["words", "pieces"]
 Visibility = Literal["causal", "reference"]
 
 
@@ -46,6 +48,10 @@ class PatchingConfig:
       patch_size: units of a full static patch, p.
       silence: what aligned patching does with silence: a separate patch, or a part of the word
         before it (silence that opens a run joins the word after it).
+      aligned_by: what an aligned patch is, a word or a text piece of one.
+      boundary_noise: how far, in units, the boundaries between aligned patches are off: each is
+        moved by up to this much in either direction, anew in every epoch. 0.5 and 1 are 20 and
+        40 ms at 25 units a second. 0: they are where the records have them.
       mixed_aligned_probability: P of the mixed strategy, the same at every step.
       curriculum_start: τ₁ in optimizer steps; before it every example is aligned.
       curriculum_end: τ₂ in optimizer steps; from it on every example is static.
@@ -56,6 +62,8 @@ class PatchingConfig:
     strategy: Strategy = "static"
     patch_size: PositiveInt = 4
     silence: Silence = "separate"
+    aligned_by: AlignedBy = "words"
+    boundary_noise: NaturalFloat = 0.0
     mixed_aligned_probability: Fraction = 0.5
     curriculum_start: NaturalInt = 0
     curriculum_end: NaturalInt = 0
@@ -68,6 +76,11 @@ class PatchingConfig:
             self.curriculum_start,
             f"at most curriculum_end = {self.curriculum_end}",
         )
+
+    @property
+    def may_align(self) -> bool:
+        """Returns whether there can be aligned examples."""
+        return self.strategy in ("aligned", "mixed", "curriculum")
 
 
 def aligned_probability(config: PatchingConfig, step: int) -> float:
@@ -196,6 +209,34 @@ def aligned_run_lengths(
         begins[0] = True
         unit_counts = np.add.reduceat(unit_counts, np.flatnonzero(begins))
     return unit_counts[unit_counts > 0].astype(np.int32)
+
+
+@check_shapes
+def move_boundaries(
+    lengths: Int32[np.ndarray, " Q"], noise: float, rng: np.random.Generator
+) -> Int32[np.ndarray, " Q"]:
+    """Returns the lengths of patches whose boundaries are off.
+
+    A boundary lies anywhere in the unit around its place, since records round it. It is moved by a
+    uniform amount of at most `noise`, and rounded again. The order stays, and so does each patch:
+    it keeps a unit at least.
+
+    Args:
+      lengths: int32 (Q,) of a run, at least 1 each.
+      noise: units.
+      rng: takes 2 · (Q − 1) draws.
+
+    Returns:
+      int32 (Q,), at least 1 each, with the same sum.
+    """
+    if len(lengths) < 2:
+        return lengths
+    place, shift = rng.random((2, len(lengths) - 1))
+    moved = np.cumsum(lengths[:-1]) + np.rint(place - 0.5 + noise * (2 * shift - 1))
+    # Boundary i has i units before it at least; without these, boundaries may be equal.
+    slack = np.clip(moved - np.arange(1, len(lengths)), 0, lengths.sum() - len(lengths))
+    ends = np.maximum.accumulate(slack) + np.arange(1, len(lengths))
+    return np.diff(ends, prepend=0, append=lengths.sum()).astype(np.int32)
 
 
 @check_shapes

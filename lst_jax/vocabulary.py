@@ -8,12 +8,14 @@ With `V` the size of the SentencePiece model, a token is
 | V … V+3         | reserved                                  |
 | V+4, V+5        | `<t>`, `<s>`: a text, a speech segment opens |
 | V+6 … V+5+C     | speech units 0 … C−1, C = `unit_count`    |
+| V+6+C …         | pieces of several units, where `units` has some |
 
 which for Llama 2's 32,000 pieces and 502 units is the layout of the published checkpoints.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import logging
@@ -24,6 +26,7 @@ import numpy as np
 
 from lst_jax.paths import local_path
 from lst_jax.settings import NaturalInt, TextSize, UnitCount, configuration, quote, require
+from lst_jax.unit_encoding import UnitEncoding, UnitPieces, drop_repeats, repeat_units
 
 _LOGGER = logging.getLogger(__name__)
 _NUM_RESERVED = 4  # ids V … V+3 of the published layout, never used in a document
@@ -40,12 +43,14 @@ class Vocabulary:
       bos_id: id that opens every document, below `text_size`.
       eos_id: id that ends every document, below `text_size`, not `bos_id`.
       unit_count: number of speech units C.
+      units: how ids come from units. Plain: every unit is an id.
     """
 
     text_size: TextSize
     bos_id: NaturalInt = 1
     eos_id: NaturalInt = 2
     unit_count: UnitCount = 502
+    units: UnitEncoding = UnitEncoding()
 
     def __post_init__(self) -> None:
         last = self.text_size - 1
@@ -55,6 +60,11 @@ class Vocabulary:
         require(
             different, "Vocabulary.eos_id", self.eos_id, f"another id than bos_id, {self.bos_id}"
         )
+        _ = self._pieces  # they are checked where they are made
+
+    @functools.cached_property
+    def _pieces(self) -> UnitPieces | None:
+        return UnitPieces(self.units, self.unit_count) if self.units.pieces else None
 
     @property
     def text_mode_id(self) -> int:
@@ -74,36 +84,43 @@ class Vocabulary:
     @property
     def size(self) -> int:
         """Returns the number of ids: all that an embedding table or a softmax must cover."""
-        return self.first_unit_id + self.unit_count
+        return self.first_unit_id + self.unit_count + len(self.units.pieces)
 
     def units_to_ids(self, units: np.ndarray | Sequence[int]) -> np.ndarray:
         """Returns the token ids of speech units.
 
         Args:
-          units: integers (…,) in 0 … unit_count−1.
+          units: integers (U,) in 0 … unit_count−1.
 
         Returns:
-          int32 (…,) ids.
+          int32 (T,) ids; T is U where units are plain, and at most U where they are joined.
 
         Raises:
           ValueError: a unit is out of range or not an integer.
         """
         units = _integers("units", units)
         _check_range("units", units, 0, self.unit_count)
-        return units.astype(np.int32) + np.int32(self.first_unit_id)
+        if self.units.deduplicated:
+            units = drop_repeats(units)
+        units = self._pieces.join(units) if self._pieces else units.astype(np.int32)
+        return units + np.int32(self.first_unit_id)
 
     def ids_to_units(self, ids: np.ndarray | Sequence[int]) -> np.ndarray:
-        """Returns the speech units of token ids, the inverse of `units_to_ids`.
+        """Returns the speech units of token ids (T,), the inverse of `units_to_ids`.
+
+        Units without their repeats last `units.run_length` each, on average.
 
         Raises:
           ValueError: an id is not a speech unit's, or not an integer.
         """
         ids = _integers("ids", ids)
         _check_range("ids", ids, self.first_unit_id, self.size)
-        return (ids - self.first_unit_id).astype(np.int32)
+        units = (ids - self.first_unit_id).astype(np.int32)
+        units = self._pieces.spell(units) if self._pieces else units
+        return repeat_units(units, self.units.run_length) if self.units.deduplicated else units
 
     def is_unit(self, ids: np.ndarray | Sequence[int]) -> np.ndarray:
-        """Returns bool (…,): which of the ids (…,) are speech units."""
+        """Returns bool (…,): which of the ids (…,) are speech units, or pieces of them."""
         ids = np.asarray(ids)
         return (ids >= self.first_unit_id) & (ids < self.size)
 
@@ -169,8 +186,8 @@ class TextTokenizer:
     def __reduce__(self) -> tuple[type[TextTokenizer], tuple[pathlib.Path]]:
         return TextTokenizer, (self.model_path,)
 
-    def vocabulary(self, unit_count: int = 502) -> Vocabulary:
-        """Returns the id space of this model's pieces and `unit_count` speech units.
+    def vocabulary(self, unit_count: int = 502, units: UnitEncoding | None = None) -> Vocabulary:
+        """Returns the id space of this model's pieces and `unit_count` units; None: plain ones.
 
         Raises:
           ValueError: the model has no bos or eos piece.
@@ -180,7 +197,7 @@ class TextTokenizer:
             raise ValueError(
                 f"{self.model_path} has bos id {bos_id} and eos id {eos_id}, expected both pieces"
             )
-        return Vocabulary(self.size, bos_id, eos_id, unit_count)
+        return Vocabulary(self.size, bos_id, eos_id, unit_count, units or UnitEncoding())
 
     def encode(self, text: str) -> np.ndarray:
         """Returns piece ids of `text`, int32 (T,), without bos and eos.

@@ -138,8 +138,7 @@ def effective_settings(settings: dict[str, Any]) -> dict[str, Any]:
         kept["patching"] = {name: v for name, v in patching.items() if name not in idle}
     if "speech" not in kinds or strategy == "none":
         kept.pop("visibility", None)  # such a patch is proven by its token
-    if not kept.get("held_out_share"):
-        kept.pop("held_out_share", None)  # as in runs begun before there was one
+    drop_newer_defaults(kept)
     for source in kept["sources"]:
         if kinds.count(source["kind"]) == 1:  # it has all of its kind's amount
             source.pop("weight", None)
@@ -152,6 +151,16 @@ def effective_settings(settings: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
+def drop_newer_defaults(settings: dict[str, Any]) -> None:
+    """Leaves out what is newer than the first runs where it says what was so before."""
+    if not settings.get("held_out_share"):
+        settings.pop("held_out_share", None)
+    patching = settings.get("patching", {})
+    for name, default in (("aligned_by", "words"), ("boundary_noise", 0.0)):
+        if patching.get(name) == default:
+            del patching[name]
+
+
 def _idle_patching(strategy: str) -> list[str]:
     """Returns the settings of `PatchingConfig` that play no part in a strategy's training rows."""
     idle = []
@@ -160,7 +169,7 @@ def _idle_patching(strategy: str) -> list[str]:
     if strategy != "mixed":
         idle.append("mixed_aligned_probability")
     if strategy in ("none", "static"):
-        idle.append("silence")
+        idle += ["silence", "aligned_by", "boundary_noise"]
     if strategy in ("none", "aligned"):  # no run of units is ever cut in equal parts
         idle += ["patch_size", "join_speech_mode"]
     return idle

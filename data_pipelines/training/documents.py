@@ -12,8 +12,8 @@ from typing import Literal
 import numpy as np
 
 from data_pipelines.records.storage import Utterance
-from data_pipelines.training.interleaving import Draft, speech_draft
-from lst_jax.patching import Silence
+from data_pipelines.training.interleaving import BY_WORDS, Draft, speech_draft
+from lst_jax.patching import PatchingConfig
 from lst_jax.vocabulary import Vocabulary
 
 Task = Literal["asr", "tts"]
@@ -23,8 +23,9 @@ def task_draft(
     utterance: Utterance,
     task: Task,
     vocabulary: Vocabulary,
-    silence: Silence = "separate",
+    patching: PatchingConfig = BY_WORDS,
     align: bool = False,
+    noise_rng: np.random.Generator | None = None,
 ) -> Draft:
     """Returns the document of an utterance as a task.
 
@@ -32,10 +33,9 @@ def task_draft(
       utterance: with its units and its text.
       task: "asr" asks for the text, "tts" for the units.
       vocabulary: the id space.
-      silence: what aligned patching does with silence, see `PatchingConfig`.
-      align: whether to give the patches by words as well.
+      patching, align, noise_rng: see `speech_draft`.
     """
-    speech = speech_draft(utterance, vocabulary, None, silence, align)
+    speech = speech_draft(utterance, vocabulary, None, patching, align, noise_rng)
     text = np.array([vocabulary.text_mode_id, *utterance.pieces], np.int32)
     # bos and eos of the speech document take the text between them, behind or before the speech.
     place = len(speech.tokens) - 1 if task == "asr" else 1

@@ -23,8 +23,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from data_pipelines.records.storage import TextDocument, Utterance
-from lst_jax.patching import Silence, aligned_run_lengths
+from lst_jax.patching import PatchingConfig, aligned_run_lengths, move_boundaries
 from lst_jax.vocabulary import Vocabulary
+
+BY_WORDS = PatchingConfig()  # as far as aligned patches go
 
 _MIN_TEXT_WORDS = 5
 _MAX_TEXT_WORDS = 30
@@ -65,18 +67,27 @@ def speech_draft(
     utterance: Utterance,
     vocabulary: Vocabulary,
     rng: np.random.Generator | None = None,
-    silence: Silence = "separate",
+    patching: PatchingConfig = BY_WORDS,
     align: bool = False,
+    noise_rng: np.random.Generator | None = None,
 ) -> Draft:
     """Returns the document of an utterance.
+
+    Where units are joined and examples may be aligned, units are joined inside the aligned patches
+    alone, in every example: its tokens must not depend on its step.
 
     Args:
       utterance: W words and silences with their units.
       vocabulary: the id space.
       rng: where the choice of blocks comes from; without it the whole utterance is one speech
         block, with every unit of it.
-      silence: what aligned patching does with silence, see `PatchingConfig`.
+      patching: what aligned patches are.
       align: whether to give the patches by words as well.
+      noise_rng: moves boundaries by `patching.boundary_noise`, after `rng` where it is the same;
+        without it they stay.
+
+    Raises:
+      ValueError: patches are text pieces, and the utterance does not say when they are spoken.
     """
     spoken = np.flatnonzero(utterance.piece_counts)
     if rng is None or not len(spoken):
@@ -88,16 +99,27 @@ def speech_draft(
     unit_cuts = _unit_cuts(utterance, unit_ends, spoken, first_words)
     piece_ends = np.cumsum(utterance.piece_counts[spoken])
     piece_cuts = [0, *piece_ends[first_words[1:] - 1].tolist()] if len(spoken) else [0, 0]
-    unit_ids = vocabulary.units_to_ids(utterance.units)
+    by_patches = patching.may_align and not vocabulary.units.is_plain
+    entries = _aligned_entries(utterance, patching) if align or by_patches else None
     parts: list[Sequence[int] | np.ndarray] = [[vocabulary.bos_id]]
     lengths: list[Sequence[int] | np.ndarray] = [[1]]
     for block in range(len(sizes)):
         if speech:
             start, end = unit_cuts[block], unit_cuts[block + 1]
-            parts += [[vocabulary.speech_mode_id], unit_ids[start:end]]
-            if align:
-                run = _run_lengths(utterance, unit_ends, start, end, silence)
-                lengths += [[1], run]
+            units, run = utterance.units[start:end], None
+            if entries:
+                run = _run_lengths(entries, start, end, patching)
+                if noise_rng and patching.boundary_noise:
+                    run = move_boundaries(run, patching.boundary_noise, noise_rng)
+            if run is not None and by_patches:
+                joined = [
+                    vocabulary.units_to_ids(patch) for patch in np.split(units, np.cumsum(run)[:-1])
+                ]
+                ids, run = np.concatenate(joined), list(map(len, joined))
+            else:
+                ids = vocabulary.units_to_ids(units)
+            parts += [[vocabulary.speech_mode_id], ids]
+            lengths += [[1], run] if run is not None else []
         else:
             start, end = piece_cuts[block], piece_cuts[block + 1]
             parts += [[vocabulary.text_mode_id], utterance.pieces[start:end]]
@@ -155,11 +177,30 @@ def _unit_cuts(
     return [0, *inner.tolist(), len(utterance.units)]
 
 
+def _aligned_entries(
+    utterance: Utterance, patching: PatchingConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the units of each word or piece and of each silence, and which are silences."""
+    if patching.aligned_by == "words":
+        return utterance.unit_counts, utterance.is_silence
+    if utterance.piece_unit_counts is None:
+        raise ValueError(
+            f"utterance {utterance.file_id!r} has no piece_unit_counts, expected them where "
+            "PatchingConfig.aligned_by is 'pieces'"
+        )
+    silent = np.repeat(utterance.is_silence, np.maximum(utterance.piece_counts, 1))
+    counts = np.empty(len(silent), np.int32)
+    counts[silent] = utterance.unit_counts[utterance.is_silence]
+    counts[~silent] = utterance.piece_unit_counts
+    return counts, silent
+
+
 def _run_lengths(
-    utterance: Utterance, unit_ends: np.ndarray, start: int, end: int, silence: Silence
+    entries: tuple[np.ndarray, np.ndarray], start: int, end: int, patching: PatchingConfig
 ) -> np.ndarray:
-    """Returns the patch lengths by words of units start … end of the utterance."""
-    unit_starts = unit_ends - utterance.unit_counts
-    counts = np.minimum(unit_ends, end) - np.maximum(unit_starts, start)
+    """Returns the aligned patch lengths of units start … end of the utterance."""
+    counts, silent = entries
+    ends = np.cumsum(counts)
+    counts = np.minimum(ends, end) - np.maximum(ends - counts, start)
     inside = counts > 0
-    return aligned_run_lengths(counts[inside], utterance.is_silence[inside], silence)
+    return aligned_run_lengths(counts[inside], silent[inside], patching.silence)

@@ -71,7 +71,8 @@ def document_weights(
         Utterances count as speech whole, with the words that interleaving gives as text. It plays
         no part where there are only sources of one kind.
       ratio_unit: what amounts are counted in. `words`: words said or written. `tokens`: text
-        tokens and units of the documents, as interleaving leaves them (Table 13).
+        tokens and units of the documents, as interleaving leaves them (Table 13); plain units,
+        so that runs with another unit vocabulary take the same documents.
       interleaved_share: share of the utterances that are interleaved, 0 … 1.
 
     Returns:
@@ -190,11 +191,11 @@ class MixedDrafts:
     def _draft(self, record: Record, rng: np.random.Generator, align: bool) -> Draft:
         if not isinstance(record, Utterance):
             return text_draft(record, self._vocabulary)
-        silence = self._patching.silence
+        vocabulary, patching = self._vocabulary, self._patching
         if self._task:
-            return task_draft(record, self._task, self._vocabulary, silence, align)
+            return task_draft(record, self._task, vocabulary, patching, align, rng)
         blocks_rng = rng if rng.random() < self._interleaved_share else None
-        return speech_draft(record, self._vocabulary, blocks_rng, silence, align)
+        return speech_draft(record, vocabulary, blocks_rng, patching, align, rng)
 
 
 _READ_AHEAD = 16

@@ -14,7 +14,7 @@ import numpy as np
 
 from data_pipelines.records.metadata import RecordMetadata
 from data_pipelines.records.storage import open_records
-from data_pipelines.training.config import DataConfig, effective_settings
+from data_pipelines.training.config import DataConfig, drop_newer_defaults, effective_settings
 from data_pipelines.training.held_out import held_out_mask
 from data_pipelines.training.mixture import (
     MixedDrafts,
@@ -88,7 +88,7 @@ class RunDocuments:
         config, rows = self.config, np.zeros(2)
         for opened, visited in zip(self._records, self._visited, strict=True):
             share = 1.0 if visited is None else len(visited) / len(opened)
-            tokens, patches = _expected_size(opened.metadata, config)
+            tokens, patches = _expected_size(opened.metadata, config, self._vocabulary)
             rows += share * np.array([tokens, patches])
         rows *= config.num_epochs / np.array([config.tokens_per_row, config.patches_per_row])
         return max(1, math.ceil(rows.max() / config.batch_size))
@@ -147,9 +147,12 @@ class RunDocuments:
         fields = dataclasses.asdict(self.config)
         for source, records in zip(fields["sources"], self._records, strict=True):
             source["path"] = records.metadata.identity()
-        if not self.config.held_out_share:
-            del fields["held_out_share"]  # as in runs begun before there was one
-        return json.loads(json.dumps([fields, dataclasses.asdict(self._vocabulary)]))
+        drop_newer_defaults(fields)
+        vocabulary = dataclasses.asdict(self._vocabulary)
+        units = vocabulary.pop("units")  # which runs begun before there were others do not name
+        if not self._vocabulary.units.is_plain:
+            vocabulary["units"] = _digest(units)
+        return json.loads(json.dumps([fields, vocabulary]))
 
     @functools.cached_property
     def _settings(self) -> list[Any]:
@@ -174,7 +177,9 @@ def _visited_records(
     return visited
 
 
-def _expected_size(metadata: RecordMetadata, config: DataConfig) -> tuple[float, float]:
+def _expected_size(
+    metadata: RecordMetadata, config: DataConfig, vocabulary: Vocabulary
+) -> tuple[float, float]:
     """Returns about how many tokens and patches the documents of some records have."""
     totals, patching = metadata.totals, config.patching
     if metadata.kind == "text":
@@ -183,7 +188,7 @@ def _expected_size(metadata: RecordMetadata, config: DataConfig) -> tuple[float,
     spoken = 1.0 if config.task else spoken_share(totals, config.interleaved_share)
     written = 1.0 if config.task else 1 - spoken
     text = written * totals.text_tokens + 4 * totals.documents
-    units = spoken * totals.units
+    units = spoken * totals.units / vocabulary.units.units_per_id
     static = units if patching.strategy == "none" else units / patching.patch_size
     silences = totals.silences if patching.silence == "separate" else 0
     aligned = spoken * (totals.words + silences)
@@ -193,7 +198,7 @@ def _expected_size(metadata: RecordMetadata, config: DataConfig) -> tuple[float,
     return text + units, text + mixed * aligned + (1 - mixed) * static
 
 
-def _digest(settings: list[Any]) -> str:
+def _digest(settings: Any) -> str:
     """Tells settings apart."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 

@@ -17,7 +17,7 @@ from lst_jax.checkpoints.description import DataDescription, ModelDescription
 from lst_jax.checkpoints.layout import CHECKPOINTS, find_checkpoint
 from lst_jax.config import ModelConfig
 from lst_jax.extras import check_extra
-from lst_jax.paths import PathText
+from lst_jax.paths import PathText, local_path
 from lst_jax.settings import UnitCount, Workers, configuration, require
 from lst_jax.sharding import MeshConfig, check_heads, check_rows, make_mesh, row_share
 from lst_jax.training.hooks import Hook
@@ -28,6 +28,7 @@ from lst_jax.training.optimizers import OptimizerConfig, make_optimizer
 from lst_jax.training.starts import flatten_settings
 from lst_jax.training.step import TrainingConfig
 from lst_jax.training.writers import WRITERS
+from lst_jax.unit_encoding import UnitEncoding, read_unit_encoding
 from lst_jax.vocabulary import TextTokenizer
 
 _EXTRAS = ("clu", "wandb")  # writers whose packages are extras
@@ -46,6 +47,8 @@ class Experiment:
       optimizer: AdamW and its schedule.
       mesh: devices along each mesh axis.
       unit_count: size of the speech unit set.
+      unit_vocabulary: file of a unit vocabulary (`experiments.train_unit_vocabulary`) that joins
+        units or drops their repeats; None: every unit is an id.
       num_workers: processes that make batches; 0: the main process does. Changes no batch.
       prefetch: batches made ahead. Changes no batch.
       evaluation: what the run is measured by on the way. Changes nothing of the run.
@@ -59,6 +62,7 @@ class Experiment:
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     unit_count: UnitCount = 502
+    unit_vocabulary: PathText | None = None
     num_workers: Workers = 0
     prefetch: Workers = 2
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
@@ -70,20 +74,27 @@ class Experiment:
 
     def settings(self) -> dict[str, Any]:
         """Returns what the record of starts holds besides model, optimizer and training."""
-        names = ("tokenizer", "unit_count", "num_workers", "prefetch")
+        names = ("tokenizer", "unit_count", "unit_vocabulary", "num_workers", "prefetch")
         parts = flatten_settings(self.data, self.mesh, self.evaluation)
         parts |= {f"train.{name}": getattr(self, name) for name in names}
         return parts | {"train.writers": ", ".join(self.writers)}
+
+    def unit_encoding(self) -> UnitEncoding:
+        """Returns how ids come from units; see `read_unit_encoding` for errors."""
+        if self.unit_vocabulary is None:
+            return UnitEncoding()
+        file = local_path(self.unit_vocabulary, "unit_vocabulary")
+        return read_unit_encoding(file, self.unit_count)
 
     def describe(self) -> ModelDescription:
         """Returns what `model.json` will say.
 
         Raises:
-          FileNotFoundError: there is no tokenizer.
-          ValueError: the tokenizer or the model's configuration is not a valid one.
+          OSError: there is no tokenizer or unit vocabulary.
+          ValueError: one of them, or the model's configuration, is not a valid one.
         """
         tokenizer = TextTokenizer(self.tokenizer)
-        vocabulary = tokenizer.vocabulary(self.unit_count)
+        vocabulary = tokenizer.vocabulary(self.unit_count, self.unit_encoding())
         return ModelDescription(
             model=self.model(vocab_size=vocabulary.size),
             vocabulary=vocabulary,

@@ -40,7 +40,8 @@ def read_config(
     with gin_config.calling_gin():
         data = gin.get_configurable(DataConfig)(sources=(SourceConfig("none", "text"),))
         experiment = gin.get_configurable("train")(tokenizer="none", data=data)
-        vocabulary = Vocabulary(text_size, unit_count=experiment.unit_count)
+        units = experiment.unit_encoding()
+        vocabulary = Vocabulary(text_size, unit_count=experiment.unit_count, units=units)
         model = experiment.model(vocab_size=vocabulary.size, attention=attention)
     return StepConfig(
         model=model,

@@ -229,7 +229,7 @@ def patch_rows(
     rows = {}
     for name, config in strategies.items():
         aligned = config.strategy == "aligned"
-        example = speech_draft(utterance, vocabulary, None, config.silence, aligned)
+        example = speech_draft(utterance, vocabulary, None, config, aligned)
         lengths = example.aligned_lengths if aligned else None
         document = patch_document(example.tokens, config, vocabulary, lengths)
         starts = np.cumsum(document.patch_lengths) - document.patch_lengths

@@ -56,25 +56,6 @@ class GlobalTransformerOptions:
 
 
 @configuration
-class UnitEncoding:
-    """How a model's speech ids come from an encoder's units.
-
-    Attributes:
-      deduplicated: whether a run of equal units is one id. False: every unit is one.
-      pieces_fingerprint: SHA-256 of a model that joins units to pieces, byte-pair encoding for
-        instance. None: an id is a unit.
-    """
-
-    deduplicated: bool = False
-    pieces_fingerprint: Name | None = None
-
-    @property
-    def is_plain(self) -> bool:
-        """Returns whether ids are units, all that this version computes with."""
-        return self == UnitEncoding()
-
-
-@configuration
 class DataDescription:
     """Describes the rows that a model was trained on.
 
@@ -100,12 +81,11 @@ class ModelDescription:
 
     Attributes:
       model: configuration of the model.
-      vocabulary: the id space it was trained on.
+      vocabulary: the id space it was trained on; the file has its `units` apart.
       tokenizer_fingerprint: SHA-256 of the text tokenizer's file (`TextTokenizer.fingerprint`);
         None where a ported checkpoint does not tell.
       data: the rows it was trained on.
       encoder_fingerprint: SHA-256 of the encoder that made the units. None: not told.
-      units: how speech ids come from that encoder's units.
       global_transformer: what is special about the global transformer.
       published_params: `params.json` of a ported checkpoint as text, with the settings that no
         field here has, so that it can go out again as it came in. None: there was none.
@@ -116,7 +96,6 @@ class ModelDescription:
     tokenizer_fingerprint: Name | None
     data: DataDescription = DataDescription()
     encoder_fingerprint: Name | None = None
-    units: UnitEncoding = UnitEncoding()
     global_transformer: GlobalTransformerOptions = GlobalTransformerOptions()
     published_params: Name | None = None
 
@@ -125,7 +104,7 @@ class ModelDescription:
             self.model.vocab_size == self.vocabulary.size,
             "ModelDescription.model.vocab_size",
             self.model.vocab_size,
-            f"{self.vocabulary.size}, the size of {self.vocabulary}",
+            f"{self.vocabulary.size}, the size of {quote(self.vocabulary)}",
         )
         if self.published_params is not None:
             _check_published_params(self.published_params)
@@ -184,6 +163,7 @@ def description_to_json(description: ModelDescription) -> dict[str, Any]:
     """Returns a description as JSON values."""
     fields = dataclasses.asdict(description)
     fields["model"] = {"kind": type(description.model).__name__, **fields["model"]}
+    fields["units"] = fields["vocabulary"].pop("units")
     return {"format_version": FORMAT_VERSION, **fields}
 
 
@@ -244,7 +224,22 @@ def _description_from_json(fields: dict[str, Any], file: pathlib.Path) -> ModelD
         expected = " or ".join(map(repr, _MODEL_KINDS))
         raise ValueError(f"{file}: model.kind is {quote(kind)}, expected {expected}")
     built = validate_fields(_MODEL_KINDS[kind], settings, file)
-    return validate_fields(ModelDescription, {**fields, "model": built}, file)
+    vocabulary = _vocabulary_from_json(fields.get("vocabulary"), fields.pop("units", {}), file)
+    return validate_fields(
+        ModelDescription, {**fields, "model": built, "vocabulary": vocabulary}, file
+    )
+
+
+def _vocabulary_from_json(vocabulary: Any, units: Any, file: pathlib.Path) -> Any:
+    """Returns the vocabulary with the units that the file has apart, both still to be checked."""
+    if isinstance(units, Mapping) and units.get("pieces_fingerprint", "") is None:
+        # In the first files of version 2, where every unit was an id.
+        units = {name: value for name, value in units.items() if name != "pieces_fingerprint"}
+    if not isinstance(vocabulary, Mapping) or "units" in vocabulary:
+        raise ValueError(
+            f"{file}: vocabulary is {quote(vocabulary)}, expected an object without units"
+        )
+    return {**vocabulary, "units": units}
 
 
 def check_tokenizer(tokenizer: TextTokenizer, description: ModelDescription) -> None:
@@ -280,7 +275,7 @@ def description_difference(there: ModelDescription, here: ModelDescription) -> s
 
     Where one does not tell its encoder, it cannot be shown to be another.
     """
-    names = ["model", "vocabulary", "tokenizer_fingerprint", "units", "global_transformer"]
+    names = ["model", "vocabulary", "tokenizer_fingerprint", "global_transformer"]
     if None not in (there.encoder_fingerprint, here.encoder_fingerprint):
         names.append("encoder_fingerprint")
     if type(there.model) is not type(here.model):

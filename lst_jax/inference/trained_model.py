@@ -144,8 +144,6 @@ def open_trained_model(
     missing = [name for name in ("patching", "visibility") if getattr(data, name) is None]
     if missing:
         raise ValueError(f"{path}: model.json has no {', '.join(missing)} under data")
-    if not description.units.is_plain:
-        raise ValueError(f"{path}: model.json has units {description.units}, expected plain ones")
     tokenizer_path = tokenizer_path or data.tokenizer
     if tokenizer_path is None:
         raise ValueError(f"{path} does not say which tokenizer it was trained with; give one")

@@ -180,6 +180,8 @@ def published_differences(description: ModelDescription) -> list[str]:
         differences.append(
             f"{description.vocabulary.unit_count} units here, {PUBLISHED_UNIT_COUNT} there"
         )
+    if not description.vocabulary.units.is_plain:
+        differences.append("units are joined or deduplicated here, each is an id there")
     return differences
 
 

@@ -255,7 +255,7 @@ def config_from_json(values: Mapping[str, Any]) -> Config:
     _require(type(version) is int and version in (1, 2), "format_version", version, "1 or 2")
     # Version 2 has room for what no model has yet; one that has it is none of these.
     _require_absent("global_transformer", values.get("global_transformer"))
-    _require_absent("units", values.get("units"))
+    _require_plain(values.get("units"))
     model = _section(values, "model")
     kinds = {kind.__name__: kind for kind in (LSTConfig, TokenTransformerConfig)}
     kind = model.pop("kind", None)
@@ -293,6 +293,14 @@ def _require_absent(name: str, options: object) -> None:
     """Raises unless options are not there, or none is set."""
     unset = options is None or (isinstance(options, Mapping) and not any(options.values()))
     _require(unset, name, options, "none set")
+
+
+def _require_plain(units: object) -> None:
+    """Raises unless every unit is an id: `lst_jax` alone joins units and drops repeats."""
+    if isinstance(units, Mapping):
+        means = ("run_length", "units_per_id")
+        units = {name: value for name, value in units.items() if name not in means and value}
+    _require(not units, "units", repr(units)[:80], "every unit an id, none joined or dropped")
 
 
 def _check_fields(config: Any) -> None:

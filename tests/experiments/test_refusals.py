@@ -33,6 +33,7 @@ TEXTS = {
     "prepare_data": set(),
     "train": {"coordinator_address", "gin_binding", "profile_steps"},
     "train_tokenizer": set(),
+    "train_unit_vocabulary": set(),
     "verify_reference": set(),
 }
 NAMES = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if "__" not in path.name)
@@ -64,6 +65,7 @@ REFUSED = {
         *("--gin.UNIT_COUNT=20", "--gin.INITIAL_CHECKPOINT=none", "--workdir=out"),
     ],
     "train_tokenizer": ["--input=none", "--format=text", "--vocab_size=99", "--output=out"],
+    "train_unit_vocabulary": ["--records=none", "--deduplicate", "--output=out"],
     "verify_reference": ["--case=none"],
 }
 HOSTILE = (
@@ -156,7 +158,7 @@ def test_every_flag_that_names_a_file_is_defined_as_a_path(binaries):
 @pytest.mark.slow
 def test_every_binary_refuses_for_the_reason_that_it_is_given(refused):
     expected = ["v9:9x9", "sides is []", "num_steps is 'x'", *["none"] * 5, "units[0] is 999999"]
-    expected += ["none"] * 5
+    expected += ["none"] * 6
     for (name, arguments), reason in zip(REFUSED.items(), expected, strict=True):
         refused(name, *arguments, names=[reason])
 

@@ -86,6 +86,40 @@ def test_a_stopped_run_saves_and_ends_with_the_same_parameters(
     check_same_run(tmp_path, uninterrupted)
 
 
+def test_a_run_of_joined_units_is_continued_scored_and_heard(corpus, tmp_path):
+    """Its unit vocabulary is in `model.json`: the file is needed to train, and then no more."""
+    records = next(flag for flag in corpus if "SPEECH_RECORDS" in flag).partition("=")[2]
+    units, other, workdir = tmp_path / "units.json", tmp_path / "other.json", tmp_path / "run"
+    for path, flags in ((units, ["--vocab_size=520"]), (other, ["--deduplicate"])):
+        output = f"--output={path}"
+        run_binary("experiments.train_unit_vocabulary", f"--records={records}", output, *flags)
+    changes = {"UNIT_VOCABULARY": units, "NUM_STEPS": 3, "STRATEGY": "mixed", "CHECKPOINT_EVERY": 3}
+    done = run_binary("experiments.train", *training_flags(corpus, workdir, **changes))
+    assert done.returncode == 0, done.stderr
+    vocabulary = read_description(workdir).vocabulary
+    assert len(vocabulary.units.pieces) == 18 and vocabulary.size == 300 + 6 + 520
+    changes["UNIT_VOCABULARY"] = other
+    done = run_binary("experiments.train", *training_flags(corpus, workdir, **changes))
+    assert done.returncode == 2
+    assert "another model: model.vocab_size is 826 there and 808 here" in done.stderr
+    units.unlink()
+    stories, said = tmp_path / "stories.jsonl", [5, 5, 7, *vocabulary.units.pieces[0]]
+    story = {"id": "1", "set": "s", "prompt": {"units": said}, "label": 0}
+    endings = [{"units": said[::-1]}, {"units": [1]}]
+    stories.write_text(json.dumps(story | {"endings": endings}) + "\n")
+    checkpoint = f"--checkpoint={workdir}"
+    score = ["--directions=S-S", f"--data={stories}"]
+    done = run_binary("experiments.evaluate", checkpoint, *score)
+    assert done.returncode == 0, done.stderr
+    output = tmp_path / "made"
+    ask = [f"--units={','.join(map(str, said))}", "--max_tokens=9", f"--output={output}"]
+    done = run_binary("experiments.generate", checkpoint, *ask)
+    assert done.returncode == 0, done.stderr
+    segments = json.loads(next(output.glob("*.jsonl")).read_text())["segments"]
+    made = [unit for segment in segments for unit in segment.get("units") or []]
+    assert made and max(made) < 502
+
+
 def test_evaluation_and_the_profiler_change_nothing_of_a_run(corpus, uninterrupted, tmp_path):
     """Separate held-out records: training sees the same records as the run without them."""
     stories = tmp_path / "stories.jsonl"

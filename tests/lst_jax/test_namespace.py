@@ -59,6 +59,7 @@ def test_imports_go_one_way():
     root = pathlib.Path(lst_jax.__file__).parent.parent
     shared = (
         "vocabulary",
+        "unit_encoding",
         "patching",
         "batch",
         "paths",

@@ -13,6 +13,7 @@ from lst_jax.patching import (
     aligned_run_lengths,
     fill_row,
     largest_head,
+    move_boundaries,
     patch_document,
     static_patches,
     visible_patches,
@@ -124,6 +125,32 @@ def test_silence_is_a_patch_or_joins_the_word_before_or_the_first_word():
     assert aligned_run_lengths(counts[:1], silent[:1], "merged").tolist() == [2]
     assert aligned_run_lengths(counts[1:3], silent[1:3], "merged").tolist() == [8]
     assert aligned_run_lengths(counts[:0], silent[:0], "merged").tolist() == []
+
+
+@given(
+    st.lists(st.integers(1, 9), min_size=1, max_size=20),
+    st.floats(0, 3) | st.just(1e6),
+    st.integers(0, 99),
+)
+def test_boundaries_that_move_keep_order_and_cover_the_run(lengths, noise, seed):
+    lengths = np.array(lengths, np.int32)
+    moved = move_boundaries(lengths, noise, np.random.default_rng(seed))
+    assert moved.dtype == np.int32 and len(moved) == len(lengths)
+    assert moved.min() >= 1 and moved.sum() == lengths.sum()
+    again = move_boundaries(lengths, noise, np.random.default_rng(seed))
+    assert again.tolist() == moved.tolist()
+    if noise == 0:
+        assert moved.tolist() == lengths.tolist()
+
+
+@pytest.mark.parametrize(("noise", "share"), [(0.5, 0.25), (1.0, 0.5)])
+def test_boundaries_move_as_often_as_noise_takes_them_out_of_their_unit(noise, share):
+    """A place in its unit and a shift, both uniform: their sum leaves ±0.5 so often."""
+    lengths = np.full(20_000, 9, np.int32)
+    moved = move_boundaries(lengths, noise, np.random.default_rng(0))
+    shifts = np.cumsum(moved) - np.cumsum(lengths)
+    assert abs((shifts != 0).mean() - share) < 0.02
+    assert abs(shifts.mean()) < 0.02 and np.abs(shifts).max() <= np.ceil(noise)
 
 
 def test_curriculum_probability_falls_linearly_between_its_two_steps():

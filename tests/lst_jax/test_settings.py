@@ -34,7 +34,6 @@ from lst_jax.checkpoints.description import (
     DataDescription,
     GlobalTransformerOptions,
     ModelDescription,
-    UnitEncoding,
 )
 from lst_jax.config import LSTConfig, TokenTransformerConfig
 from lst_jax.inference.generation import GenerationLimits
@@ -62,6 +61,7 @@ from lst_jax.settings import (
 from lst_jax.sharding import MeshConfig
 from lst_jax.training.optimizers import OptimizerConfig
 from lst_jax.training.step import TrainingConfig
+from lst_jax.unit_encoding import UnitEncoding, _UnitVocabularyFile
 from lst_jax.vocabulary import Vocabulary
 
 
@@ -292,7 +292,8 @@ CONFIGURATIONS = [
     StepConfig(MODEL, Vocabulary(10), OptimizerConfig(), TrainingConfig(5), PATCHING, 64, 96, 8),
     *(Totals(3), Shard("a", 3, 5), EvaluationConfig(5), RunSettings()),
     RecordMetadata("speech", "0" * 64, 30, 20, Totals(3), (Shard("a", 3, 5),)),
-    *(UnitEncoding(), GlobalTransformerOptions(), DataDescription(PATCHING)),
+    *(UnitEncoding(), _UnitVocabularyFile(9, UnitEncoding())),
+    *(GlobalTransformerOptions(), DataDescription(PATCHING)),
     ModelDescription(LSTConfig(518, 8, 16, 1, 1, 1, 2, 2), Vocabulary(10), "0" * 64),
 ]
 FIELDS = [(config, f.name) for config in CONFIGURATIONS for f in dataclasses.fields(config)]

@@ -1,5 +1,7 @@
 """Properties of the documents made of records."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,8 +10,10 @@ from scipy import stats
 
 from data_pipelines.corpora.reference_jsonl import read_reference_jsonl
 from data_pipelines.records.storage import SILENCE, TextDocument, Utterance
+from data_pipelines.records.types import check_record
 from data_pipelines.training.interleaving import choose_blocks, speech_draft, text_draft
 from lst_jax.patching import PatchingConfig, patch_document
+from lst_jax.unit_encoding import UnitEncoding
 from lst_jax.vocabulary import Vocabulary
 from tests.data_pipelines.small_corpus import SAMPLE, make_tokenizer
 
@@ -156,7 +160,13 @@ def test_either_kind_comes_first_and_a_third_of_the_words_is_spoken():
 def test_every_word_is_in_one_block_as_text_or_as_speech(entries, seed, silence):
     utterance = make_utterance(entries)
     spoken = np.flatnonzero(utterance.piece_counts)
-    example = speech_draft(utterance, VOCABULARY, np.random.default_rng(seed), silence, align=True)
+    example = speech_draft(
+        utterance,
+        VOCABULARY,
+        np.random.default_rng(seed),
+        PatchingConfig(silence=silence),
+        align=True,
+    )
     segments = split_segments(example.tokens)
     assert example.aligned_lengths.sum() == len(example.tokens)
     if not len(spoken):
@@ -192,7 +202,9 @@ def test_silence_between_blocks_is_cut_in_half_and_never_in_text():
     utterance = make_utterance([(1, 2), (0, 5)] * 9 + [(1, 2)])
     for seed in range(50):
         rng = np.random.default_rng(seed)
-        example = speech_draft(utterance, VOCABULARY, rng, "separate", align=True)
+        example = speech_draft(
+            utterance, VOCABULARY, rng, PatchingConfig(silence="separate"), align=True
+        )
         segments = split_segments(example.tokens)
         words = 0
         for number, (speech, contents) in enumerate(segments):
@@ -213,7 +225,9 @@ def test_silence_between_blocks_is_cut_in_half_and_never_in_text():
 def test_without_interleaving_every_unit_of_the_utterance_comes_out(entries):
     utterance = make_utterance(entries)
     for silence in ("separate", "merged"):
-        example = speech_draft(utterance, VOCABULARY, None, silence, align=True)
+        example = speech_draft(
+            utterance, VOCABULARY, None, PatchingConfig(silence=silence), align=True
+        )
         ((speech, contents),) = split_segments(example.tokens)
         assert speech
         np.testing.assert_array_equal(VOCABULARY.ids_to_units(contents), utterance.units)
@@ -232,7 +246,9 @@ def test_units_of_the_sample_survive_every_strategy(strategy, silence):
     may_align = strategy in ("aligned", "mixed", "curriculum")
     total = 0
     for utterance in utterances:
-        example = speech_draft(utterance, vocabulary, None, silence, align=may_align)
+        example = speech_draft(
+            utterance, vocabulary, None, PatchingConfig(silence=silence), align=may_align
+        )
         for lengths in {None, may_align}:
             aligned = example.aligned_lengths if lengths else None
             document = patch_document(example.tokens, config, vocabulary, aligned)
@@ -249,7 +265,9 @@ def test_every_draw_of_the_sample_is_a_document():
     for utterance in utterances:
         for seed in range(30):
             rng = np.random.default_rng(seed)
-            example = speech_draft(utterance, vocabulary, rng, "merged", align=True)
+            example = speech_draft(
+                utterance, vocabulary, rng, PatchingConfig(silence="merged"), align=True
+            )
             document = patch_document(
                 example.tokens, PatchingConfig("aligned"), vocabulary, example.aligned_lengths
             )
@@ -261,7 +279,9 @@ def test_mean_patches_of_the_sample_are_those_of_the_paper():
     lengths = {}
     for silence in ("separate", "merged"):
         parts = [
-            speech_draft(utterance, vocabulary, None, silence, align=True).aligned_lengths[2:-1]
+            speech_draft(
+                utterance, vocabulary, None, PatchingConfig(silence=silence), align=True
+            ).aligned_lengths[2:-1]
             for utterance in utterances
         ]
         lengths[silence] = np.concatenate(parts)
@@ -279,6 +299,86 @@ def test_the_same_generator_gives_the_same_example_aligned_or_not():
     )
     np.testing.assert_array_equal(plain.tokens, aligned.tokens)
     assert plain.aligned_lengths is None
+
+
+def with_piece_units(utterance, rng):
+    """The utterance, the units of its words divided among their pieces."""
+    counts = [
+        rng.multinomial(units, np.full(pieces, 1 / pieces))
+        for units, pieces in zip(utterance.unit_counts, utterance.piece_counts, strict=True)
+        if pieces
+    ]
+    counts = np.concatenate(counts, dtype=np.int32) if counts else np.zeros(0, np.int32)
+    return dataclasses.replace(utterance, piece_unit_counts=counts)
+
+
+@settings(max_examples=50, deadline=None)
+@given(ENTRIES, st.integers(0, 2**32), st.sampled_from(["separate", "merged"]))
+def test_patches_by_pieces_divide_those_by_words(entries, seed, silence):
+    utterance = with_piece_units(make_utterance(entries), np.random.default_rng(seed))
+    check_record(utterance, VOCABULARY)
+    by_words, by_pieces = (
+        speech_draft(
+            utterance,
+            VOCABULARY,
+            np.random.default_rng(seed),
+            PatchingConfig("aligned", silence=silence, aligned_by=kind),
+            align=True,
+        )
+        for kind in ("words", "pieces")
+    )
+    np.testing.assert_array_equal(by_pieces.tokens, by_words.tokens)
+    ends = np.cumsum(by_pieces.aligned_lengths)
+    assert set(np.cumsum(by_words.aligned_lengths)) <= set(ends)
+    whole = speech_draft(
+        utterance, VOCABULARY, None, PatchingConfig("aligned", aligned_by="pieces"), align=True
+    )
+    silent = utterance.unit_counts[utterance.is_silence]
+    counts = [*utterance.piece_unit_counts, *silent]
+    assert sorted(whole.aligned_lengths[2:-1]) == sorted(c for c in counts if c)
+
+
+def test_pieces_whose_times_are_not_known_are_refused():
+    config = PatchingConfig("aligned", aligned_by="pieces")
+    with pytest.raises(ValueError, match=r"'u' has no piece_unit_counts, expected them where"):
+        speech_draft(make_utterance([(1, 3)]), VOCABULARY, None, config, align=True)
+
+
+JOINED = dataclasses.replace(
+    VOCABULARY, units=UnitEncoding(True, 1.5, tuple((i, j) for i in range(20) for j in range(9)))
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(ENTRIES, st.integers(0, 2**32), st.sampled_from([0.0, 1.0]))
+def test_joined_units_stay_inside_aligned_patches_and_are_the_same_at_every_step(
+    entries, seed, noise
+):
+    utterance = make_utterance(entries)
+    config = PatchingConfig("curriculum", boundary_noise=noise)
+
+    def draft(vocabulary, align):
+        rng = np.random.default_rng(seed)
+        return speech_draft(utterance, vocabulary, rng, config, align, rng)
+
+    static, aligned, plain = draft(JOINED, False), draft(JOINED, True), draft(VOCABULARY, True)
+    np.testing.assert_array_equal(static.tokens, aligned.tokens)
+    assert len(aligned.aligned_lengths) == len(plain.aligned_lengths)
+    ends, plain_ends = np.cumsum(aligned.aligned_lengths), np.cumsum(plain.aligned_lengths)
+    for end, length, plain_end, plain_length in zip(
+        ends, aligned.aligned_lengths, plain_ends, plain.aligned_lengths, strict=True
+    ):
+        units = plain.tokens[plain_end - plain_length : plain_end]
+        if VOCABULARY.is_unit(units).all():
+            units = JOINED.units_to_ids(VOCABULARY.ids_to_units(units))
+        np.testing.assert_array_equal(aligned.tokens[end - length : end], units)
+
+
+def test_without_aligned_examples_whole_runs_are_joined():
+    utterance = make_utterance([(1, 3)] * 9)
+    for strategy in ("none", "static"):
+        example = speech_draft(utterance, JOINED, None, PatchingConfig(strategy))
+        np.testing.assert_array_equal(example.tokens[2:-1], JOINED.units_to_ids(utterance.units))
 
 
 def test_an_utterance_of_silence_alone_is_speech():

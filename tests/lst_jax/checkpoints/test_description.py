@@ -14,27 +14,26 @@ from hypothesis import strategies as st
 from lst_jax.checkpoints.description import (
     DataDescription,
     ModelDescription,
-    UnitEncoding,
     check_tokenizer,
     description_difference,
     description_from_file,
     description_to_json,
     exported_from_file,
-    write_description,
 )
 from lst_jax.config import baseline_of
-from lst_jax.inference.trained_model import load_trained_model
 from lst_jax.patching import PatchingConfig
+from lst_jax.unit_encoding import UnitEncoding
 from lst_jax.vocabulary import Vocabulary
 from tests.lst_jax.training.training_runs import DESCRIPTION, TINY
 
+UNITS = UnitEncoding(True, 1.5, ((3, 4), (3, 4, 0)), 2.5)
+JOINED = dataclasses.replace(DESCRIPTION.vocabulary, units=UNITS)
 FULL = ModelDescription(
-    model=TINY,
-    vocabulary=DESCRIPTION.vocabulary,
+    model=dataclasses.replace(TINY, vocab_size=JOINED.size),
+    vocabulary=JOINED,
     tokenizer_fingerprint="0" * 64,
     data=DataDescription(PatchingConfig("curriculum", 4), "causal", "t.model", 48, 64),
     encoder_fingerprint="1" * 64,
-    units=UnitEncoding(deduplicated=True, pieces_fingerprint="2" * 64),
     published_params='{"model": {"dim": 3, "names": ["a", null]}, "data": {}}',
 )
 
@@ -58,7 +57,11 @@ slots = st.none() | st.integers(1, 2**24)
 descriptions = st.builds(
     ModelDescription,
     model=st.sampled_from([TINY, baseline_of(TINY)]),
-    vocabulary=st.just(DESCRIPTION.vocabulary),
+    vocabulary=st.builds(
+        dataclasses.replace,
+        st.just(DESCRIPTION.vocabulary),
+        units=st.builds(UnitEncoding, st.just(True), st.floats(1, 9), units_per_id=st.floats(1, 9)),
+    ),
     tokenizer_fingerprint=maybe,
     data=st.builds(
         DataDescription,
@@ -69,7 +72,6 @@ descriptions = st.builds(
         tokens_per_row=slots,
     ),
     encoder_fingerprint=maybe,
-    units=st.builds(UnitEncoding, st.booleans(), maybe),
     published_params=st.none() | st.just('{"model": {"x": [1, 2.5, null, {"y": "z"}]}}'),
 )
 
@@ -101,7 +103,9 @@ def version1(description, **data):
 
 
 def test_version_1_kept_the_step_and_the_published_settings_among_the_data(tmp_path):
-    description = dataclasses.replace(FULL, encoder_fingerprint=None, units=UnitEncoding())
+    description = dataclasses.replace(
+        FULL, encoder_fingerprint=None, model=TINY, vocabulary=DESCRIPTION.vocabulary
+    )
     params = json.loads(description.published_params)
     file = write(tmp_path, version1(description, step=7, published_params=params))
     assert exported_from_file(file) == (description, 7)
@@ -236,17 +240,47 @@ def test_bytes_that_are_no_text_are_refused(tmp_path):
         description_from_file(tmp_path / "model.json")
 
 
-def test_a_model_of_units_that_are_not_plain_is_not_run(tmp_path):
-    write_description(tmp_path, FULL)
-    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"units UnitEncoding\(deduplicated=True"):
-        load_trained_model(tmp_path)
+def test_the_first_files_of_version_2_say_that_units_are_plain(tmp_path):
+    plain = {"deduplicated": False, "pieces_fingerprint": None}
+    file = write(tmp_path, description_to_json(DESCRIPTION) | {"units": plain})
+    assert description_from_file(file) == DESCRIPTION
+    file = write(tmp_path, FIELDS | {"units": plain | {"pieces_fingerprint": "2" * 64}})
+    with pytest.raises(ValueError, match="UnitEncoding has no pieces_fingerprint"):
+        description_from_file(file)
+
+
+@pytest.mark.parametrize(
+    ("units", "message"),
+    [
+        ({"pieces": [[3, 20]]}, "pieces[0] is (3, 20), expected units 0 … 19"),
+        ({"pieces": [[3]]}, "pieces[0] is (3,), expected a piece that is not there yet"),
+        ({"pieces": [[3, 4], [3, 4]]}, "pieces[1] is (3, 4), expected a piece that is not"),
+        ({"pieces": [[]]}, "pieces[0] is (), expected two units or earlier pieces"),
+        ({"pieces": [[3, 4, 0, 1, 2]]}, "pieces[0] is (3, 4, 0, 1, 2), expected two units or"),
+        ({"pieces": [[3, -4]]}, "UnitEncoding.pieces is ((3, -4),), expected a tuple"),
+        ({"run_length": 1.5}, "UnitEncoding.run_length is 1.5, expected 1 where runs are kept"),
+        ({"deduplicated": True, "run_length": 0.5}, "run_length is 0.5, expected"),
+        ({"units_per_id": "1"}, "units_per_id is '1', expected"),
+    ],
+)
+def test_a_unit_vocabulary_that_can_be_none_is_refused_in_a_line(tmp_path, units, message):
+    file = write(tmp_path, FIELDS | {"units": units})
+    with pytest.raises(ValueError) as error:
+        description_from_file(file)
+    assert_one_line(error, str(file), message)
 
 
 def test_another_encoder_or_unit_encoding_is_another_model():
     for change, message in (
         ({"encoder_fingerprint": "3" * 64}, "encoder_fingerprint is '111"),
-        ({"units": UnitEncoding()}, "deduplicated is True there and False here"),
+        (
+            {
+                "vocabulary": dataclasses.replace(
+                    JOINED, units=dataclasses.replace(UNITS, pieces=((4, 3), (3, 4)))
+                )
+            },
+            "vocabulary.units.pieces[0][0] is 3 there and 4 here",
+        ),
     ):
         found = description_difference(FULL, dataclasses.replace(FULL, **change))
         assert message in found
@@ -266,7 +300,8 @@ def test_published_settings_are_objects(params):
 
 def test_a_vocabulary_of_another_size_is_refused(tmp_path):
     other = Vocabulary(41, unit_count=20)
-    file = write(tmp_path, FIELDS | {"vocabulary": dataclasses.asdict(other)})
+    plain = {"text_size": 41, "unit_count": 20}
+    file = write(tmp_path, description_to_json(DESCRIPTION) | {"vocabulary": plain})
     with pytest.raises(ValueError) as error:
         description_from_file(file)
     expected = f"expected {other.size}"

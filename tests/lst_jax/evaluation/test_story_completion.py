@@ -1,5 +1,6 @@
 """Properties of story completion: example files, documents of the four directions, accuracy."""
 
+import dataclasses
 import json
 
 import jax
@@ -26,6 +27,7 @@ from lst_jax.inference.trained_model import TrainedModel
 from lst_jax.model.models import build_model
 from lst_jax.patching import PatchingConfig
 from lst_jax.sharding import MeshConfig, make_mesh
+from lst_jax.unit_encoding import UnitEncoding
 from lst_jax.vocabulary import TextTokenizer
 
 UNIT_COUNT = 9
@@ -260,6 +262,21 @@ def test_documents_are_bos_mode_prompt_then_a_mode_token_only_where_it_changes(
     for continuation, ending in zip(continuations, example.endings, strict=True):
         assert continuation.prompt.tolist() == expected
         assert continuation.ending.tolist() == encode(ending, ending_modality)
+
+
+def test_joined_units_compete_as_their_ids(vocabulary, tokenizer):
+    example = make_example(3)
+    said = example.prompt.units[:2].tolist()
+    units = UnitEncoding(True, 1.0, (tuple(said),))
+    joined = dataclasses.replace(vocabulary, units=units)
+    plain, merged = (
+        build_continuations(example, "S-S", v, tokenizer) for v in (vocabulary, joined)
+    )
+    for one, other in zip(plain, merged, strict=True):
+        for ids, expected in ((other.prompt[2:], one.prompt[2:]), (other.ending, one.ending)):
+            expected = vocabulary.ids_to_units(expected)
+            assert ids.tolist() == joined.units_to_ids(expected).tolist()
+    assert merged[0].prompt[2] == vocabulary.size
 
 
 @settings(max_examples=50, deadline=None)

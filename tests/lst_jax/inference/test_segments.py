@@ -5,6 +5,7 @@ import pytest
 
 from data_pipelines.tokenizers import train_tokenizer
 from lst_jax.inference.segments import split_segments
+from lst_jax.unit_encoding import UnitEncoding
 from lst_jax.vocabulary import TextTokenizer
 
 
@@ -14,8 +15,9 @@ def tokenizer(tmp_path_factory):
     return TextTokenizer(train_tokenizer(["the quick brown fox jumps"], path, 300))
 
 
-def test_every_token_but_modes_and_ends_is_in_one_segment(tokenizer):
-    v = tokenizer.vocabulary(20)
+@pytest.mark.parametrize("encoding", [None, UnitEncoding(pieces=((3, 3), (3, 3, 7)))])
+def test_every_token_but_modes_and_ends_is_in_one_segment(tokenizer, encoding):
+    v = tokenizer.vocabulary(20, encoding)
     words, units = tokenizer.encode("quick fox"), v.units_to_ids([3, 3, 7])
     tokens = np.array(
         [*words, v.speech_mode_id, *units, v.text_mode_id, *words, *units, v.eos_id], np.int32

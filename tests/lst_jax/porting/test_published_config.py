@@ -7,6 +7,7 @@ import pytest
 from lst_jax.checkpoints.description import DataDescription, ModelDescription
 from lst_jax.patching import PatchingConfig
 from lst_jax.porting.published_config import published_differences
+from lst_jax.unit_encoding import UnitEncoding
 from lst_jax.vocabulary import Vocabulary
 from tests.lst_jax.training.training_runs import TINY
 
@@ -30,8 +31,8 @@ def change(**changes):
         if name in ("patching", "visibility"):
             data = dataclasses.replace(description.data, **{name: value})
             description = dataclasses.replace(description, data=data)
-        elif name == "unit_count":
-            vocabulary = Vocabulary(40, unit_count=value)
+        elif name in ("unit_count", "units"):
+            vocabulary = dataclasses.replace(VOCABULARY, **{name: value})
             model = dataclasses.replace(description.model, vocab_size=vocabulary.size)
             description = dataclasses.replace(description, vocabulary=vocabulary, model=model)
         else:
@@ -57,6 +58,10 @@ def change(**changes):
             ["join_speech_mode is False here, True there: `<s>` is a separate patch"],
         ),
         ({"unit_count": 500}, ["500 units here, 502 there"]),
+        (
+            {"units": UnitEncoding(pieces=((3, 3),))},
+            ["units are joined or deduplicated here, each is an id there"],
+        ),
     ],
 )
 def test_every_other_convention_is_told(changes, expected):

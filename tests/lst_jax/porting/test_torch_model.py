@@ -596,8 +596,9 @@ def test_missing_folders_and_files_are_named(folder, tmp_path):
         ("data", {"patching": {"patch_size": 0}}, "patch_size=0"),
         ("model", {"norm_eps": float("nan")}, "norm_eps=nan"),
         ("model", {"rope_theta": float("inf")}, "rope_theta=inf"),
-        ("units", {"deduplicated": True}, "units={'deduplicated': True"),
-        ("units", {"pieces_fingerprint": "0"}, "units={"),
+        ("units", {"deduplicated": True}, "units=\"{'deduplicated': True"),
+        ("units", {"pieces": [[3, 4]] * 999, "run_length": 1.0}, "units=\"{'pieces': "),
+        ("units", {"pieces_fingerprint": "0"}, "units="),
         ("global_transformer", {"window": 8}, "global_transformer={'window': 8}"),
     ],
 )
