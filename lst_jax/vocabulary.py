@@ -119,6 +119,12 @@ class Vocabulary:
         units = self._pieces.spell(units) if self._pieces else units
         return repeat_units(units, self.units.run_length) if self.units.deduplicated else units
 
+    @property
+    def unit_lengths(self) -> np.ndarray:
+        """Returns how many plain units each speech id stands for, on average, float64."""
+        pieces = np.fromiter(map(len, self.units.pieces), np.float64)
+        return self.units.run_length * np.concatenate([np.ones(self.unit_count), pieces])
+
     def is_unit(self, ids: np.ndarray | Sequence[int]) -> np.ndarray:
         """Returns bool (…,): which of the ids (…,) are speech units, or pieces of them."""
         ids = np.asarray(ids)
@@ -259,12 +265,14 @@ class TextTokenizer:
             raise ValueError(f"piece_id is {piece_id}, expected 0 … {self.size - 1}")
         return self._model.id_to_piece(int(piece_id))
 
-    def piece_bytes(self) -> np.ndarray:
-        """Returns how many UTF-8 bytes of text each piece stands for, int32 (V,).
+    def token_sizes(self, vocabulary: Vocabulary) -> np.ndarray:
+        """Returns what each id stands for, float64 (vocabulary.size,).
 
-        U+2581 is a space; control pieces and the unknown piece stand for none.
+        That is UTF-8 bytes for a text piece, U+2581 being a space, and plain units for a speech id,
+        of deduplicated ones the mean. Control pieces and the unknown piece stand for nothing.
         """
-        model, sizes = self._model, np.zeros(self.size, np.int32)
+        model, sizes = self._model, np.zeros(vocabulary.size)
+        sizes[vocabulary.first_unit_id :] = vocabulary.unit_lengths
         for piece_id in range(self.size):
             if model.is_byte(piece_id):
                 sizes[piece_id] = 1

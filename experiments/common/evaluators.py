@@ -106,7 +106,7 @@ def make_evaluators(
         )
         amounts = functools.partial(
             target_amounts,
-            piece_bytes=TextTokenizer(tokenizer).piece_bytes(),
+            token_sizes=TextTokenizer(tokenizer).token_sizes(description.vocabulary),
             first_unit_id=description.vocabulary.first_unit_id,
             unit_rate=config.unit_rate,
         )

@@ -23,25 +23,22 @@ _RATES = ("bits_per_byte", "nats_per_second")
 
 
 def target_amounts(
-    batch: Batch, piece_bytes: np.ndarray, first_unit_id: int, unit_rate: float
+    batch: Batch, token_sizes: np.ndarray, first_unit_id: int, unit_rate: float
 ) -> np.ndarray:
     """Returns what the targets of a batch stand for, weighted as their losses are.
 
     Args:
       batch: on the host.
-      piece_bytes: (V,) UTF-8 bytes of every text piece (`TextTokenizer.piece_bytes`).
-      first_unit_id: targets from this id on are speech units.
+      token_sizes: what each id stands for: UTF-8 bytes of a text piece, units of a speech id.
+      first_unit_id: targets from this id on are speech.
       unit_rate: units a second of speech.
 
     Returns:
       (2,) float64: bytes of text, seconds of speech.
     """
-    sizes = np.zeros(first_unit_id)
-    sizes[: len(piece_bytes)] = piece_bytes
-    text = np.take(sizes, np.minimum(batch.targets, first_unit_id - 1))
+    sizes = np.asarray(batch.loss_weights, np.float64) * token_sizes[batch.targets]
     speech = batch.targets >= first_unit_id
-    weights = np.asarray(batch.loss_weights, np.float64)
-    written, spoken = (weights * ~speech * text).sum(), (weights * speech).sum()
+    written, spoken = (sizes * ~speech).sum(), (sizes * speech).sum()
     return np.array([written, spoken / unit_rate])
 
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.tokenizers import train_tokenizer
+from lst_jax.unit_encoding import UnitEncoding
 from lst_jax.vocabulary import TextTokenizer, Vocabulary
 
 TEXT = [
@@ -195,7 +196,11 @@ def test_fingerprints_tell_models_apart(tmp_path, tokenizer, model_path):
 def test_pieces_stand_for_the_bytes_of_their_text(tokenizer):
     """Of letters that the model has, and of others, which it spells byte by byte."""
     text = "the stream naïve 語"
-    sizes = tokenizer.piece_bytes()
+    units = UnitEncoding(True, 1.5, ((3, 4), (3, 4, 3)))
+    vocabulary = tokenizer.vocabulary(9, units)
+    sizes = tokenizer.token_sizes(vocabulary)
     assert sizes[tokenizer.encode(text)].sum() == len(f" {text}".encode())
-    vocabulary = tokenizer.vocabulary()
-    assert sizes[[vocabulary.bos_id, vocabulary.eos_id]].tolist() == [0, 0]
+    assert (
+        sizes[[vocabulary.bos_id, vocabulary.eos_id, vocabulary.text_mode_id]].tolist() == [0] * 3
+    )
+    assert sizes[vocabulary.first_unit_id :].tolist() == [1.5] * 9 + [3.0, 4.5]

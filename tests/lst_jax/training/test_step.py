@@ -113,19 +113,19 @@ def test_held_out_losses_are_means_over_all_targets_in_double_precision():
 
 def test_losses_by_bytes_and_seconds_count_what_targets_stand_for():
     """Of a uniform model: every target costs the same, whatever it stands for."""
-    sizes = np.arange(V.text_size)
+    sizes = np.concatenate([np.arange(FIRST_UNIT), np.full(V.unit_count, 1.5)])
     document = patch_document(
         np.array([V.bos_id, 7, 9, *[FIRST_UNIT] * 5, V.eos_id]), PatchingConfig("none"), V
     )
     batch = stack_rows([[document], [document, document]], 30, 30)
     amounts = functools.partial(
-        target_amounts, piece_bytes=sizes, first_unit_id=FIRST_UNIT, unit_rate=2.5
+        target_amounts, token_sizes=sizes, first_unit_id=FIRST_UNIT, unit_rate=2.5
     )
-    np.testing.assert_allclose(amounts(batch), [3 * (7 + 9 + V.eos_id), 3 * 5 / 2.5])
+    np.testing.assert_allclose(amounts(batch), [3 * (7 + 9 + V.eos_id), 3 * 5 * 1.5 / 2.5])
     sums = {"text_nll": 36.0, "text_weight": 9.0, "speech_nll": 60.0, "speech_weight": 15.0}
     mesh = make_mesh(devices=jax.devices()[:1])
     found = HeldOutLoss(lambda *_: sums, {"none": [batch, batch]}, mesh, 1, amounts).evaluate(0)
-    assert found["held_out/none/nats_per_second"] == pytest.approx(60 / 6)
+    assert found["held_out/none/nats_per_second"] == pytest.approx(60 / 9)
     expected = 36 / np.log(2) / (3 * (16 + V.eos_id))
     assert found["held_out/none/bits_per_byte"] == pytest.approx(expected)
 
