@@ -107,6 +107,8 @@ def _check_patches(saved: SavedModel) -> None:
         raise ValueError(
             f"{saved.path} is an unpatched baseline, which has no patches, expected an LST"
         )
+    if not saved.description.vocabulary.units.is_plain:
+        raise ValueError(f"{saved.path} has joined or deduplicated units, expected plain ones")
 
 
 def _check_encoder(saved: SavedModel, found: str | None) -> None:

@@ -120,7 +120,8 @@ def _segment(
     utterance: Utterance, patching: PatchingConfig, vocabulary: Vocabulary, patches_per_row: int
 ) -> _Segmented:
     """Returns an utterance's document, the words that are in it, and the patch of every entry."""
-    draft = speech_draft(utterance, vocabulary, None, patching.silence, align=True)
+    by_words = dataclasses.replace(patching, aligned_by="words")
+    draft = speech_draft(utterance, vocabulary, None, by_words, align=True)
     lengths = draft.aligned_lengths
     assert lengths is not None  # it was asked for
     document = patch_document(draft.tokens, patching, vocabulary, lengths)
