@@ -7,6 +7,7 @@ bindings add to the study's own, so that each of its cells is an ordinary traini
 from __future__ import annotations
 
 import itertools
+import pathlib
 import re
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -48,7 +49,7 @@ class StudyData:
       files: Gin files of the data.
       bindings: `NAME=VALUE`, where the records are.
       stories: files of story completion, the test sets.
-      unit_rate: units a second of speech, on average where they are merged.
+      unit_rate: plain units a second of speech.
     """
 
     files: tuple[str, ...]
@@ -62,6 +63,7 @@ def corpus_folder(
     file: str = "experiments/configs/data/speech_text.gin",
     sets: tuple[str, ...] = TEST_SETS,
     unit_rate: float = 25.0,
+    unit_vocabulary: str | None = None,
 ) -> StudyData:
     """Returns the data of a folder laid out as that of the built-in corpus.
 
@@ -69,7 +71,8 @@ def corpus_folder(
       root: the folder, as `python -m experiments.demo` makes in its workdir's `corpus`.
       file: Gin file of the data.
       sets: test sets, files of its `test_sets`.
-      unit_rate: units a second.
+      unit_rate: plain units a second.
+      unit_vocabulary: file in the folder that joins units or drops their repeats; None: neither.
     """
     paths = MicroworldPaths(local_path(root, "CORPUS").absolute())
     macros = {
@@ -77,12 +80,19 @@ def corpus_folder(
         "SPEECH_RECORDS": paths.speech_records,
         "TEXT_RECORDS": paths.text_records,
     }
+    if unit_vocabulary is not None:
+        macros["UNIT_VOCABULARY"] = paths.root / unit_vocabulary
     return StudyData(
         files=(file,),
         bindings=tuple(f"{name}={str(path)!r}" for name, path in macros.items()),
         stories=tuple(str(paths.root / "test_sets" / f"{name}.jsonl") for name in sets),
         unit_rate=float(unit_rate),
     )
+
+
+def binding(name: str, value: Any) -> str:
+    """Returns `NAME=VALUE`, for an arm's binding whose value a macro has."""
+    return f"{name}={value!r}"
 
 
 @configuration
@@ -146,6 +156,7 @@ class Study:
     Attributes:
       name: of its reports.
       question: that it answers, a sentence.
+      paper: what the paper reports.
       data: what all arms are trained and tested on.
       files: Gin files of model and run, after those of the data.
       bindings: `NAME=VALUE` for all cells.
@@ -178,6 +189,7 @@ class Study:
     budgets: tuple[PositiveFloat, ...]
     primary: Comparison
     question: str = ""
+    paper: str = ""
     bindings: tuple[str, ...] = ()
     models: tuple[Arm, ...] = ()
     seeds: tuple[Seed32, ...] = (0, 1, 2)
@@ -308,6 +320,16 @@ def _one_of(names: Sequence[Any]) -> str:
     return f"one of {list_names(map(str, names)) or 'no names'}"
 
 
+STUDIES = pathlib.Path(__file__).resolve().parents[1] / "configs" / "studies"
+
+
+def study_files() -> list[pathlib.Path]:
+    """Returns the studies of this project, without the files that they include."""
+    files = sorted(STUDIES.glob("*.gin"))
+    return [file for file in files if "\nStudy.name = " in file.read_text(encoding="utf-8")]
+
+
 gin.external_configurable(corpus_folder)
+gin.external_configurable(binding)
 for _configurable in (StudyData, Arm, Comparison, Study):
     gin.external_configurable(_configurable)

@@ -119,25 +119,27 @@ def step_cost(
       model: configuration, whose FLOPs are counted.
       vocabulary: tells units from other tokens.
       batches: at least one. A curriculum changes what rows hold, so they come from its whole run.
-      unit_rate: units a second.
+      unit_rate: plain units a second.
 
     Raises:
       ValueError: there are no batches.
     """
     require(math.isfinite(unit_rate) and unit_rate > 0, "unit_rate", unit_rate, "a number above 0")
-    count, sums = 0, np.zeros(4)
+    count, sums = 0, np.zeros(5)
     for batch in batches:
         real = np.asarray(batch.document_ids) > 0
         tokens = np.asarray(batch.tokens)
-        units = np.count_nonzero(real & vocabulary.is_unit(tokens))
+        speech = tokens[real & vocabulary.is_unit(tokens)]
+        spoken = vocabulary.unit_lengths[speech - vocabulary.first_unit_id].sum()
+        text = np.count_nonzero(real) - len(speech)
         # Patches of a row are numbered without gaps, and padding has the number P.
         patches = np.max(np.where(real, batch.patch_ids, -1), axis=-1) + 1
         flops = training_flops(model, jax.tree.map(jnp.asarray, batch))
-        sums += [np.sum(patches), units, np.count_nonzero(real) - units, float(flops)]
+        sums += [np.sum(patches), len(speech), text, spoken, float(flops)]
         count += 1
     require(count > 0, "number of batches", count, "at least 1")
-    patches, units, text, flops = map(float, sums / count)
-    return StepCost(patches, units, text, units / unit_rate, flops)
+    patches, units, text, spoken, flops = map(float, sums / count)
+    return StepCost(patches, units, text, spoken / unit_rate, flops)
 
 
 def steps_of_budget(amount: float, unit: BudgetUnit, cost: StepCost) -> int:

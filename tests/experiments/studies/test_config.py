@@ -1,13 +1,11 @@
 """Study files: what they mean, and what of them is refused."""
 
 import itertools
-import pathlib
 
 import pytest
 
-from experiments.studies.config import Study, read_study
+from experiments.studies.config import Study, read_study, study_files
 
-STUDIES = pathlib.Path(__file__).parents[3] / "experiments" / "configs" / "studies"
 PILOT = "experiments/configs/studies/pilot.gin"
 
 
@@ -15,7 +13,7 @@ def read(*bindings, file=PILOT):
     return read_study([file], ["CORPUS=corpus", *bindings])
 
 
-@pytest.mark.parametrize("file", sorted({*STUDIES.glob("*.gin")} - {STUDIES / "common.gin"}))
+@pytest.mark.parametrize("file", study_files(), ids=lambda file: file.stem)
 def test_every_study_file_is_a_study_of_that_name(file):
     study = read(file=str(file))
     assert (study.name, bool(study.question)) == (file.stem, True)
