@@ -8,7 +8,9 @@ import gin
 
 from data_pipelines.training.dataset import DataConfig, SourceConfig
 from experiments.common import gin_config
+from experiments.common.experiment import Experiment
 from experiments.common.step_config import StepConfig
+from lst_jax.config import ModelConfig
 from lst_jax.sharding import MeshConfig
 from lst_jax.vocabulary import Vocabulary
 
@@ -43,6 +45,21 @@ def read_config(
         units = experiment.unit_encoding()
         vocabulary = Vocabulary(text_size, unit_count=experiment.unit_count, units=units)
         model = experiment.model(vocab_size=vocabulary.size, attention=attention)
+    return _step_config(experiment, model, vocabulary)
+
+
+def step_config(experiment: Experiment) -> StepConfig:
+    """Returns the step of a run; its tokenizer is read.
+
+    Raises:
+      OSError, ValueError: see `Experiment.describe`.
+    """
+    description = experiment.describe()
+    return _step_config(experiment, description.model, description.vocabulary)
+
+
+def _step_config(experiment: Experiment, model: ModelConfig, vocabulary: Vocabulary) -> StepConfig:
+    data = experiment.data
     return StepConfig(
         model=model,
         vocabulary=vocabulary,

@@ -1,0 +1,246 @@
+"""A worker of a study: claims cells that are missing, trains and evaluates them, keeps the results.
+
+Workers share nothing but the workdir. A cell is a worker's own as long as it has the lock of the
+cell's claim, which ends with the process (`lst_jax.training.lock`). What ends a cell's training or
+evaluation is kept beside it and said; the other cells go on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+from typing import Self
+
+from experiments.common.cli import ExitCode
+from experiments.studies.cells import (
+    FAILURE,
+    LOG,
+    RESULT,
+    RUN,
+    STORIES,
+    Workdir,
+    evaluate_command,
+    run_bindings,
+    train_command,
+)
+from experiments.studies.config import Cell
+from experiments.studies.results import score_cell
+from lst_jax.files import write_json
+from lst_jax.settings import one_line
+from lst_jax.training.lock import WorkdirLockedError, locked
+from lst_jax.training.metrics import format_duration, read_records
+from lst_jax.training.signals import StopSignal
+
+_MEASURED_STEPS = 6
+
+
+class StoppedError(Exception):
+    """A signal asked to stop; what was under way is saved."""
+
+
+class ChildError(RuntimeError):
+    """A binary of a cell failed; the last line that it said."""
+
+
+class Children(StopSignal):
+    """Runs binaries one at a time, and passes signals on to the one that runs.
+
+    A context: see `StopSignal`.
+    """
+
+    def __init__(self, device: str | None = None) -> None:
+        """Takes the accelerator that the binaries see; None: all."""
+        super().__init__()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._environment = dict(os.environ)
+        if device is not None:
+            self._environment |= {"CUDA_VISIBLE_DEVICES": device, "TPU_VISIBLE_CHIPS": device}
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        return self
+
+    def run(self, command: Sequence[str], log: pathlib.Path) -> int:
+        """Runs a module with its flags; returns its exit code.
+
+        Raises:
+          StoppedError: a signal came, and the binary has ended by it.
+        """
+        log.parent.mkdir(parents=True, exist_ok=True)
+        arguments = [sys.executable, "-m", "experiments.studies.child", *command]
+        with log.open("ab") as file:
+            # A group of its own: what a terminal sends to all goes through this process alone.
+            self._child = subprocess.Popen(
+                arguments,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=self._environment,
+                start_new_session=True,
+            )
+            if self.name:  # it came while the binary was started
+                self._child.terminate()
+            try:
+                code = self._child.wait()
+            except BaseException:
+                self._child.kill()
+                raise
+            finally:
+                self._child = None
+        if self.name:
+            raise StoppedError(self.name)
+        return code
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        super()._request(number, frame)
+        if self._child is not None:
+            self._child.send_signal(signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def claimed(folder: pathlib.Path) -> Iterator[bool]:
+    """Yields whether what a folder stands for is this process's own while the context is open."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(locked(folder))
+        except WorkdirLockedError:
+            yield False
+            return
+        yield True
+
+
+@contextlib.contextmanager
+def pinned(threads: int | None, workdir: Workdir) -> Iterator[None]:
+    """Keeps this process and its children to so many cores that no other worker has.
+
+    Raises:
+      ValueError: there are not so many.
+    """
+    if threads is None:
+        yield
+        return
+    if not hasattr(os, "sched_setaffinity"):
+        raise ValueError(f"threads is {threads}, expected none on a system that cannot pin them")
+    before, host = os.sched_getaffinity(0), socket.gethostname()
+    with contextlib.ExitStack() as held:
+        cores: list[int] = []
+        for core in sorted(before):
+            folder = workdir.core(host, core)
+            if len(cores) < threads and held.enter_context(claimed(folder)):
+                cores.append(core)
+        if len(cores) < threads:
+            raise ValueError(
+                f"threads is {threads}, expected at most {len(cores)}, the cores of {host} that "
+                "no other worker of the study has"
+            )
+        os.sched_setaffinity(0, cores)
+        try:
+            yield
+        finally:
+            os.sched_setaffinity(0, before)
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    steps: dict[str, int],
+    workdir: Workdir,
+    children: Children,
+    after_each: Callable[[], object],
+) -> list[str]:
+    """Trains and evaluates the cells that nobody has, each at most once.
+
+    Args:
+      cells: in their order.
+      steps: of each.
+      workdir: of the study.
+      children: runs the binaries, opened.
+      after_each: called when a cell is scored or has failed.
+
+    Returns:
+      Names of the cells that failed.
+
+    Raises:
+      StoppedError: a signal asked to stop.
+    """
+    failed = []
+    for number, cell in enumerate(cells, 1):
+        folder = workdir.cell(cell)
+        with claimed(workdir.claim(cell.name)) as own:
+            if not own or (folder / RESULT).exists():
+                continue
+            print(f"[{number}/{len(cells)}] {cell.name}: {steps[cell.name]:,} steps", flush=True)
+            start = time.monotonic()
+            try:
+                _run_cell(cell, steps[cell.name], workdir, children)
+            except WorkdirLockedError as error:
+                print(f"  not now: {error}", flush=True)
+                continue
+            except (ChildError, OSError, ValueError) as error:
+                message = one_line(str(error))
+                write_json(folder / FAILURE, {"cell": cell.name, "error": message})
+                print(f"  failed: {message}; see {folder / LOG}", flush=True)
+                failed.append(cell.name)
+            else:
+                (folder / FAILURE).unlink(missing_ok=True)
+                took = format_duration(time.monotonic() - start)
+                print(f"  scored after {took}", flush=True)
+        after_each()
+    return failed
+
+
+def _run_cell(cell: Cell, steps: int, workdir: Workdir, children: Children) -> None:
+    folder = workdir.cell(cell)
+    command = train_command(cell, run_bindings(cell, steps), folder / RUN)
+    programs = workdir.programs(socket.gethostname())
+    _call(children, [*command, f"--compilation_cache_dir={programs}"], folder / LOG)
+    if cell.data.stories:
+        _call(children, evaluate_command(cell, folder), folder / LOG)
+    write_json(folder / RESULT, score_cell(cell, steps, folder / RUN, folder / STORIES))
+
+
+def _call(children: Children, command: Sequence[str], log: pathlib.Path) -> None:
+    """Runs a binary to its end.
+
+    Raises:
+      ChildError: it failed.
+      WorkdirLockedError: another process has the run, perhaps of a worker that is ending.
+    """
+    code = children.run(command, log)
+    if code == ExitCode.LOCKED:
+        raise WorkdirLockedError(_last_line(log))
+    if code:
+        raise ChildError(f"{command[0]} ended with exit code {code}: {_last_line(log)}")
+
+
+def _last_line(log: pathlib.Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return next((line for line in reversed(lines) if line.strip()), "it said nothing")
+
+
+def measure_step(cell: Cell, children: Children) -> float:
+    """Returns the seconds of a step of a cell on this machine, the mean of a few.
+
+    Raises:
+      ChildError: the run fails.
+      StoppedError: a signal asked to stop.
+    """
+    bindings = [
+        *cell.settings()[1],
+        *(f"NUM_STEPS={_MEASURED_STEPS}", "WARMUP_STEPS=0", "LOG_EVERY=1", "EVAL_EVERY=None"),
+        *("SCHEDULE=constant", "train.writers=('jsonl',)"),
+    ]
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        _call(children, train_command(cell, bindings, folder / RUN), folder / LOG)
+        seconds = [float(record["step_seconds"] or 0) for record in read_records(folder / RUN)]
+    return sum(seconds[1:]) / len(seconds[1:])

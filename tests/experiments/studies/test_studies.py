@@ -1,0 +1,314 @@
+"""Planning, claims, results and their refusals, without training anything."""
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from experiments.studies import running
+from experiments.studies.cells import FAILURE, RESULT, RUN, STORIES, Workdir, run_bindings
+from experiments.studies.commands import choose_cells
+from experiments.studies.config import read_study
+from experiments.studies.plan import (
+    GroupCost,
+    Plan,
+    format_plan,
+    plan_steps,
+    read_steps,
+    save_plan,
+    with_seconds,
+)
+from experiments.studies.protocols import StepCost
+from experiments.studies.results import collect, format_csv, pilot_spread, score_cell
+from experiments.studies.running import ChildError, Children, StoppedError, claimed, run_cells
+
+PILOT = "experiments/configs/studies/pilot.gin"
+BASE = StepCost(patches=100, speech_units=70, text_tokens=30, speech_seconds=2.8, flops=1e6)
+LST = StepCost(patches=100, speech_units=112, text_tokens=48, speech_seconds=4.48, flops=1.2e6)
+COSTS = {"base": GroupCost(BASE, 1000), "curriculum": GroupCost(LST, 1100)}
+
+
+def read(*bindings):
+    return read_study([PILOT], ["CORPUS=corpus", *bindings])
+
+
+def steps(*bindings):
+    """Steps by arm, of a study of one budget and seed."""
+    study = read("SEEDS=(0,)", *bindings)
+    found = plan_steps(study, COSTS)
+    return {cell.arm.name: found[cell.name] for cell in study.cells()}
+
+
+@pytest.mark.parametrize(
+    "protocol, unit, amount, expected",
+    [
+        ("compute", "steps", 600, (600, 600)),
+        ("compute", "patches", 60_000, (600, 600)),
+        ("flops", "steps", 600, (600, 500)),
+        ("flops", "flops", 6e8, (600, 500)),
+        ("data", "tokens", 16_000, (160, 100)),
+        ("data", "speech_hours", 448 / 3600, (160, 100)),
+        ("own", "speech_hours", 448 / 3600, (160, 100)),
+        ("own", "steps", 7, (7, 7)),
+    ],
+)
+def test_a_budget_and_a_protocol_make_steps(protocol, unit, amount, expected):
+    found = steps(
+        f"Study.protocol='{protocol}'",
+        f"Study.budget_unit='{unit}'",
+        f"Study.budgets=({float(amount)},)",
+    )
+    assert (found["base"], found["curriculum"]) == expected
+
+
+def test_compute_optimal_budgets_are_multiples_of_the_rule():
+    costs = {
+        name: cost._replace(
+            step=dataclasses.replace(cost.step, speech_units=25.0, text_tokens=75.0)
+        )
+        for name, cost in COSTS.items()
+    }
+    study = read("Study.budget_unit='optimal'", "Study.budgets=(0.5, 1.0)")
+    found = plan_steps(study, costs)
+    # 30 tokens a parameter of the reference, 100 tokens a step.
+    assert found["base-1optimal-seed0"] == found["curriculum-1optimal-seed0"] == 300
+    assert found["base-0.5optimal-seed1"] == 150
+
+
+def test_a_protocol_that_cannot_be_met_is_one_line_that_names_the_budget():
+    other = dataclasses.replace(LST, patches=50)
+    with pytest.raises(ValueError, match=r"budget 1000 steps: compute-controlled: base has 100"):
+        plan_steps(read(), COSTS | {"curriculum": GroupCost(other, 1100)})
+
+
+def test_the_bill_adds_up_and_hours_are_of_measured_steps():
+    study = read("SEEDS=(0, 1)")
+    plan = Plan(study, COSTS, plan_steps(study, COSTS), {})
+    assert plan.hours(study.cells()) is None
+    plan = dataclasses.replace(plan, costs=with_seconds(COSTS, {"base": 3.6, "curriculum": 7.2}))
+    assert plan.hours(study.cells()) == pytest.approx(2 * (1 + 2))
+    *_, total, rest = format_plan(plan, ["base-1000steps-seed0"]).splitlines()
+    assert total.split() == ["total", "4,000", "400,000", "520,000", "4.4e+09", "6"]
+    assert rest.startswith("3 of 4 cells are left: 5 hours")
+
+
+def test_workers_divide_the_cells():
+    study = read("SEEDS=(0, 1, 2)")
+    parts = [[c.name for c in choose_cells(study, f"{i}/4", ())] for i in (1, 2, 3, 4)]
+    assert sorted(name for part in parts for name in part) == sorted(cell.name for cell in study.cells())
+    name = study.cells()[3].name
+    assert [cell.name for cell in choose_cells(study, None, [name])] == [name]
+    for share in ("0/2", "3/2", "1", "a/b"):
+        with pytest.raises(ValueError, match="expected I/N"):
+            choose_cells(study, share, ())
+    with pytest.raises(ValueError, match="expected one of base-1000steps-seed0"):
+        choose_cells(study, None, ["x"])
+
+
+def test_every_cell_of_a_pair_is_measured_alike():
+    first, second = read("Study.evaluations=3").cells()[:2]
+    assert run_bindings(first, 100) == run_bindings(second, 100)
+    assert {"NUM_STEPS=100", "EVAL_EVERY=34"} <= set(run_bindings(first, 100))
+    assert not any(b.startswith("EVAL_STORIES") for b in run_bindings(read().cells()[0], 9))
+
+
+def _hold(folder, ready, leave):
+    with claimed(folder) as own:
+        ready.send(own)
+        leave.recv()
+
+
+def test_a_claim_is_one_worker_s_until_it_dies(tmp_path):
+    context = multiprocessing.get_context("fork")
+    ready, sent = context.Pipe(duplex=False)
+    here, there = context.Pipe()
+    worker = context.Process(target=_hold, args=(tmp_path / "c", sent, there))
+    worker.start()
+    assert ready.recv()
+    with claimed(tmp_path / "c") as own:
+        assert not own
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.join()
+    with claimed(tmp_path / "c") as own:
+        assert own
+    del here
+
+
+def test_pinned_workers_have_cores_of_their_own(tmp_path):
+    workdir, before = Workdir(tmp_path), os.sched_getaffinity(0)
+    with running.pinned(1, workdir):
+        (core,) = os.sched_getaffinity(0)
+        with pytest.raises(ValueError, match="no other worker"), running.pinned(1, workdir):
+            pass  # it has that core alone
+    assert core in before and os.sched_getaffinity(0) == before
+    most = pytest.raises(ValueError, match=f"at most {len(before)}")
+    with most, running.pinned(len(before) + 1, workdir):
+        pass
+
+
+class Fake(Children):
+    """Writes what the binaries would, and fails where it is told to."""
+
+    def __init__(self, failing=(), stopping=()):
+        super().__init__()
+        self.failing, self.stopping, self.commands = failing, stopping, []
+
+    def run(self, command, log):
+        self.commands.append(command)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        folder = log.parent
+        if folder.name in self.stopping:
+            raise StoppedError("SIGTERM")
+        log.write_text("a line\nerror: too small\n" if folder.name in self.failing else "")
+        if folder.name in self.failing:
+            return 2
+        arm, seed = folder.name.split("-")[0], int(folder.name[-1])
+        if command[0] == "experiments.evaluate":
+            write_stories(folder / STORIES, 0.5 + 0.1 * (arm == "curriculum") + 0.01 * seed**2)
+        else:
+            num = next(x for x in command if "NUM_STEPS" in x).rpartition("=")[2]
+            write_metrics(folder / RUN, int(num))
+        return 0
+
+
+def write_stories(path, accuracy):
+    entries = [
+        {"set_name": name, "direction": d, "accuracy": accuracy + shift, "chance": 0.5}
+        for name, shift in (("A", 0.0), ("B", 0.2))
+        for d in ("S-S", "T-T")
+    ]
+    path.write_text(json.dumps({"results": entries}))
+
+
+def write_metrics(run, num_steps):
+    run.mkdir(parents=True)
+    totals = {f"total_{name}": 7 for name in ("patches", "tokens", "speech_units", "seconds")}
+    records = [
+        {"step": step, "total_flops": 10.0 * step} | totals for step in (num_steps // 2, num_steps)
+    ]
+    losses = {"held_out/static/nats_per_second": 9.0, "held_out/static/bits_per_byte": 3.0}
+    losses |= {"held_out/aligned/nats_per_second": 1.0, "evaluation_seconds": 1.0}
+    evaluation = {"step": 3 * num_steps // 4, **losses}
+    lines = [*records, evaluation, {**evaluation, "step": num_steps}]
+    run.joinpath("metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+
+
+@pytest.fixture
+def ran(tmp_path):
+    """A study of three seeds, one cell of which has failed."""
+    study, workdir = read("SEEDS=(0, 1, 2)", "Study.budgets=(8,)"), Workdir(tmp_path)
+    children = Fake(failing=("base-8steps-seed1",))
+    lengths = plan_steps(study, COSTS)
+    failed = run_cells(study.cells(), lengths, workdir, children, lambda: None)
+    return study, lengths, workdir, failed, children
+
+
+def test_a_failed_cell_is_kept_and_the_others_go_on(ran):
+    study, lengths, workdir, failed, _ = ran
+    assert failed == ["base-8steps-seed1"]
+    results = collect(study, lengths, workdir)
+    states = [entry["state"] for entry in results["cells"]]
+    assert states.count("scored") == 5 and states.count("failed") == 1
+    (entry,) = (entry for entry in results["cells"] if entry["state"] == "failed")
+    assert entry["error"] == "experiments.train ended with exit code 2: error: too small"
+    # Given again, the command does what is missing and nothing else.
+    again = Fake()
+    assert run_cells(study.cells(), lengths, workdir, again, lambda: None) == []
+    assert [command[0] for command in again.commands] == [
+        "experiments.train",
+        "experiments.evaluate",
+    ]
+    assert collect(study, lengths, workdir)["complete"]
+    assert not (workdir.cell(study.cells()[2]) / FAILURE).exists()
+
+
+def test_a_signal_ends_a_worker_and_leaves_the_cell_to_go_on(tmp_path):
+    study, workdir = read(), Workdir(tmp_path)
+    lengths, name = plan_steps(study, COSTS), study.cells()[1].name
+    with pytest.raises(StoppedError):
+        run_cells(study.cells(), lengths, workdir, Fake(stopping=(name,)), lambda: None)
+    folders = [workdir.cell(cell) for cell in study.cells()]
+    assert [(f / RESULT).exists() for f in folders] == [True, False, False, False]
+    assert not any((f / FAILURE).exists() for f in folders)
+
+
+def test_differences_are_of_pairs_and_have_no_interval_of_one(ran):
+    study, lengths, workdir, _, _ = ran
+    results = collect(study, lengths, workdir)
+    primary, text, speech = results["comparisons"]
+    assert (primary["kind"], primary["seeds"]) == ("primary", [0, 2])
+    np.testing.assert_allclose(primary["differences"], [0.1, 0.1])
+    assert primary["mean"] == pytest.approx(0.1) and text["kind"] == "secondary"
+    # Differences that are all alike have no spread to make an interval of.
+    assert speech["mean"] == 0 and speech["lower"] is speech["corrected_p_value"] is None
+    means = {(m["arm"], m["metric"]): m for m in results["means"]}
+    mean = means["curriculum", "mean/S-S"]
+    np.testing.assert_allclose(mean["values"], [0.7, 0.71, 0.74])
+    assert mean["lower"] < mean["mean"] < mean["upper"] and mean["n"] == 3
+    assert means["base", "speech"]["mean"] == 9  # of static patches
+    assert means["base", "A/S-S"]["chance"] == 0.5
+    lines = format_csv(results).splitlines()
+    assert len(lines) == 1 + 5 * 8 and lines[1].endswith("A/S-S,0.5")
+
+
+def test_a_curve_s_flops_lie_between_records(ran):
+    study, _, workdir, _, _ = ran
+    result = json.loads((workdir.cell(study.cells()[0]) / RESULT).read_text())
+    assert [(point["step"], point["flops"]) for point in result["curve"]] == [(6, 60), (8, 80)]
+
+
+def test_a_run_that_is_not_at_its_end_is_not_scored(ran):
+    study, _, workdir, _, _ = ran
+    cell = study.cells()[0]
+    folder = workdir.cell(cell)
+    with pytest.raises(ValueError, match="is at step 8, expected 9"):
+        score_cell(cell, 9, folder / RUN, folder / STORIES)
+
+
+def test_a_pilot_s_spread_is_that_of_its_pairs(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text(
+        json.dumps({"comparisons": [{"metric": "mean/S-S", "differences": [0.1, 0.3]}]})
+    )
+    assert pilot_spread(path, "mean/S-S") == pytest.approx(0.2 / 2**0.5)
+    with pytest.raises(ValueError, match="no comparison of speech"):
+        pilot_spread(path, "speech")
+
+
+def test_a_changed_study_is_no_study_of_the_workdir(tmp_path):
+    study = read()
+    plan = Plan(study, COSTS, plan_steps(study, COSTS), {"study": dataclasses.asdict(study)})
+    save_plan(plan, Workdir(tmp_path))
+    assert read_steps(study, Workdir(tmp_path)) == plan.steps
+    with pytest.raises(ValueError, match=r"study.seeds\[2\] is 2, expected unknown"):
+        read_steps(read("SEEDS=(0, 1, 2)"), Workdir(tmp_path))
+
+
+def test_a_signal_is_passed_on_to_the_child_and_ends_the_wait(tmp_path, monkeypatch):
+    code = "import os, signal, time\nos.kill(os.getppid(), signal.SIGTERM)\ntime.sleep(30)"
+    monkeypatch.setattr(running.sys, "executable", "python3")
+    with Children() as children, pytest.raises(StoppedError, match="SIGTERM"):
+        # The child is `python3 -m experiments.studies.child`; here it is the line above.
+        monkeypatch.setattr(
+            running.subprocess,
+            "Popen",
+            lambda arguments, _popen=running.subprocess.Popen, **options: _popen(
+                ["python3", "-c", code], **options
+            ),
+        )
+        children.run(["x"], tmp_path / "log")
+
+
+def test_a_binary_that_fails_says_why(tmp_path):
+    (tmp_path / "log").write_text("first\nerror: this is why\n\n")
+
+    class Failing(Fake):
+        def run(self, command, log):
+            return 2
+
+    with pytest.raises(ChildError, match="x ended with exit code 2: error: this is why"):
+        running._call(Failing(), ["x"], tmp_path / "log")
