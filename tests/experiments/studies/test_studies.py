@@ -99,7 +99,9 @@ def test_the_bill_adds_up_and_hours_are_of_measured_steps():
 def test_workers_divide_the_cells():
     study = read("SEEDS=(0, 1, 2)")
     parts = [[c.name for c in choose_cells(study, f"{i}/4", ())] for i in (1, 2, 3, 4)]
-    assert sorted(name for part in parts for name in part) == sorted(cell.name for cell in study.cells())
+    assert sorted(name for part in parts for name in part) == sorted(
+        cell.name for cell in study.cells()
+    )
     name = study.cells()[3].name
     assert [cell.name for cell in choose_cells(study, None, [name])] == [name]
     for share in ("0/2", "3/2", "1", "a/b"):
