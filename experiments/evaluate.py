@@ -15,6 +15,7 @@ from absl import flags
 from experiments.common import cli
 from experiments.common.likelihood_evaluation import (
     define_flags,
+    load_model,
     open_model,
     report,
     scoring_options,
@@ -42,7 +43,7 @@ def main(argv: list[str]) -> None:
         parse_direction(direction)
     saved = open_model()
     examples = read_story_examples(flags.FLAGS.data, saved.description.vocabulary.unit_count)
-    trained = saved.load()
+    trained = load_model(saved)
     results = evaluate_story_completion(
         trained,
         examples,

@@ -15,6 +15,7 @@ from absl import flags
 from experiments.common import cli
 from experiments.common.likelihood_evaluation import (
     define_flags,
+    load_model,
     open_model,
     report,
     scoring_options,
@@ -31,7 +32,7 @@ def main(argv: list[str]) -> None:
     start(argv)
     saved = open_model()
     pairs = read_speech_pairs(flags.FLAGS.data, saved.description.vocabulary.unit_count)
-    trained = saved.load()
+    trained = load_model(saved)
     results = evaluate_minimal_pairs(trained, pairs, **scoring_options(trained))
     report(trained, results, format_table(results))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from experiments.common.paths import define_path, define_paths
 from lst_jax.evaluation.choices import ChoiceResults
 from lst_jax.inference.scoring import ScoringShape
 from lst_jax.inference.trained_model import SavedModel, TrainedModel, open_trained_model
+from lst_jax.settings import require
 from lst_jax.sharding import batch_mesh_size
 
 flags.disclaim_key_flags()  # they are those of the binary that asks for them
@@ -40,6 +42,9 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "tokens_per_row", None, "Token slots of a row; by default as many as the patches hold."
     )
+    flags.DEFINE_integer(
+        "patch_size", None, "Units of a static patch, in place of the run's.", lower_bound=1
+    )
     distributed.define_flags()
 
 
@@ -61,6 +66,21 @@ def open_model() -> SavedModel:
     return open_trained_model(flags.FLAGS.checkpoint, flags.FLAGS.tokenizer)
 
 
+def load_model(saved: SavedModel) -> TrainedModel:
+    """Loads a model, to be tested with patches of the size that the flags say.
+
+    Raises:
+      ValueError: a size is given to a model without patches; or see `SavedModel.load`.
+    """
+    size, patching = flags.FLAGS.patch_size, saved.description.data.patching
+    if size is None or patching is None:
+        return saved.load()
+    require(patching.strategy != "none", "--patch_size", size, "none: the model has no patches")
+    return dataclasses.replace(
+        saved.load(), patching=dataclasses.replace(patching, patch_size=size)
+    )
+
+
 def scoring_options(trained: TrainedModel) -> dict[str, Any]:
     """Returns how a model's likelihoods are computed: what `score_continuations` takes by name."""
     return {
@@ -79,6 +99,7 @@ def report(trained: TrainedModel, results: ChoiceResults, table: str) -> None:
         "checkpoint": str(trained.checkpoint),
         "step": trained.step,
         "model": type(trained.model).__name__,
+        "patch_size": 1 if trained.patching.strategy == "none" else trained.patching.patch_size,
         "data": flags.FLAGS.data,
     }
     keep_results(

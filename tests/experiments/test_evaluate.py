@@ -1,5 +1,6 @@
 """Properties of the evaluation binary and of loading what a run wrote."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -125,10 +126,14 @@ def evaluate(folder, *arguments):
 def test_binary_prints_and_writes_what_the_library_computes(place, kind):
     folder, _ = place
     arguments = (f"--checkpoint={kind}", "--data=examples.jsonl", "--output=out/accuracy.json")
+    arguments += ("--patch_size=2",) if kind == "lst" else ()  # it was trained with 3
     done = evaluate(folder, *arguments, "--example_scores", "--patches_per_row=128")
     assert done.returncode == 0, done.stderr
     written = json.loads((folder / "out" / "accuracy.json").read_text())
     trained = load_trained_model(folder / kind)
+    patching = dataclasses.replace(trained.patching, patch_size=2)
+    trained = dataclasses.replace(trained, patching=patching)
+    assert written["patch_size"] == (2 if kind == "lst" else 1)
     expected = evaluate_story_completion(
         trained,
         read_story_examples([folder / "examples.jsonl"], UNIT_COUNT),
@@ -209,6 +214,7 @@ def test_a_description_without_the_patching_is_named(place, tmp_path):
         (["--checkpoint=lst", "--data=missing.jsonl"], "missing.jsonl: No such file"),
         (["--checkpoint=lst", "--data=examples.jsonl", "--directions=S-X"], "direction is 'S-X'"),
         (["--checkpoint=lst", "--data=examples.jsonl", "--patches_per_row=3"], "expected at least"),
+        (["--checkpoint=baseline", "--data=examples.jsonl", "--patch_size=3"], "has no patches"),
     ],
 )
 def test_mistakes_end_with_one_clear_line(place, arguments, named):
