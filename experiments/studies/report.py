@@ -14,6 +14,7 @@ from markupsafe import Markup
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from experiments.reports.templating import render
 from experiments.studies.config import LOSSES
@@ -32,8 +33,8 @@ Results = Mapping[str, Any]
 
 def write_report(results: Results, directory: pathlib.Path) -> pathlib.Path:
     """Writes `report.html`, whose path is returned, and `figures/`, of one PDF for each metric."""
-    figures = {}
-    for metric in _shown_metrics(results):
+    figures, shown = {}, _shown_metrics(results)
+    for metric in shown:
         figure = metric_figure(results, metric)
         pdf, svg = io.BytesIO(), io.StringIO()
         figure.savefig(pdf, format="pdf")
@@ -42,7 +43,7 @@ def write_report(results: Results, directory: pathlib.Path) -> pathlib.Path:
         write_file(directory / "figures" / f"{metric.replace('/', '_')}.pdf", pdf.getvalue())
         text = svg.getvalue()
         figures[metric_label(metric)] = Markup(text[text.index("<svg") :])
-    metrics = list(dict.fromkeys(entry["metric"] for entry in results["means"]))
+    metrics = list(dict.fromkeys([*shown, *(entry["metric"] for entry in results["means"])]))
     page = render(
         "study_report.html",
         results=results,
@@ -104,6 +105,7 @@ def metric_figure(results: Results, metric: str) -> Figure:
         axis.set_xlabel("training FLOPs" if name == "flops" else "optimizer steps")
         if len({entry[name] for entry in means}) > 1 and name == "flops":
             axis.set_xscale("log")
+            axis.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     label = metric_label(metric)

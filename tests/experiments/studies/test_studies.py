@@ -2,14 +2,14 @@
 
 import dataclasses
 import json
-import multiprocessing
 import os
-import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
-from experiments.studies import running
+from experiments.studies import plan, running
 from experiments.studies.cells import FAILURE, RESULT, RUN, STORIES, Workdir, run_bindings
 from experiments.studies.commands import choose_cells
 from experiments.studies.config import read_study
@@ -25,6 +25,7 @@ from experiments.studies.plan import (
 from experiments.studies.protocols import StepCost
 from experiments.studies.results import collect, format_csv, pilot_spread, score_cell
 from experiments.studies.running import ChildError, Children, StoppedError, claimed, run_cells
+from lst_jax.training.lock import LOCK
 
 PILOT = "experiments/configs/studies/pilot.gin"
 BASE = StepCost(patches=100, speech_units=70, text_tokens=30, speech_seconds=2.8, flops=1e6)
@@ -87,11 +88,11 @@ def test_a_protocol_that_cannot_be_met_is_one_line_that_names_the_budget():
 
 def test_the_bill_adds_up_and_hours_are_of_measured_steps():
     study = read("SEEDS=(0, 1)")
-    plan = Plan(study, COSTS, plan_steps(study, COSTS), {})
-    assert plan.hours(study.cells()) is None
-    plan = dataclasses.replace(plan, costs=with_seconds(COSTS, {"base": 3.6, "curriculum": 7.2}))
-    assert plan.hours(study.cells()) == pytest.approx(2 * (1 + 2))
-    *_, total, rest = format_plan(plan, ["base-1000steps-seed0"]).splitlines()
+    bill = Plan(study, COSTS, plan_steps(study, COSTS), {})
+    assert bill.hours(study.cells()) is None
+    bill = dataclasses.replace(bill, costs=with_seconds(COSTS, {"base": 3.6, "curriculum": 7.2}))
+    assert bill.hours(study.cells()) == pytest.approx(2 * (1 + 2))
+    *_, total, rest = format_plan(bill, ["base-1000steps-seed0"]).splitlines()
     assert total.split() == ["total", "4,000", "400,000", "520,000", "4.4e+09", "6"]
     assert rest.startswith("3 of 4 cells are left: 5 hours")
 
@@ -118,26 +119,20 @@ def test_every_cell_of_a_pair_is_measured_alike():
     assert not any(b.startswith("EVAL_STORIES") for b in run_bindings(read().cells()[0], 9))
 
 
-def _hold(folder, ready, leave):
-    with claimed(folder) as own:
-        ready.send(own)
-        leave.recv()
-
-
 def test_a_claim_is_one_worker_s_until_it_dies(tmp_path):
-    context = multiprocessing.get_context("fork")
-    ready, sent = context.Pipe(duplex=False)
-    here, there = context.Pipe()
-    worker = context.Process(target=_hold, args=(tmp_path / "c", sent, there))
-    worker.start()
-    assert ready.recv()
-    with claimed(tmp_path / "c") as own:
-        assert not own
-    os.kill(worker.pid, signal.SIGKILL)
-    worker.join()
-    with claimed(tmp_path / "c") as own:
-        assert own
-    del here
+    code = (
+        "import fcntl, sys, time\nfile = open(sys.argv[1], 'w')\n"
+        "fcntl.lockf(file, fcntl.LOCK_EX)\nprint(flush=True)\ntime.sleep(60)\n"
+    )
+    (tmp_path / "c").mkdir()
+    lock = str(tmp_path / "c" / LOCK)
+    with subprocess.Popen([sys.executable, "-c", code, lock], stdout=subprocess.PIPE) as worker:
+        worker.stdout.readline()
+        with claimed(tmp_path / "c") as own:
+            assert not own
+        worker.kill()
+    with claimed(tmp_path / "c") as own, claimed(tmp_path / "c") as again:
+        assert own and not again
 
 
 def test_pinned_workers_have_cores_of_their_own(tmp_path):
@@ -283,11 +278,31 @@ def test_a_pilot_s_spread_is_that_of_its_pairs(tmp_path):
 
 def test_a_changed_study_is_no_study_of_the_workdir(tmp_path):
     study = read()
-    plan = Plan(study, COSTS, plan_steps(study, COSTS), {"study": dataclasses.asdict(study)})
-    save_plan(plan, Workdir(tmp_path))
-    assert read_steps(study, Workdir(tmp_path)) == plan.steps
+    bill = Plan(study, COSTS, plan_steps(study, COSTS), {"study": dataclasses.asdict(study)})
+    save_plan(bill, Workdir(tmp_path))
+    assert read_steps(study, Workdir(tmp_path)) == bill.steps
     with pytest.raises(ValueError, match=r"study.seeds\[2\] is 2, expected unknown"):
         read_steps(read("SEEDS=(0, 1, 2)"), Workdir(tmp_path))
+
+
+def test_a_study_that_changed_after_cells_were_scored_is_refused(tmp_path, monkeypatch):
+    def planned(study):
+        identity = {"study": json.loads(json.dumps(dataclasses.asdict(study)))}
+        return Plan(study, COSTS, plan_steps(study, COSTS), identity)
+
+    monkeypatch.setattr(plan, "make_plan", planned)
+    workdir = Workdir(tmp_path)
+    known = with_seconds(COSTS, {"base": 2.0})
+    save_plan(dataclasses.replace(plan.load_plan(read(), workdir), costs=known), workdir)
+    # Measured steps are kept until the study changes, which it may until a cell is scored.
+    assert plan.load_plan(read(), workdir).costs["base"].step_seconds == 2.0
+    changed = read("SEEDS=(5, 6)")
+    assert plan.load_plan(changed, workdir).costs["base"].step_seconds is None
+    folder = workdir.cell(read().cells()[0])
+    folder.mkdir(parents=True)
+    (folder / RESULT).write_text("{}")
+    with pytest.raises(ValueError, match=r"study.seeds\[0\] is 5, expected 0, as when 1 cells"):
+        plan.load_plan(changed, workdir)
 
 
 def test_a_signal_is_passed_on_to_the_child_and_ends_the_wait(tmp_path, monkeypatch):

@@ -1,0 +1,96 @@
+"""The binary as a user runs it: a study that is stopped, goes on with two workers, and reports."""
+
+import json
+import pathlib
+import signal
+import time
+
+import pytest
+
+from tests.binaries import Binary
+from tests.experiments.train_commands import SETTINGS, write_corpus
+
+pytestmark = [pytest.mark.slow, pytest.mark.multiprocess]
+NUM_STEPS = 8
+STUDY = f"""
+Study.name = 'tiny'
+Study.data = @StudyData()
+StudyData.files = ('experiments/configs/data/speech.gin',)
+Study.files = ('experiments/configs/models/tiny.gin', 'experiments/configs/runs/tiny.gin')
+Study.arms = (@base/Arm(), @static/Arm())
+base/Arm.name = 'base'
+base/Arm.files = ('experiments/configs/runs/baseline.gin',)
+static/Arm.name = 'static'
+static/Arm.bindings = ('STRATEGY=static',)
+Study.seeds = (3,)
+Study.budgets = ({NUM_STEPS}.0,)
+Study.directions = ('T-T',)
+Study.primary = @Comparison()
+Comparison.arm = 'static'
+Comparison.against = 'base'
+Comparison.metric = 'speech'
+Study.held_out_share = 0.3
+Study.held_out_batches = 1
+"""
+
+
+@pytest.fixture
+def study(tmp_path):
+    """Starts the binary with a verb and flags, in one workdir."""
+    corpus = write_corpus(tmp_path)
+    bindings = [flag.removeprefix("--gin.") for flag in corpus if flag.startswith("--gin.")]
+    stories = tmp_path / "stories.jsonl"
+    story = {"id": "1", "set": "quick", "prompt": {"text": "the quick"}, "label": 0}
+    stories.write_text(json.dumps(story | {"endings": [{"text": "fox"}, {"text": "dog"}]}) + "\n")
+    settings = SETTINGS | {"NUM_TOKENS": 160}
+    del settings["NUM_STEPS"]
+    file = tmp_path / "tiny.gin"
+    file.write_text(
+        f"{STUDY}Study.bindings = {tuple(f'{name}={x}' for name, x in settings.items())}\n"
+        f"StudyData.bindings = {tuple(bindings)}\nStudyData.stories = ({str(stories)!r},)\n"
+    )
+
+    def start(verb, *flags):
+        workdir = f"--workdir={tmp_path / 'study'}"
+        return Binary("experiments.study", verb, f"--gin_file={file}", workdir, *flags)
+
+    return start, tmp_path / "study"
+
+
+def finish(process):
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, output
+    return output
+
+
+def wait_for(log: pathlib.Path, text, process):
+    end = time.monotonic() + 120
+    while not (log.exists() and text in log.read_text()):
+        assert process.returncode is None and time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_a_stopped_study_goes_on_with_two_workers_and_reports(study):
+    start, workdir = study
+    process = start("run", "--threads=1")
+    log = workdir / "cells" / f"base-{NUM_STEPS}steps-seed3" / "log.txt"
+    wait_for(log, f"step 2/{NUM_STEPS}", process)
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 143, output
+    workers = [start("run", "--threads=1", f"--cells={i}/2") for i in (1, 2)]
+    for worker in workers:
+        assert "scored after" in finish(worker)
+    assert "resumed at step" in log.read_text()
+    results = json.loads((workdir / "results.json").read_text())
+    assert results["complete"]
+    (comparison,) = results["comparisons"]
+    assert comparison["seeds"] == [3] and comparison["lower"] is None
+    for cell in results["cells"]:
+        assert set(cell["metrics"]) == {"quick/T-T", "mean/T-T", "speech", "text"}
+        assert cell["training"]["total_flops"] > 0
+    # Of one length and of the same words: the losses are of one size, the tokens are not.
+    base, static = (cell["metrics"]["speech"] for cell in results["cells"])
+    assert 0.5 < base / static < 2
+    page = (workdir / "report.html").read_text()
+    assert page.count("<svg") == 3 and "Traceback" not in page
