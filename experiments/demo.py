@@ -3,11 +3,12 @@ r"""The whole road in one command: corpus, training, evaluation, report.
     python -m experiments.demo --workdir=runs/demo
 
 builds the built-in corpus (spoken short stories), trains the LST with the curriculum and the
-unpatched baseline under the same budget (steps, and patches a step), measures story completion in
-all four directions, fine-tunes the LST for a minute each to transcribe and to speak, and writes
-`report.html`. What was interrupted continues where it was when the same command is given again.
-Training is that of `experiments.train` with the Gin files in `demonstration/stages.py`;
-`--gin.NAME=VALUE` changes a setting of all models.
+unpatched baseline twice, for equal steps and patches and for equal FLOPs, measures story completion
+in all four directions, fine-tunes the LST to transcribe and to speak, and writes `report.html`.
+`--minutes` is what all of it may take: a step is timed first, and the lengths that follow are kept
+in `plan.json`. What was interrupted continues where it was, with the same lengths, when the same
+command is given again. Training is that of `experiments.train` with the Gin files in
+`demonstration/stages.py`; `--gin.NAME=VALUE` changes a setting of all models.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from experiments.common import cli, gin_config
 from experiments.common.outputs import check_writable
 from experiments.common.paths import define_path
 from lst_jax.extras import check_extra
+from lst_jax.settings import PositiveFloat, validate_value
 from lst_jax.training.loop import NonFiniteLossError
 
 gin_config.define_flags()
@@ -32,8 +34,9 @@ _SPEECH_STORIES = flags.DEFINE_integer(
 _TEXT_STORIES = flags.DEFINE_integer(
     "text_stories", MicroworldConfig.text_stories, "Training stories given as text."
 )
-_TEST_ITEMS = flags.DEFINE_integer(
-    "test_items", MicroworldConfig.test_items, "Items of each test set."
+_TEST_ITEMS = flags.DEFINE_integer("test_items", 400, "Items of each test set.")
+_MINUTES = flags.DEFINE_float(
+    "minutes", 16.0, "Minutes that it may take on this machine; the steps follow."
 )
 
 
@@ -43,6 +46,7 @@ def main(argv: list[str]) -> None:
     check_extra("demo", "espeakng_loader", "jinja2", "matplotlib", "sklearn", "threadpoolctl")
     from experiments.demonstration.stages import Demo  # which imports what the extra brings
 
+    validate_value(PositiveFloat, _MINUTES.value, "--minutes")
     workdir = pathlib.Path(_WORKDIR.value)
     config = MicroworldConfig(
         speech_stories=_SPEECH_STORIES.value,
@@ -51,7 +55,7 @@ def main(argv: list[str]) -> None:
         fit_stories=min(MicroworldConfig.fit_stories, _SPEECH_STORIES.value),
     )
     check_writable(workdir)
-    demo = Demo(workdir, config, flags.FLAGS.gin_file, flags.FLAGS.gin_binding)
+    demo = Demo(workdir, config, _MINUTES.value, flags.FLAGS.gin_file, flags.FLAGS.gin_binding)
     try:
         finished = demo.run()
     except NonFiniteLossError as error:

@@ -153,7 +153,8 @@ class StoryCompletion:
         parts = batch_mesh_size(mesh)
         self._shape = ScoringShape(
             batch_rows=parts * -(-ScoringShape.batch_rows // parts),
-            patches_per_row=data.patches_per_row,
+            # A story may be longer than a row of the training, which splits what is.
+            patches_per_row=max(data.patches_per_row, ScoringShape.patches_per_row),
         )
         self._directions = config.directions
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import json
 import pathlib
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import gin
 import jax
@@ -18,6 +21,14 @@ from data_pipelines.speech.vocoder import MelVocoder
 from experiments.common import gin_config
 from experiments.common.experiment import Experiment, check_experiment, run_experiment
 from experiments.common.outputs import make_progress_printer
+from experiments.demonstration.plan import (
+    PILOT_STEPS,
+    choose_plan,
+    equal_flops_steps,
+    length_bindings,
+    read_plan,
+    write_plan,
+)
 from experiments.reports.demo_report import (
     COST_HEADER,
     ModelReport,
@@ -27,6 +38,14 @@ from experiments.reports.demo_report import (
     write_report,
 )
 from experiments.reports.demo_speech import SpeechExample, make_speech_examples
+from experiments.reports.demo_text import (
+    EQUAL_FLOPS,
+    EQUAL_STEPS,
+    LST,
+    cover_seeds,
+    describe_results,
+    read_seed_spread,
+)
 from lst_jax.evaluation.choices import result_from_json, result_to_json
 from lst_jax.evaluation.spoken_texts import read_spoken_texts
 from lst_jax.evaluation.story_completion import (
@@ -37,43 +56,58 @@ from lst_jax.evaluation.story_completion import (
     read_story_examples,
 )
 from lst_jax.evaluation.tables import format_rate, format_rows
-from lst_jax.files import write_json
+from lst_jax.files import write_file, write_json
 from lst_jax.inference.scoring import ScoringShape
 from lst_jax.inference.trained_model import load_trained_model
 from lst_jax.model.models import count_parameters
 from lst_jax.settings import require
-from lst_jax.training.metrics import format_duration, read_records
+from lst_jax.training.hooks import step_of
+from lst_jax.training.metrics import Record, format_duration, read_evaluations, read_records
 
+_PLAN = "plan.json"
 GIN_FILES = (
     "experiments/configs/models/tiny.gin",
     "experiments/configs/data/speech_text.gin",
     "experiments/configs/runs/demo.gin",
 )
-# Directory under the workdir, name in tables, further Gin files.
-MODELS = (
-    ("lst", "LST (curriculum)", ()),
-    ("baseline", "Baseline (no patches)", ("experiments/configs/runs/baseline.gin",)),
-)
+_BASELINE_FILE = "experiments/configs/runs/baseline.gin"
+# Directories under the workdir: what the report calls a model, and its name in tables.
+MODELS = {
+    "lst": (LST, "LST (curriculum)"),
+    "baseline_equal_steps": (EQUAL_STEPS, "Baseline, equal steps"),
+    "baseline": (EQUAL_FLOPS, "Baseline, equal FLOPs"),
+}
+_PILOTS = ("pilot_lst", "pilot_baseline")
 # What the LST is fine-tuned for: directory under the workdir, and its run file.
 TASKS = {
     "lst_asr": "experiments/configs/runs/asr.gin",
     "lst_tts": "experiments/configs/runs/tts.gin",
 }
 FINETUNE_FILE = "experiments/configs/runs/demo_finetune.gin"
-_TRAINED = (*(directory for directory, *_ in MODELS), *TASKS)
 # Share of the whole time that each stage takes on two cores, for the time that is left.
 _SHARES = {
-    "corpus": 0.08,
-    "train lst": 0.41,
-    "train baseline": 0.21,
-    "train lst_asr": 0.08,
-    "train lst_tts": 0.08,
-    "evaluate lst": 0.05,
+    "corpus": 0.07,
+    "measure": 0.05,
+    "train lst": 0.30,
+    "train baseline": 0.20,
+    "train baseline_equal_steps": 0.04,
+    "train lst_asr": 0.06,
+    "train lst_tts": 0.06,
+    "evaluate lst": 0.06,
+    "evaluate baseline_equal_steps": 0.06,
     "evaluate baseline": 0.06,
     "speak": 0.02,
-    "report": 0.01,
+    "report": 0.02,
 }
 _EVALUATION_ROWS = ScoringShape(batch_rows=8, patches_per_row=512)
+# Accuracy on the way is of so many items of each set of two endings, taken together.
+_ITEMS_ON_THE_WAY = 100
+_SET_ON_THE_WAY = "stories with two endings"
+# What the demo gives trainings itself.
+_OWN_SETTINGS = (
+    *length_bindings(10, 10, 1),
+    *("EVAL_EVERY", "EVAL_STORIES", "INITIAL_CHECKPOINT", "INITIAL_STATE"),
+)
 
 
 class Clock:
@@ -115,6 +149,7 @@ class Demo:
         self,
         workdir: pathlib.Path,
         config: MicroworldConfig,
+        minutes: float,
         gin_files: Sequence[str],
         gin_bindings: Sequence[str],
     ) -> None:
@@ -123,18 +158,27 @@ class Demo:
         Args:
           workdir: its directory.
           config: of the corpus.
+          minutes: that all of it may take.
           gin_files: further ones, for all models.
           gin_bindings: of settings of all models.
 
         Raises:
-          OSError, ValueError: a Gin file or setting is not valid.
+          OSError, ValueError: a Gin file or setting is not valid, or the demo in the workdir was
+            begun with other minutes.
         """
         self._workdir = workdir
         self._config = config
+        self._minutes = minutes
         self._gin_files = gin_files
         self._gin_bindings = gin_bindings
         self._corpus = MicroworldPaths(workdir / "corpus")
-        for name in _TRAINED:
+        self._stories = workdir / "on_the_way.jsonl"
+        self._spread = read_seed_spread()
+        for binding in gin_bindings:
+            name = binding.partition("=")[0].strip()
+            require(name not in _OWN_SETTINGS, f"--gin.{name}", binding, "none: the demo sets it")
+        self._plan = read_plan(workdir / _PLAN, minutes)
+        for name in (*_PILOTS, *TASKS):
             self._configure(name)
 
     def run(self) -> bool:
@@ -143,50 +187,126 @@ class Demo:
         Raises:
           NonFiniteLossError: a model's loss is not finite.
         """
+        start = time.monotonic()
         clock = Clock()
         clock.begin("corpus")
         build_corpus(self._config, self._corpus.root)
-        for name in _TRAINED:
+        self._write_stories()
+        clock.begin("measure")
+        if self._plan is None and not self._measure(start):
+            return False
+        clock.begin("train lst")
+        if not self._train("lst"):
+            return False
+        for name in (*self._baselines(), *TASKS):
             clock.begin(f"train {name}")
-            experiment = self._configure(name)
-            result = run_experiment(experiment, self._workdir / name, gin.operative_config_str)
-            if not result.finished:
+            if not self._train(name):
                 return False
         reports = []
-        for directory, name, _ in MODELS:
+        for directory in MODELS:
             clock.begin(f"evaluate {directory}")
-            reports.append(self._evaluate(self._workdir / directory, name))
+            reports.append(self._evaluate(directory))
         clock.begin("speak")
         speech = self._speak()
         clock.begin("report")
         path = self._report(reports, speech)
         print(format_results(reports), flush=True)
+        print("\n" + "\n".join(self._describe(reports)), flush=True)
         print(f"\nreport: {path}", flush=True)
         return True
 
+    def _train(self, name: str) -> bool:
+        """Trains a model, or goes on; returns whether it is finished."""
+        experiment = self._configure(name)
+        return run_experiment(experiment, self._workdir / name, gin.operative_config_str).finished
+
+    def _measure(self, start: float) -> bool:
+        """Times a step of both models and chooses their lengths; returns whether it could."""
+        measured = []
+        for name in _PILOTS:
+            workdir = self._workdir / name
+            if not self._train(name):
+                return False
+            last = read_records(workdir)[-1]
+            flops = float(last["total_flops"] or 0) / step_of(last)
+            measured.append((float(last["step_seconds"] or 0), flops))
+        self._plan = choose_plan(self._minutes, time.monotonic() - start, *measured)
+        write_plan(self._workdir / _PLAN, self._plan)
+        for name in _PILOTS:
+            shutil.rmtree(self._workdir / name)
+        print(f"{self._plan.steps} steps, for {self._minutes:g} minutes in all", flush=True)
+        return True
+
+    def _baselines(self) -> list[str]:
+        """Returns the baselines, the longer one first: the other branches off from it."""
+        return sorted(("baseline", "baseline_equal_steps"), key=self._steps, reverse=True)
+
+    def _steps(self, name: str) -> int:
+        """Returns the steps of a model by the plan, of fine-tuning where there is none yet."""
+        if self._plan is None:
+            return PILOT_STEPS
+        if name in TASKS:
+            return max(1, self._plan.steps // 3)
+        if name == "baseline":
+            last = read_records(self._workdir / "lst")[-1]
+            return equal_flops_steps(self._plan, float(last["total_flops"] or 0))
+        return self._plan.steps
+
+    def _lengths(self, name: str) -> dict[str, Any]:
+        """Returns the settings of a model that follow from the plan."""
+        steps = self._steps(name)
+        if name in _PILOTS or name in TASKS:
+            return {"NUM_STEPS": steps, "WARMUP_STEPS": min(20, steps // 10)}
+        assert self._plan is not None
+        every = steps // 5
+        settings: dict[str, Any] = {}
+        if name != "lst":
+            trunk, branch = self._baselines()
+            every = self._steps(branch) // 5
+            if name == branch:
+                settings["INITIAL_CHECKPOINT"] = str(
+                    self._workdir.absolute() / trunk / f"{4 * every}"
+                )
+                settings["INITIAL_STATE"] = "all"
+        settings |= {"EVAL_EVERY": every, "EVAL_STORIES": (str(self._stories.absolute()),)}
+        return settings | length_bindings(steps, self._plan.steps, every)
+
+    def _write_stories(self) -> None:
+        """Writes the items that accuracy on the way is measured by."""
+        lines = []
+        for kind in TEST_SETS[:2]:
+            with self._corpus.test_set(kind).open(encoding="utf-8") as file:
+                for line in itertools.islice(file, _ITEMS_ON_THE_WAY):
+                    item = json.loads(line)
+                    item |= {"id": f"{kind} {item['id']}", "set": _SET_ON_THE_WAY}
+                    lines.append(json.dumps(item) + "\n")
+        write_file(self._stories, "".join(lines))
+
     def _configure(self, name: str) -> Experiment:
         """Returns what a model is trained with; its corpus need not be there yet."""
-        macros = {
-            "TOKENIZER": self._corpus.tokenizer,
-            "SPEECH_RECORDS": self._corpus.speech_records,
-            "TEXT_RECORDS": self._corpus.text_records,
+        macros: dict[str, Any] = {
+            "TOKENIZER": str(self._corpus.tokenizer.absolute()),
+            "SPEECH_RECORDS": str(self._corpus.speech_records.absolute()),
+            "TEXT_RECORDS": str(self._corpus.text_records.absolute()),
         }
+        files = [*GIN_FILES]
         if name in TASKS:
-            files = (*GIN_FILES[:2], TASKS[name], FINETUNE_FILE)
-            macros["INITIAL_CHECKPOINT"] = self._workdir / MODELS[0][0]
-        else:
-            further = {directory: files for directory, _, files in MODELS}
-            files = (*GIN_FILES, *further[name])
-        paths = [f"{macro}={str(path.absolute())!r}" for macro, path in macros.items()]
-        gin_config.parse([*files, *self._gin_files], [*self._gin_bindings, *paths])
+            files[-1:] = TASKS[name], FINETUNE_FILE
+            macros["INITIAL_CHECKPOINT"] = str((self._workdir / "lst").absolute())
+        elif "baseline" in name:
+            files.append(_BASELINE_FILE)
+        bindings = [f"{key}={value!r}" for key, value in (macros | self._lengths(name)).items()]
+        gin_config.parse([*files, *self._gin_files], [*self._gin_bindings, *bindings])
         experiment = gin_config.build_experiment()
         check_experiment(experiment)
         given, unit_count = experiment.unit_count, self._config.unit_count
         require(given == unit_count, "UNIT_COUNT", given, f"{unit_count}, which the corpus has")
         return experiment
 
-    def _evaluate(self, workdir: pathlib.Path, name: str) -> ModelReport:
+    def _evaluate(self, directory: str) -> ModelReport:
         """Evaluates story completion of the last checkpoint, or reads what was measured before."""
+        role, name = MODELS[directory]
+        workdir = self._workdir / directory
         trained = load_trained_model(workdir)
         path = workdir / "story_completion.json"
         sets = [self._corpus.test_set(kind) for kind in TEST_SETS]
@@ -203,17 +323,31 @@ class Demo:
             )
             found = {"measured_on": measured_on, **results.as_dict(with_scores=True)}
             write_json(path, found)
+        results = [result_from_json(fields, KIND) for fields in found["results"]]
         return ModelReport(
+            role=role,
             name=name,
             num_parameters=count_parameters(trained.model.config),
-            records=read_records(workdir),
-            results=[result_from_json(fields, KIND) for fields in found["results"]],
+            records=self._history(directory, read_records),
+            evaluations=self._history(directory, read_evaluations),
+            results=cover_seeds(results, role, self._spread),
         )
+
+    def _history(
+        self, directory: str, read: Callable[[pathlib.Path], list[Record]]
+    ) -> list[Record]:
+        """Returns a model's records, those before it branched off from another's run first."""
+        own = read(self._workdir / directory)
+        trunk, branch = self._baselines()
+        if directory != branch:
+            return own
+        begin = 4 * (self._steps(branch) // 5)
+        return [x for x in read(self._workdir / trunk) if step_of(x) <= begin] + own
 
     def _speak(self) -> list[SpeechExample]:
         """Returns the examples of speech continued, transcribed and spoken."""
         names = ("base", "asr", "tts")
-        directories = (MODELS[0][0], *TASKS)
+        directories = ("lst", *TASKS)
         models = {
             name: load_trained_model(self._workdir / directory)
             for name, directory in zip(names, directories, strict=True)
@@ -237,7 +371,7 @@ class Demo:
 
     def _report(self, reports: list[ModelReport], speech: list[SpeechExample]) -> pathlib.Path:
         """Writes `results.json` and `report.html`, whose path is returned."""
-        trained = load_trained_model(self._workdir / MODELS[0][0])
+        trained = load_trained_model(self._workdir / "lst")
         path = self._workdir / "report.html"
         write_report(
             path,
@@ -249,20 +383,44 @@ class Demo:
             self._workdir / "speech",
             trained.text_tokenizer,
             trained.patching.patch_size,
+            self._describe(reports),
         )
-        summary = [
+        results = {
+            "platform": jax.default_backend(),
+            "plan": dataclasses.asdict(self._plan) if self._plan else None,
+            "covers_seeds": self._covers_seeds(reports),
+            "models": self._summarize(reports),
+            "text": self._describe(reports),
+        }
+        write_json(self._workdir / "results.json", results)
+        return path
+
+    def _covers_seeds(self, reports: Sequence[ModelReport]) -> bool:
+        return self._spread is not None and self._spread.covers(reports[0].results)
+
+    def _describe(self, reports: Sequence[ModelReport]) -> list[str]:
+        """Returns what this run showed, in sentences."""
+        return describe_results(self._summarize(reports), self._covers_seeds(reports))
+
+    @staticmethod
+    def _summarize(reports: Sequence[ModelReport]) -> list[dict[str, Any]]:
+        """Returns what `results.json` says of the models."""
+        return [
             {
+                "role": model.role,
                 "model": model.name,
                 "parameters": model.num_parameters,
                 "training": model.records[-1],
+                "training_seconds": model.seconds_until(step_of(model.records[-1])),
                 "mean_patch_length": mean_patch_length(model.records),
+                "on_the_way": [
+                    {**record, "training_seconds": model.seconds_until(step_of(record))}
+                    for record in model.evaluations
+                ],
                 "results": [result_to_json(result, KIND) for result in model.results],
             }
             for model in reports
         ]
-        results = {"platform": jax.default_backend(), "models": summary}
-        write_json(self._workdir / "results.json", results)
-        return path
 
 
 def format_results(reports: list[ModelReport]) -> str:

@@ -28,6 +28,7 @@ from lst_jax.evaluation.story_completion import StoryExample
 from lst_jax.evaluation.tables import format_rate
 from lst_jax.files import write_file
 from lst_jax.patching import PatchingConfig, patch_document
+from lst_jax.training.hooks import step_of
 from lst_jax.training.metrics import Record, format_duration
 from lst_jax.vocabulary import TextTokenizer, Vocabulary
 
@@ -42,16 +43,34 @@ class ModelReport:
     """What the report says of one trained model.
 
     Attributes:
+      role: which it is, of `demo_text`.
       name: as it is called in tables.
       num_parameters: of the model.
-      records: its metrics, `lst_jax.training.metrics.read_records`.
+      records: its metrics, `lst_jax.training.metrics.read_records`, from step 0 on.
+      evaluations: its accuracies on the way, `read_evaluations`, likewise.
       results: its story-completion accuracy, one entry per set and direction.
     """
 
+    role: str
     name: str
     num_parameters: int
     records: Sequence[Record]
+    evaluations: Sequence[Record]
     results: Sequence[ChoiceResult]
+
+    def seconds_until(self, step: int) -> float:
+        """Returns the seconds of the first steps, without evaluation, saving and compilation."""
+        ends = np.array([0, *(record["step"] for record in self.records)], float)
+        of_step = np.array([record["step_seconds"] for record in self.records], float)
+        return float(np.interp(step, ends, [0, *np.cumsum(np.diff(ends) * of_step)]))
+
+    def curve(self, metric: str) -> list[tuple[float, float]]:
+        """Returns (seconds of training, value) of a metric on the way."""
+        return [
+            (self.seconds_until(step_of(record)), float(record[metric] or 0))
+            for record in self.evaluations
+            if record.get(metric) is not None
+        ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +120,7 @@ def write_report(
     speech_directory: pathlib.Path,
     tokenizer: TextTokenizer,
     patch_size: int,
+    sentences: Sequence[str],
 ) -> None:
     """Writes the page.
 
@@ -114,6 +134,7 @@ def write_report(
       speech_directory: of its wav files.
       tokenizer: the text tokenizer.
       patch_size: of the static patches drawn.
+      sentences: what the results say.
     """
     clips = [clip.wav for example in speech for clip in example.clips]
     page = render(
@@ -128,6 +149,8 @@ def write_report(
         spectrograms=svg(spectrogram_figure(speech, speech_directory)),
         cost_header=COST_HEADER,
         costs=[cost_row(model) for model in models],
+        sentences=sentences,
+        curves=svg(accuracy_figure(models)),
         losses=svg(loss_figure(models)),
         utterance=svg(utterance_figure(spoken[0], tokenizer, patch_size)) if spoken else None,
         spoken=spoken,
@@ -151,6 +174,28 @@ def spectrogram_figure(speech: Sequence[SpeechExample], directory: pathlib.Path)
         axis.set_ylabel("Hz")
         axis.set_title(clip.label, loc="left", fontsize=9)
     np.atleast_1d(axes)[-1].set_xlabel("seconds")
+    return figure
+
+
+def accuracy_figure(models: Sequence[ModelReport]) -> Figure:
+    """Draws the accuracies on the way against the time of training."""
+    metrics = dict.fromkeys(
+        name for model in models for record in model.evaluations for name in record if "/" in name
+    )
+    figure, axes = plt.subplots(
+        1, max(1, len(metrics)), figsize=(10, 3.8), sharey=True, layout="constrained", squeeze=False
+    )
+    for axis, metric in zip(axes[0], metrics, strict=False):
+        _, name, direction, _ = metric.split("/")
+        for model, color in zip(models, COLORS, strict=False):
+            seconds, values = np.array([(0, np.nan), *model.curve(metric)]).T
+            axis.plot(seconds / 60, 100 * values, marker=".", color=color, label=model.name)
+        axis.set_title(f"{name}, {direction.replace('-', '→')}", fontsize=10)
+        axis.set_xlabel("minutes of training")
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].set_ylabel("accuracy [%]")
+    axes[0, 0].legend(frameon=False)
     return figure
 
 
@@ -286,7 +331,7 @@ COST_HEADER = (
     "speech units",
     "mean patch",
     "PFLOPs",
-    "wall time",
+    "training time",
 )
 
 
@@ -302,7 +347,7 @@ def cost_row(model: ModelReport) -> list[str]:
         f"{last['total_speech_units']:,}",
         f"{mean_patch_length(model.records):.2f}",
         f"{(last['total_flops'] or 0) / 1e15:.4f}",
-        format_duration(last["total_seconds"] or 0),
+        format_duration(model.seconds_until(step_of(last))),
     ]
 
 

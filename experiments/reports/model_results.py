@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from experiments.reports.demo_text import describe_results, read_seed_spread
 from experiments.reports.tables import (
     Record,
     interval_text,
@@ -45,9 +46,10 @@ def demo_page(demo: Record, further: Record, earlier: Record) -> str:
         demo=demo,
         further=further,
         earlier=earlier,
+        spread=read_seed_spread(),
         minutes=_minutes,
         accuracies=_accuracies(demo["models"]),
-        apart=_apart(demo["models"]),
+        sentences=describe_results(demo["models"], demo.get("covers_seeds", False)),
         costs=_costs(demo["models"]),
         further_accuracies=_further(further["results"]),
         noise=_noise(earlier["models"], demo["models"]),
@@ -71,16 +73,6 @@ def _accuracy(result: Record) -> str:
     return f"**{text}**" if result["interval"][0] > result["chance"] else text
 
 
-def _apart(models: Sequence[Record]) -> list[str]:
-    """Returns which results of two models have intervals without a common point."""
-    first, second = models
-    return [
-        f"{a['set_name']} {a['direction'].replace('-', '→')}"
-        for a, b in zip(first["results"], second["results"], strict=True)
-        if a["interval"][1] < b["interval"][0] or b["interval"][1] < a["interval"][0]
-    ]
-
-
 def _costs(models: Sequence[Record]) -> str:
     columns = {
         "model": lambda x: x["model"],
@@ -91,7 +83,8 @@ def _costs(models: Sequence[Record]) -> str:
         "speech units": lambda x: f"{x['training']['total_speech_units']:,}",
         "mean patch": lambda x: f"{x['mean_patch_length']:.2f}",
         "PFLOPs": lambda x: f"{x['training']['total_flops'] / 1e15:.4f}",
-        "time": lambda x: _minutes(x["training"]["total_seconds"]),
+        # Of steps alone, where the run has measured that.
+        "time": lambda x: _minutes(x.get("training_seconds", x["training"]["total_seconds"])),
     }
     return table(columns, models)
 

@@ -317,7 +317,8 @@ def restore_branch(
 
     def read(directory: pathlib.Path, whole: bool) -> _Restored:
         options = ocp.CheckpointManagerOptions(read_only=True)
-        manager = ocp.CheckpointManager(directory.parent, options=options)
+        with quiet_orbax():  # it warns of what reading alone means
+            manager = ocp.CheckpointManager(directory.parent, options=options)
         with manager, reading_checkpoint(directory, whole):
             return _read_step(manager, directory, shapes)
 

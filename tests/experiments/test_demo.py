@@ -19,8 +19,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 SETS = {"StoryCloze": 2, "TopicStoryCloze": 2, "HellaSwag": 4}
 ARGUMENTS = (
     *("--speech_stories=24", "--text_stories=300", "--test_items=4"),
-    *("--gin.NUM_STEPS=6", "--gin.WARMUP_STEPS=1", "--gin.LOG_EVERY=2"),
-    *("--gin.CHECKPOINT_EVERY=2", "--gin.DIM_LOCAL=16", "--gin.DIM_GLOBAL=32"),
+    *("--minutes=0.01", "--gin.LOG_EVERY=10", "--gin.DIM_LOCAL=16", "--gin.DIM_GLOBAL=32"),
     *("--gin.NUM_LAYERS_GLOBAL=1", "--gin.NUM_LAYERS_DECODER=1", "--gin.BATCH_ROWS=2"),
 )
 
@@ -47,19 +46,35 @@ def test_the_table_has_every_set_and_direction_and_both_costs(demo):
             line = re.search(rf"^{name} +{direction} +(\d+) +4 ", output, re.MULTILINE)
             assert line and int(line[1]) == 100 // endings
     results = json.loads((workdir / "results.json").read_text())
-    lst, baseline = results["models"]
-    assert lst["training"]["step"] == baseline["training"]["step"] == 6
-    assert len(lst["results"]) == len(baseline["results"]) == 12
-    # The budget is one: as many patches a step, up to what packing leaves empty.
-    units = [model["training"]["total_patches"] for model in (lst, baseline)]
+    lst, equal_steps, equal_flops = results["models"]
+    assert lst["training"]["step"] == equal_steps["training"]["step"] == results["plan"]["steps"]
+    assert all(len(model["results"]) == 12 for model in results["models"])
+    # A budget is one: as many patches a step, up to what packing leaves empty, or as many FLOPs.
+    units = [model["training"]["total_patches"] for model in (lst, equal_steps)]
     assert 0.8 < units[0] / units[1] < 1.25
-    assert lst["training"]["total_tokens"] > baseline["training"]["total_tokens"]
+    assert lst["training"]["total_tokens"] > equal_steps["training"]["total_tokens"]
+    flops = [model["training"]["total_flops"] for model in (lst, equal_flops)]
+    assert flops[0] == pytest.approx(flops[1], rel=0.1)  # lengths are multiples of ten steps
+    assert "one run cannot settle" in results["text"][-1] and results["text"][0] in output
+
+
+@pytest.mark.slow
+def test_accuracy_on_the_way_is_against_the_time_of_steps_alone(demo):
+    results = json.loads((demo[0] / "results.json").read_text())
+    for model in results["models"]:
+        way = model["on_the_way"]
+        assert len(way) >= 5 and way[-1]["step"] == model["training"]["step"]
+        times = [record["training_seconds"] for record in way]
+        assert times == sorted(times) and times[0] > 0
+        assert times[-1] == model["training_seconds"] < model["training"]["total_seconds"]
+    names = {name for record in results["models"][0]["on_the_way"] for name in record}
+    assert "stories/stories with two endings/S-S/accuracy" in names
 
 
 @pytest.mark.slow
 def test_the_report_stands_alone(demo):
     page = (demo[0] / "report.html").read_text()
-    assert page.count("<svg") == 3
+    assert page.count("<svg") == 4
     assert page.count("data:audio/wav;base64,") == 4 + 4  # of the corpus, and of the model
     # Nothing is fetched: links are anchors inside the page or XML namespaces.
     assert not re.search(r"(src|href)=['\"](?!data:|#)", page.replace("xlink:href", "href"))
@@ -116,8 +131,9 @@ def test_without_the_extra_one_line_names_it_before_anything_is_done(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["bare.py"]
 
 
-def test_a_mistake_ends_with_one_line(tmp_path):
-    done = run_binary("experiments.demo", f"--workdir={tmp_path}", "--speech_stories=0")
+@pytest.mark.parametrize("mistake", ["--speech_stories=0", "--gin.NUM_STEPS=9", "--minutes=nan"])
+def test_a_mistake_ends_with_one_line(tmp_path, mistake):
+    done = run_binary("experiments.demo", f"--workdir={tmp_path}", mistake)
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("error: ")
     assert "Traceback" not in done.stderr

@@ -31,6 +31,8 @@ def report(text, stories=()):
         spectrograms=text,
         cost_header=COST_HEADER,
         costs=[[text] * len(COST_HEADER)],
+        sentences=[text],
+        curves=text,
         losses=text,
         utterance=text,
         spoken=[{"wav": b"RIFF", "text": text}],
@@ -42,7 +44,7 @@ def report(text, stories=()):
 def test_text_is_never_markup(text):
     page = report(f"<script>&'\"{text}")
     assert "<script" not in page
-    assert page.count("&lt;script&gt;&amp;&#39;&#34;") == 13 + len(COST_HEADER)
+    assert page.count("&lt;script&gt;&amp;&#39;&#34;") == 15 + len(COST_HEADER)
 
 
 def test_a_story_is_shown_with_its_right_ending():
