@@ -15,8 +15,9 @@ from typing import Any
 from experiments.benchmarks.job_runner import last_run, read_records
 from experiments.common import cli
 from experiments.common.gin_steps import read_config
-from experiments.reports import model_results, speed_results
+from experiments.reports import model_results, speed_results, study_results
 from experiments.reports.tables import Record, gib, page, table
+from experiments.studies.config import read_study, study_files
 from lst_jax.files import write_file
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -28,6 +29,7 @@ _CONTENTS = {
     "models.md": "sizes of the model files",
     "demo.md": "story completion of the demo's two models",
     "speech.md": "recognition and synthesis on the built-in corpus",
+    "studies.md": "the paper's questions, a study file each, and what each costs",
     "conventions.md": "what the published model's conventions do to the loss",
     "aot.md": "training steps compiled for TPU pods: memory, FLOPs, traffic",
     "cpu.md": "data pipeline, attention, training step, decoding, porting and digests on CPUs",
@@ -58,6 +60,14 @@ def pages(results: pathlib.Path = RESULTS) -> dict[str, str]:
             read("demo"), read("demo_further_items"), read("demo_earlier_run")
         ),
         "speech.md": model_results.speech_page(read("demo_asr"), read("demo_tts")),
+        "studies.md": study_results.studies_page(
+            {file.stem: read_study([str(file)], ["CORPUS=CORPUS"]) for file in study_files()},
+            read("study_bills")["bills"],
+            {
+                path.stem: json.loads(path.read_text(encoding="utf-8"))
+                for path in sorted((results / "studies").glob("*.json"))
+            },
+        ),
         "conventions.md": model_results.conventions_page(read("conventions")),
         "aot.md": speed_results.aot_page(read("aot")),
         "cpu.md": speed_results.cpu_page(
