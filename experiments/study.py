@@ -9,6 +9,8 @@ r"""Plans, runs and reports studies: many training runs that answer one question
 | `run`    | trains and evaluates the cells that nobody has yet; then as `report`        |
 | `status` | says which cells are scored, failed, missing, or in whose hands             |
 | `report` | writes `report.html`, `results.json`, `results.csv` and `figures/`          |
+| `fit`    | fits loss and accuracy of each arm against size, data and FLOPs            |
+| `predict`| says what a run of `--size` parameters and `--flops` FLOPs would reach     |
 
 Any number of workers may run one study in one workdir, on one machine or on several that see it.
 What is stopped or killed goes on when the same command is given again. `docs/studies.md` has all.
@@ -26,8 +28,9 @@ from experiments.common import cli, gin_config
 from experiments.common.outputs import check_writable
 from experiments.common.paths import define_path
 from experiments.studies import commands
+from lst_jax.settings import quote
 
-VERBS = ("plan", "run", "status", "report")
+VERBS = ("plan", "run", "status", "report", "fit", "predict")
 
 
 def define_flags() -> None:
@@ -43,12 +46,14 @@ def define_flags() -> None:
     define_path("pilot", "results.json of a pilot study, whose spread is the study's.")
     flags.DEFINE_string("topology", None, "Chips to plan for in place of this machine: v5p:2x2x1.")
     flags.DEFINE_string("mesh", "", "Mesh axes on these chips, e.g. fsdp=4.")
+    flags.DEFINE_float("size", None, "Parameters of the model to predict.", lower_bound=1)
+    flags.DEFINE_float("flops", None, "Training FLOPs of the run to predict.", lower_bound=1)
 
 
 def main(argv: list[str]) -> None:
     """Does what the verb says."""
     if len(argv) < 2 or argv[1] not in VERBS:
-        given = repr(argv[1]) if len(argv) > 1 else "missing"
+        given = quote(argv[1]) if len(argv) > 1 else "missing"
         raise ValueError(f"the verb is {given}, expected one of {', '.join(VERBS)}")
     cli.check_no_arguments(argv[1:])
     # Cells have the accelerators; what this process computes is small.
@@ -70,6 +75,8 @@ def main(argv: list[str]) -> None:
             pilot=values.pilot,
             topology=values.topology,
             mesh=values.mesh,
+            size=values.size,
+            flops=values.flops,
         ),
     )
     sys.exit(int(getattr(study, argv[1])()))

@@ -13,6 +13,13 @@ from experiments.common.gin_steps import step_config
 from experiments.common.mesh_text import parse_mesh
 from experiments.studies.cells import RESULT, Workdir, configure
 from experiments.studies.config import Cell, Study, read_study
+from experiments.studies.fitting import (
+    ArmFit,
+    fit_study,
+    fits_to_json,
+    format_fits,
+    format_predictions,
+)
 from experiments.studies.plan import (
     Plan,
     format_plan,
@@ -39,7 +46,7 @@ from experiments.studies.running import (
 from experiments.studies.statistics import smallest_difference
 from lst_jax.extras import check_extra
 from lst_jax.files import write_file, write_json
-from lst_jax.settings import list_names, quote
+from lst_jax.settings import given, list_names, quote
 
 _SHARE = re.compile(r"([0-9]{1,6})/([0-9]{1,6})")
 
@@ -57,6 +64,8 @@ class Options:
     pilot: str | None = None
     topology: str | None = None
     mesh: str = ""
+    size: float | None = None
+    flops: float | None = None
 
 
 class StudyCommands:
@@ -138,6 +147,24 @@ class StudyCommands:
         steps = read_steps(self._study, self._workdir)
         print(self._write_results(steps))
         return ExitCode.DONE
+
+    def fit(self) -> ExitCode:
+        """Prints and writes what the scored cells say of size, data and FLOPs."""
+        fits = self._fits()
+        print(format_fits(fits))
+        print(f"fits: {write_json(self._workdir.root / 'fits.json', fits_to_json(fits))}")
+        return ExitCode.DONE
+
+    def predict(self) -> ExitCode:
+        """Prints what a run of a size and budget would reach."""
+        size = given(self._options.size, "size", "parameters of the model to predict")
+        flops = given(self._options.flops, "flops", "training FLOPs of the run to predict")
+        print(format_predictions(self._fits(), size, flops))
+        return ExitCode.DONE
+
+    def _fits(self) -> list[ArmFit]:
+        steps = read_steps(self._study, self._workdir)
+        return fit_study(collect(self._study, steps, self._workdir))
 
     def _scored(self) -> list[str]:
         cells = self._study.cells()

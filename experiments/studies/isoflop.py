@@ -1,4 +1,4 @@
-"""isoFLOP parabolas: at each budget C the loss over log N, its minimum, and laws through the minima.
+"""isoFLOP parabolas: at each budget C the loss over log N, its minimum, laws through the minima.
 
 D* is what C buys for N*. A budget names no optimum, in one line, that has none inside its sizes, or
 fewer sizes than the parabola has parameters.

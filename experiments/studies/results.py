@@ -15,6 +15,8 @@ import numpy as np
 from experiments.studies.cells import FAILURE, RESULT, Workdir
 from experiments.studies.config import LOSSES, Cell, Comparison, Study
 from experiments.studies.statistics import holm, mean_interval, paired_difference
+from lst_jax.checkpoints.description import read_description
+from lst_jax.model.models import count_parameters
 from lst_jax.strict_json import read_json_object
 from lst_jax.training.metrics import read_evaluations, read_records
 
@@ -52,6 +54,7 @@ def score_cell(cell: Cell, steps: int, run: pathlib.Path, stories: pathlib.Path)
     return {
         "cell": cell.name,
         "steps": steps,
+        "parameters": count_parameters(read_description(run).model),
         "metrics": metrics,
         "chances": chances,
         "training": {name: records[-1][name] for name in _TOTALS},

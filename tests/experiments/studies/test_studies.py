@@ -25,7 +25,10 @@ from experiments.studies.plan import (
 from experiments.studies.protocols import StepCost
 from experiments.studies.results import collect, format_csv, pilot_spread, score_cell
 from experiments.studies.running import ChildError, Children, StoppedError, claimed, run_cells
+from lst_jax.checkpoints.description import ModelDescription, write_description
+from lst_jax.config import TokenTransformerConfig
 from lst_jax.training.lock import LOCK
+from lst_jax.vocabulary import Vocabulary
 
 PILOT = "experiments/configs/studies/pilot.gin"
 BASE = StepCost(patches=100, speech_units=70, text_tokens=30, speech_seconds=2.8, flops=1e6)
@@ -182,7 +185,11 @@ def write_stories(path, accuracy):
 
 
 def write_metrics(run, num_steps):
-    run.mkdir(parents=True)
+    vocabulary = Vocabulary(10, unit_count=4)
+    model = TokenTransformerConfig(
+        vocab_size=vocabulary.size, dim_global=8, num_layers_global=1, num_heads_global=1
+    )
+    write_description(run, ModelDescription(model, vocabulary, None))
     totals = {f"total_{name}": 7 for name in ("patches", "tokens", "speech_units", "seconds")}
     records = [
         {"step": step, "total_flops": 10.0 * step} | totals for step in (num_steps // 2, num_steps)
