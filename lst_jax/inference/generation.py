@@ -67,7 +67,7 @@ class GenerationLimits:
 
     Attributes:
       max_tokens: tokens of a continuation, the one that stops it included.
-      max_units: speech units of a continuation (25 are a second); None: no separate limit.
+      max_units: speech ids of a continuation (25 units are a second); None: no separate limit.
       max_patches: the model's context in patches (tokens for the baseline), prompt included; a
         token that would begin one more stops the row. None: no limit.
       min_tokens: tokens that are made before eos may be.

@@ -98,7 +98,7 @@ def synthesize(
       trained: fine-tuned for synthesis.
       texts: with words.
       sampling: how units are drawn.
-      max_units: of an answer, at most; 750 are 30 s at 25 a second.
+      max_units: speech ids of an answer, at most; 750 units are 30 s at 25 a second.
       seeds: one for each text; None counts from 0.
       batch_rows: rows of a batch.
       names: what errors call the texts; None is `texts[0]` and so on.

@@ -160,6 +160,17 @@ def test_draws_of_visits_are_uniform():
     assert stats.chisquare(pairs.ravel()).pvalue > 1e-3
 
 
+def one_utterance(words=40):
+    return Utterance(
+        "u",
+        ("w",) * words,
+        np.arange(3, 3 + words, dtype=np.int32),
+        np.ones(words, np.int32),
+        np.arange(10 * words, dtype=np.int32) % 50,
+        np.full(words, 10, np.int32),
+    )
+
+
 class Records(list):
     """Records in memory."""
 
@@ -169,14 +180,7 @@ class Records(list):
 
 def test_an_utterance_is_interleaved_anew_in_each_epoch():
     vocabulary = Vocabulary(text_size=100, unit_count=50)
-    utterance = Utterance(
-        "u",
-        ("w",) * 40,
-        np.arange(3, 43, dtype=np.int32),
-        np.ones(40, np.int32),
-        np.arange(400, dtype=np.int32) % 50,
-        np.full(40, 10, np.int32),
-    )
+    utterance = one_utterance()
     keys = stream_keys([source_keys(0, 1, 0, None)], [1.0], 0, 1, endless=True)
 
     def make(interleaved_share):
@@ -196,3 +200,26 @@ def test_an_utterance_is_interleaved_anew_in_each_epoch():
     most = make(0.9)
     wholes = [vocabulary.is_unit(most.load(i, 0.0).tokens).sum() == 400 for i in range(400)]
     assert stats.binomtest(sum(wholes), 400, 0.1).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("task", [None, "asr"])
+def test_noise_depends_on_seed_epoch_and_record_alone(task):
+    """Whatever was read before, and whether the document was aligned then."""
+    vocabulary = Vocabulary(text_size=100, unit_count=50)
+    keys = stream_keys([source_keys(0, 2, 0, None)], [1.0], 0, 1, endless=True)
+
+    def lengths(seed, indices, noise=1.0):
+        config = PatchingConfig("curriculum", boundary_noise=noise)
+        records = Records([one_utterance(), one_utterance()])
+        drafts = MixedDrafts(keys, [records], seed, config, vocabulary, 0.0, task)
+        drafts.load(indices[0], 0.0)
+        found = {i: drafts.load(i, 1.0) for i in indices}
+        return {i: draft.aligned_lengths.tolist() for i, draft in found.items()}
+
+    forward, backward = lengths(0, range(6)), lengths(0, range(5, -1, -1))
+    assert forward == backward
+    assert len({tuple(x) for x in forward.values()}) == 6  # two records, three epochs
+    assert lengths(1, range(6)) != forward
+    exact = lengths(0, range(6), noise=0.0)
+    assert len({tuple(x) for x in exact.values()}) == 1
+    assert {sum(x) for x in forward.values()} == {sum(exact[0])}
