@@ -9,6 +9,7 @@ import pathlib
 from experiments.common import gin_config
 from experiments.common.experiment import Experiment
 from experiments.studies.config import Cell
+from experiments.studies.protocols import Branch
 
 TRAIN, EVALUATE = "experiments.train", "experiments.evaluate"
 RUN, STORIES, RESULT, FAILURE, LOG = "run", "stories.json", "result.json", "failure.json", "log.txt"
@@ -28,6 +29,10 @@ class Workdir:
     def cell(self, cell: Cell) -> pathlib.Path:
         """Returns the folder of a cell."""
         return self.root / "cells" / cell.name
+
+    def trunk(self, cell: Cell, step: int) -> pathlib.Path:
+        """Returns the folder of the part up to `step` of the run that a cell's budgets share."""
+        return self.root / "trunks" / cell.trunk / str(step)
 
     def claim(self, name: str) -> pathlib.Path:
         """Returns the folder whose lock a worker has while it works on what `name` names."""
@@ -59,6 +64,30 @@ def run_bindings(cell: Cell, steps: int) -> list[str]:
     if on_the_way:
         bindings.append(f"EVAL_STORIES={cell.data.stories}")
     return bindings
+
+
+def trunk_bindings(cell: Cell, step: int, before: pathlib.Path | None) -> list[str]:
+    """Returns the bindings of a part of the run that budgets share, up to `step`.
+
+    Args:
+      cell: of the budget that leaves the shared run at that step.
+      step: its last one.
+      before: workdir of the part before; None: it is the first.
+    """
+    shared = ["SCHEDULE=constant", "EVAL_EVERY=None"]
+    return [*run_bindings(cell, step), *shared, *_branching_off(before)]
+
+
+def branch_bindings(cell: Cell, branch: Branch, trunk: pathlib.Path) -> list[str]:
+    """Returns the bindings of a cell that is the decay from a shared run."""
+    decay = ["SCHEDULE=wsd", f"DECAY_STEPS={branch.decay_steps}"]
+    return [*run_bindings(cell, branch.num_steps), *decay, *_branching_off(trunk)]
+
+
+def _branching_off(run: pathlib.Path | None) -> list[str]:
+    if run is None:
+        return []
+    return [f"INITIAL_CHECKPOINT={str(run)!r}", "INITIAL_STATE=all"]
 
 
 def configure(cell: Cell, steps: int) -> Experiment:

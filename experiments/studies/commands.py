@@ -118,7 +118,12 @@ class StudyCommands:
                     self._check_hours(plan)
                 save_plan(plan, self._workdir)
                 failed = run_cells(
-                    self._chosen, plan.steps, self._workdir, children, lambda: self._write(plan)
+                    self._chosen,
+                    plan.steps,
+                    self._workdir,
+                    children,
+                    lambda: self._write(plan),
+                    plan.branches,
                 )
             except StoppedError as stopped:
                 print(f"stopped by {stopped}; the same command continues", flush=True)

@@ -275,6 +275,11 @@ class Cell(NamedTuple):
         return f"{self.model.name}-{self.arm.name}" if self.model else self.arm.name
 
     @property
+    def trunk(self) -> str:
+        """Returns the name of the run that the budgets of a model, arm and seed may share."""
+        return f"{self.group}-seed{self.seed}"
+
+    @property
     def name(self) -> str:
         """Returns the name of the cell, which its folder has."""
         return f"{self.group}-{self.budget:g}{self.study.budget_unit}-seed{self.seed}"

@@ -20,10 +20,12 @@ from typing import Any, NamedTuple
 
 import gin
 
+from data_pipelines.training.config import effective_settings
 from data_pipelines.training.dataset import make_training_dataset
 from experiments.studies.cells import RESULT, Workdir, configure
 from experiments.studies.config import LOSSES, Arm, Cell, Study
 from experiments.studies.protocols import (
+    Branch,
     StepCost,
     compute_controlled,
     compute_optimal_steps,
@@ -31,6 +33,7 @@ from experiments.studies.protocols import (
     flop_controlled,
     step_cost,
     steps_of_budget,
+    trunk_branches,
 )
 from lst_jax.differences import differences
 from lst_jax.evaluation.story_completion import read_story_examples
@@ -75,13 +78,26 @@ class Plan:
     steps: dict[str, int]
     identity: Mapping[str, Any]
 
+    @functools.cached_property
+    def branches(self) -> dict[str, Branch]:
+        """Returns the decays of the cells whose budgets share a run; none where they do not."""
+        return find_branches(self.study, self.steps)
+
+    def trained(self, cell: Cell) -> int:
+        """Returns the steps that a cell adds: all, or its decay and its part of a shared run."""
+        branch = self.branches.get(cell.name)
+        if branch is None:
+            return self.steps[cell.name]
+        before = [b.start for b in _siblings(cell, self.branches) if b.start < branch.start]
+        return branch.decay_steps + branch.start - max(before, default=0)
+
     def hours(self, cells: Sequence[Cell]) -> float | None:
         """Returns the hours that cells train for; None where a step's seconds are not known."""
         seconds = [self.costs[cell.group].step_seconds for cell in cells]
         if any(value is None for value in seconds):
             return None
         pairs = zip(cells, seconds, strict=True)
-        return sum(self.steps[cell.name] * (value or 0.0) for cell, value in pairs) / 3600
+        return sum(self.trained(cell) * (value or 0.0) for cell, value in pairs) / 3600
 
 
 def make_plan(study: Study) -> Plan:
@@ -104,10 +120,22 @@ def make_plan(study: Study) -> Plan:
     for comparison in (study.primary, *study.secondary):
         _check_metric(study, comparison.metric, names)
     steps = plan_steps(study, costs)
+    branches, data = find_branches(study, steps), {}
     for cell in study.cells():
         with _naming(cell.name):
             experiment = configure(cell, steps[cell.name])
-            learning_rate_schedule(experiment.optimizer, steps[cell.name])
+            branch = branches.get(cell.name)
+            # The run that is shared ends at a branch, and its warm-up before.
+            length = branch.start if branch else steps[cell.name]
+            learning_rate_schedule(experiment.optimizer, length)
+            if branch:
+                settings = effective_settings(dataclasses.asdict(experiment.data))
+                changed = next(differences(data.setdefault(cell.trunk, settings), settings), None)
+                if changed:
+                    raise ValueError(
+                        f"{changed.name} is {quote(changed.new)}, expected {quote(changed.old)}, as"
+                        " in the smaller budget: they share a run (Study.decay)"
+                    )
     return Plan(study, costs, steps, identity)
 
 
@@ -136,6 +164,36 @@ def plan_steps(study: Study, costs: Mapping[str, GroupCost]) -> dict[str, int]:
                     found = flop_controlled(step_costs, reference, length)
         steps |= {(cells[name].group, budget): count for name, count in found.items()}
     return {cell.name: steps[cell.group, cell.budget] for cell in study.cells()}
+
+
+def find_branches(study: Study, steps: Mapping[str, int]) -> dict[str, Branch]:
+    """Returns where each cell leaves the run that its budgets share; none without `Study.decay`.
+
+    Raises:
+      ValueError: a budget is too short, or two are of as many steps.
+    """
+    if study.decay is None:
+        return {}
+    found: dict[str, Branch] = {}
+    trunks: dict[str, list[Cell]] = {}
+    for cell in study.cells():
+        trunks.setdefault(cell.trunk, []).append(cell)
+    for name, cells in trunks.items():
+        with _naming(name):
+            branches = trunk_branches([steps[cell.name] for cell in cells], study.decay)
+        found |= {cell.name: branch for cell, branch in zip(cells, branches, strict=True)}
+    return found
+
+
+def _siblings(cell: Cell, branches: Mapping[str, Branch]) -> list[Branch]:
+    """Returns the branches of the run that a cell's budgets share."""
+    return [branches[c.name] for c in cell.study.cells() if c.trunk == cell.trunk]
+
+
+def earlier_starts(cell: Cell, branches: Mapping[str, Branch]) -> list[int]:
+    """Returns the steps at which branches leave the shared run, up to the cell's own."""
+    own = branches[cell.name].start
+    return sorted(b.start for b in _siblings(cell, branches) if b.start <= own)
 
 
 def _steps_of(study: Study, amount: float, cost: GroupCost) -> int:

@@ -16,8 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from types import FrameType
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import FrameType, MappingProxyType
 from typing import Self
 
 from experiments.common.cli import ExitCode
@@ -28,14 +28,19 @@ from experiments.studies.cells import (
     RUN,
     STORIES,
     Workdir,
+    branch_bindings,
     evaluate_command,
     run_bindings,
     train_command,
+    trunk_bindings,
 )
 from experiments.studies.config import Cell
+from experiments.studies.plan import earlier_starts
+from experiments.studies.protocols import Branch
 from experiments.studies.results import score_cell
+from lst_jax.checkpoints.layout import list_steps
 from lst_jax.files import write_json
-from lst_jax.settings import one_line
+from lst_jax.settings import given, one_line
 from lst_jax.training.lock import WorkdirLockedError, locked
 from lst_jax.training.metrics import format_duration, read_records
 from lst_jax.training.signals import StopSignal
@@ -156,6 +161,7 @@ def run_cells(
     workdir: Workdir,
     children: Children,
     after_each: Callable[[], object],
+    branches: Mapping[str, Branch] = MappingProxyType({}),
 ) -> list[str]:
     """Trains and evaluates the cells that nobody has, each at most once.
 
@@ -165,6 +171,7 @@ def run_cells(
       workdir: of the study.
       children: runs the binaries, opened.
       after_each: called when a cell is scored or has failed.
+      branches: where each leaves the run that its budgets share, if they do.
 
     Returns:
       Names of the cells that failed.
@@ -172,40 +179,95 @@ def run_cells(
     Raises:
       StoppedError: a signal asked to stop.
     """
-    failed = []
-    for number, cell in enumerate(cells, 1):
-        folder = workdir.cell(cell)
-        with claimed(workdir.claim(cell.name)) as own:
-            if not own or (folder / RESULT).exists():
+    failed, tried = [], set()
+    while True:
+        before = len(tried)
+        for number, cell in enumerate(cells, 1):
+            if cell.name in tried or (workdir.cell(cell) / RESULT).exists():
                 continue
-            print(f"[{number}/{len(cells)}] {cell.name}: {steps[cell.name]:,} steps", flush=True)
-            start = time.monotonic()
-            try:
-                _run_cell(cell, steps[cell.name], workdir, children)
-            except WorkdirLockedError as error:
-                print(f"  not now: {error}", flush=True)
-                continue
-            except (ChildError, OSError, ValueError) as error:
-                message = one_line(str(error))
-                write_json(folder / FAILURE, {"cell": cell.name, "error": message})
-                print(f"  failed: {message}; see {folder / LOG}", flush=True)
-                failed.append(cell.name)
-            else:
-                (folder / FAILURE).unlink(missing_ok=True)
-                took = format_duration(time.monotonic() - start)
-                print(f"  scored after {took}", flush=True)
-        after_each()
-    return failed
+            with claimed(workdir.claim(cell.name)) as own:
+                if not own or (workdir.cell(cell) / RESULT).exists():
+                    continue
+                print(
+                    f"[{number}/{len(cells)}] {cell.name}: {steps[cell.name]:,} steps", flush=True
+                )
+                try:
+                    if not _run_or_keep_why(cell, steps[cell.name], workdir, children, branches):
+                        failed.append(cell.name)
+                except WorkdirLockedError as error:
+                    print(f"  not now: {error}", flush=True)
+                    continue
+                tried.add(cell.name)
+            after_each()
+        if len(tried) == before:  # what others had may be free again, as long as this one was busy
+            return failed
 
 
-def _run_cell(cell: Cell, steps: int, workdir: Workdir, children: Children) -> None:
+def _run_or_keep_why(
+    cell: Cell,
+    steps: int,
+    workdir: Workdir,
+    children: Children,
+    branches: Mapping[str, Branch],
+) -> bool:
+    """Runs a cell; returns whether it is scored, and keeps the reason where it is not."""
+    folder, start = workdir.cell(cell), time.monotonic()
+    try:
+        _run_cell(cell, steps, workdir, children, branches)
+    except (ChildError, OSError, ValueError) as error:
+        message = one_line(str(error))
+        write_json(folder / FAILURE, {"cell": cell.name, "error": message})
+        print(f"  failed: {message}; see {folder / LOG}", flush=True)
+        return False
+    (folder / FAILURE).unlink(missing_ok=True)
+    print(f"  scored after {format_duration(time.monotonic() - start)}", flush=True)
+    return True
+
+
+def _run_cell(
+    cell: Cell,
+    steps: int,
+    workdir: Workdir,
+    children: Children,
+    branches: Mapping[str, Branch],
+) -> None:
     folder = workdir.cell(cell)
-    command = train_command(cell, run_bindings(cell, steps), folder / RUN)
-    programs = workdir.programs(socket.gethostname())
-    _call(children, [*command, f"--compilation_cache_dir={programs}"], folder / LOG)
+    bindings = run_bindings(cell, steps)
+    if branches:
+        trunk = _run_trunk(cell, workdir, children, branches)
+        bindings = branch_bindings(cell, branches[cell.name], trunk)
+    _train(cell, bindings, folder, workdir, children)
     if cell.data.stories:
         _call(children, evaluate_command(cell, folder), folder / LOG)
     write_json(folder / RESULT, score_cell(cell, steps, folder / RUN, folder / STORIES))
+
+
+def _run_trunk(
+    cell: Cell, workdir: Workdir, children: Children, branches: Mapping[str, Branch]
+) -> pathlib.Path:
+    """Trains what is missing of the run that a cell's budgets share; returns its last part.
+
+    Raises:
+      WorkdirLockedError: another worker is at it.
+    """
+    run = None
+    with claimed(workdir.claim(cell.trunk)) as own:
+        if not own:
+            raise WorkdirLockedError(f"{cell.trunk}, which its budgets share, is another worker's")
+        for step in earlier_starts(cell, branches):
+            folder = workdir.trunk(cell, step)
+            if step not in list_steps(folder / RUN):
+                _train(cell, trunk_bindings(cell, step, run), folder, workdir, children)
+            run = folder / RUN
+    return given(run, "run", "a shared run")
+
+
+def _train(
+    cell: Cell, bindings: list[str], folder: pathlib.Path, workdir: Workdir, children: Children
+) -> None:
+    command = train_command(cell, bindings, folder / RUN)
+    programs = workdir.programs(socket.gethostname())
+    _call(children, [*command, f"--compilation_cache_dir={programs}"], folder / LOG)
 
 
 def _call(children: Children, command: Sequence[str], log: pathlib.Path) -> None:

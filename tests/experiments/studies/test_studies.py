@@ -1,5 +1,6 @@
 """Planning, claims, results and their refusals, without training anything."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -166,6 +167,9 @@ class Fake(Children):
         log.write_text("a line\nerror: too small\n" if folder.name in self.failing else "")
         if folder.name in self.failing:
             return 2
+        if "trunks" in folder.parts:
+            (folder / RUN / "checkpoints" / folder.name).mkdir(parents=True)
+            return 0
         arm, seed = folder.name.split("-")[0], int(folder.name[-1])
         if command[0] == "experiments.evaluate":
             write_stories(folder / STORIES, 0.5 + 0.1 * (arm == "curriculum") + 0.01 * seed**2)
@@ -228,6 +232,54 @@ def test_a_failed_cell_is_kept_and_the_others_go_on(ran):
     ]
     assert collect(study, lengths, workdir)["complete"]
     assert not (workdir.cell(study.cells()[2]) / FAILURE).exists()
+
+
+def test_budgets_share_a_run_that_is_trained_once(tmp_path):
+    study = read("SEEDS=(7,)", "Study.budgets=(10, 20, 40)", "Study.decay=0.2")
+    lengths, workdir = plan_steps(study, COSTS), Workdir(tmp_path)
+    bill = Plan(study, with_seconds(COSTS, dict.fromkeys(COSTS, 3600.0)), lengths, {})
+    cells = [cell for cell in study.cells() if cell.arm.name == "base"]
+    # Of 10, 20 and 40 steps 8, 16 and 32 are shared.
+    assert [bill.trained(cell) for cell in cells] == [8 + 2, 8 + 4, 16 + 8]
+    assert bill.hours(cells) == 46
+    children = Fake()
+    found = run_cells(cells[1:], lengths, workdir, children, lambda: None, bill.branches)
+    found += run_cells(cells, lengths, workdir, children, lambda: None, bill.branches)
+    assert found == []
+    trained = [command for command in children.commands if command[0] == "experiments.train"]
+    folders = [str(tmp_path / "trunks" / "base-seed7" / str(step)) for step in (8, 16, 32)]
+    cell_folders = [str(workdir.cell(cell)) for cell in cells]
+    expected = [*folders[:2], cell_folders[1], folders[2], cell_folders[2], cell_folders[0]]
+    workdirs = [flag_of(command, "--workdir") for command in trained]
+    assert workdirs == [f"{folder}/run" for folder in expected]
+    starts = [flag_of(command, "--gin_binding=INITIAL_CHECKPOINT") for command in trained]
+    runs = [f"'{folder}/run'" for folder in folders]
+    assert starts == [None, runs[0], runs[1], runs[1], runs[2], runs[0]]
+    assert [flag_of(command, "--gin_binding=DECAY_STEPS") for command in trained] == [
+        *(None, None, "4", None, "8", "2")
+    ]
+
+
+def flag_of(command, name):
+    """The last value of a flag, or of a binding."""
+    found = [x.removeprefix(f"{name}=") for x in command if x.startswith(f"{name}=")]
+    return found[-1] if found else None
+
+
+def test_a_cell_that_another_worker_left_is_taken_in_the_next_round(tmp_path):
+    study, workdir = read("SEEDS=(0,)"), Workdir(tmp_path)
+    first, second = study.cells()
+    with contextlib.ExitStack() as other:
+        other.enter_context(claimed(workdir.claim(first.name)))
+        lengths = plan_steps(study, COSTS)
+        # The other worker dies while this one is at the second cell.
+        children = Fake()
+        assert run_cells(study.cells(), lengths, workdir, children, other.close) == []
+    scored = [command for command in children.commands if command[0] == "experiments.evaluate"]
+    assert [
+        str(workdir.cell(cell)) in str(command)
+        for cell, command in zip((second, first), scored, strict=True)
+    ] == [True, True]
 
 
 def test_a_signal_ends_a_worker_and_leaves_the_cell_to_go_on(tmp_path):
