@@ -32,6 +32,7 @@ from lst_jax.strict_json import read_json_object
 
 FORMAT = "lst-jax-units"
 _FORMAT_VERSION = 1
+_LONGEST_PIECE = 2**8  # units; all ways to divide it are tried
 _MeanCount = Annotated[float, Bounds(least=1, most=2**20)]
 
 
@@ -81,8 +82,8 @@ class UnitPieces:
         self._joined: dict[tuple[int, int], int] = {}
         for number, piece in enumerate(encoding.pieces):
             name = f"UnitEncoding.pieces[{number}]"
-            inside = all(unit < unit_count for unit in piece)
-            require(inside, name, piece, f"units 0 … {unit_count - 1}")
+            inside = len(piece) <= _LONGEST_PIECE and all(unit < unit_count for unit in piece)
+            require(inside, name, piece, f"units 0 … {unit_count - 1}, at most {_LONGEST_PIECE}")
             require(piece not in ids, name, piece, "a piece that is not there yet")
             halves = any(a in ids and b in ids for a, b in _halves(piece))
             require(halves, name, piece, "two units or earlier pieces, joined")

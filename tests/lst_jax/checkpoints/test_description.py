@@ -253,6 +253,7 @@ def test_the_first_files_of_version_2_say_that_units_are_plain(tmp_path):
     ("units", "message"),
     [
         ({"pieces": [[3, 20]]}, "pieces[0] is (3, 20), expected units 0 … 19"),
+        ({"pieces": [[3] * 257]}, "expected units 0 … 19, at most 256"),
         ({"pieces": [[3]]}, "pieces[0] is (3,), expected a piece that is not there yet"),
         ({"pieces": [[3, 4], [3, 4]]}, "pieces[1] is (3, 4), expected a piece that is not"),
         ({"pieces": [[]]}, "pieces[0] is (), expected two units or earlier pieces"),
