@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import pathlib
 import re
+import socket
 from collections.abc import Sequence
 
 from experiments.common.cli import ExitCode
@@ -90,7 +91,7 @@ class StudyCommands:
 
     def plan(self) -> ExitCode:
         """Prints the bill; measures a step of each arm where none is known."""
-        plan = load_plan(self._study, self._workdir)
+        plan = load_plan(self._study, self._workdir, self._machine())
         options = self._options
         if options.topology:
             plan = self._on_chips(plan, options.topology)
@@ -101,7 +102,7 @@ class StudyCommands:
                 except StoppedError:
                     return ExitCode.STOPPED
         if not options.topology:
-            save_plan(plan, self._workdir)
+            save_plan(plan, self._workdir, self._machine())
         unit = f"chip-hours, {options.topology}" if options.topology else "hours"
         print(format_plan(plan, self._scored(), unit))
         print(self._format_power())
@@ -110,13 +111,13 @@ class StudyCommands:
 
     def run(self) -> ExitCode:
         """Runs what is missing."""
-        plan, options = load_plan(self._study, self._workdir), self._options
+        plan, options = load_plan(self._study, self._workdir, self._machine()), self._options
         with Children(options.device) as children, pinned(options.threads, self._workdir):
             try:
                 if options.max_hours is not None:
                     plan = self._measured(plan, children)
                     self._check_hours(plan)
-                save_plan(plan, self._workdir)
+                save_plan(plan, self._workdir, self._machine())
                 failed = run_cells(
                     self._chosen,
                     plan.steps,
@@ -170,6 +171,11 @@ class StudyCommands:
     def _fits(self) -> list[ArmFit]:
         steps = read_steps(self._study, self._workdir)
         return fit_study(collect(self._study, steps, self._workdir))
+
+    def _machine(self) -> str:
+        """Returns what tells the steps' times here from those elsewhere."""
+        cores = "all cores" if self._options.threads is None else f"{self._options.threads} cores"
+        return f"{socket.gethostname()}, {cores}"
 
     def _scored(self) -> list[str]:
         cells = self._study.cells()

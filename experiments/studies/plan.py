@@ -258,8 +258,13 @@ def _check_metric(study: Study, metric: str, sets: Sequence[str]) -> None:
         require(name in sets and len(sets) > 1, "Comparison.metric", metric, expected)
 
 
-def load_plan(study: Study, workdir: Workdir) -> Plan:
-    """Returns a study's plan, and keeps it in the workdir.
+def load_plan(study: Study, workdir: Workdir, machine: str) -> Plan:
+    """Returns a study's plan, with the seconds of steps that were measured before.
+
+    Args:
+      study: what is planned.
+      workdir: of the study.
+      machine: that runs cells, with what a cell may take of it.
 
     Raises:
       OSError, ValueError: see `make_plan`; or the study is another than that of cells that are
@@ -276,7 +281,7 @@ def load_plan(study: Study, workdir: Workdir) -> Plan:
                 f"{changed.name} is {quote(changed.new)}, expected {quote(changed.old)}, as when "
                 f"{len(scored)} cells of {workdir.root} were scored, or another workdir"
             )
-        seconds = {} if changed else kept["step_seconds"]
+        seconds = {} if changed else kept["step_seconds"].get(machine, {})
     return dataclasses.replace(plan, costs=with_seconds(plan.costs, seconds))
 
 
@@ -307,15 +312,18 @@ def with_seconds(
     }
 
 
-def save_plan(plan: Plan, workdir: Workdir) -> None:
-    """Writes `plan.json`."""
+def save_plan(plan: Plan, workdir: Workdir, machine: str) -> None:
+    """Writes `plan.json`; what other machines have measured stays."""
     costs = plan.costs.items()
+    kept = read_json_object(workdir.plan) if workdir.plan.exists() else {}
+    same = kept.get("identity") == plan.identity
+    seconds = {group: cost.step_seconds for group, cost in costs}
     write_json(
         workdir.plan,
         {
             "identity": plan.identity,
             "steps": plan.steps,
-            "step_seconds": {group: cost.step_seconds for group, cost in costs},
+            "step_seconds": {**(kept["step_seconds"] if same else {}), machine: seconds},
             "costs": {group: dataclasses.asdict(cost.step) for group, cost in costs},
             "parameters": {group: cost.parameters for group, cost in costs},
         },

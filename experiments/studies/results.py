@@ -129,6 +129,7 @@ def collect(study: Study, steps: Mapping[str, int], workdir: Workdir) -> dict[st
     return {
         "study": study.name,
         "question": study.question,
+        "paper": study.paper,
         "protocol": study.protocol,
         "budget_unit": study.budget_unit,
         "seeds": list(study.seeds),

@@ -338,7 +338,7 @@ def test_a_pilot_s_spread_is_that_of_its_pairs(tmp_path):
 def test_a_changed_study_is_no_study_of_the_workdir(tmp_path):
     study = read()
     bill = Plan(study, COSTS, plan_steps(study, COSTS), {"study": dataclasses.asdict(study)})
-    save_plan(bill, Workdir(tmp_path))
+    save_plan(bill, Workdir(tmp_path), "here")
     assert read_steps(study, Workdir(tmp_path)) == bill.steps
     with pytest.raises(ValueError, match=r"study.seeds\[2\] is 2, expected unknown"):
         read_steps(read("SEEDS=(0, 1, 2)"), Workdir(tmp_path))
@@ -352,16 +352,19 @@ def test_a_study_that_changed_after_cells_were_scored_is_refused(tmp_path, monke
     monkeypatch.setattr(plan, "make_plan", planned)
     workdir = Workdir(tmp_path)
     known = with_seconds(COSTS, {"base": 2.0})
-    save_plan(dataclasses.replace(plan.load_plan(read(), workdir), costs=known), workdir)
+    save_plan(
+        dataclasses.replace(plan.load_plan(read(), workdir, "here"), costs=known), workdir, "here"
+    )
     # Measured steps are kept until the study changes, which it may until a cell is scored.
-    assert plan.load_plan(read(), workdir).costs["base"].step_seconds == 2.0
+    assert plan.load_plan(read(), workdir, "here").costs["base"].step_seconds == 2.0
+    assert plan.load_plan(read(), workdir, "there").costs["base"].step_seconds is None
     changed = read("SEEDS=(5, 6)")
-    assert plan.load_plan(changed, workdir).costs["base"].step_seconds is None
+    assert plan.load_plan(changed, workdir, "here").costs["base"].step_seconds is None
     folder = workdir.cell(read().cells()[0])
     folder.mkdir(parents=True)
     (folder / RESULT).write_text("{}")
     with pytest.raises(ValueError, match=r"study.seeds\[0\] is 5, expected 0, as when 1 cells"):
-        plan.load_plan(changed, workdir)
+        plan.load_plan(changed, workdir, "here")
 
 
 def test_a_signal_is_passed_on_to_the_child_and_ends_the_wait(tmp_path, monkeypatch):
