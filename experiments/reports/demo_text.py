@@ -109,6 +109,11 @@ def describe_results(models: Sequence[Mapping[str, Any]], covers_seeds: bool) ->
         rest = "; elsewhere the intervals of the differences hold 0" if found else ""
         none = "no difference of the two models has an interval without 0"
         sentences.append(f"{budget} {' and '.join(found) or none}{rest}.")
+    count = len(lst["results"]) * len(baselines)
+    sentences.append(
+        f"These are {count} comparisons at 95 % each, of which about {max(1, round(count / 20))} "
+        "would be apart by chance."
+    )
     if covers_seeds:
         sentences.append("Intervals are over items and seeds.")
     else:

@@ -33,17 +33,18 @@ def model(role, *accuracies):
 
 def test_the_text_names_what_is_apart_and_which_way():
     models = [model(LST, 0.7, 0.5, 0.5), model(EQUAL_STEPS, 0.5, 0.52, 0.7)]
-    first, last = describe_results(models, covers_seeds=False)
+    first, count, last = describe_results(models, covers_seeds=False)
     assert first == (
         "At equal steps and equal patches a step the LST is ahead in A S→S and the baseline is "
         "ahead in C S→S; elsewhere the intervals of the differences hold 0."
     )
+    assert count.startswith("These are 3 comparisons at 95 % each, of which about 1 would")
     assert "one run cannot settle" in last
 
 
 def test_the_text_of_nothing_apart_claims_nothing():
     models = [model(LST, 0.52), model(EQUAL_STEPS, 0.5), model(EQUAL_FLOPS, 0.55)]
-    steps, flops, last = describe_results(models, covers_seeds=True)
+    steps, flops, _, last = describe_results(models, covers_seeds=True)
     assert steps.endswith("no difference of the two models has an interval without 0.")
     assert flops.startswith("At equal training FLOPs no difference")
     assert last == "Intervals are over items and seeds."
