@@ -280,7 +280,9 @@ class Demo:
                     item = json.loads(line)
                     item |= {"id": f"{kind} {item['id']}", "set": _SET_ON_THE_WAY}
                     lines.append(json.dumps(item) + "\n")
-        write_file(self._stories, "".join(lines))
+        text = "".join(lines)
+        if not self._stories.exists() or self._stories.read_text(encoding="utf-8") != text:
+            write_file(self._stories, text)
 
     def _configure(self, name: str) -> Experiment:
         """Returns what a model is trained with; its corpus need not be there yet."""
