@@ -49,11 +49,9 @@ def write_patch_report(
       analysis: what was measured.
       source: what it was made from, with its `seed`.
     """
-    write_json(directory / "analysis.json", {**source, **to_json(analysis)})
-    figures = {
-        "tsne": tsne_figure(analysis, source["seed"]),
-        "layers": layer_figure(analysis),
-    }
+    points = tsne_points(analysis, source["seed"])
+    write_json(directory / "analysis.json", {**source, **to_json(analysis), "tsne": points})
+    figures = {"tsne": tsne_figure(points), "layers": layer_figure(analysis)}
     for name, figure in figures.items():
         write_file(directory / f"{name}.png", png(figure))
     page = render(
@@ -127,23 +125,17 @@ def summarize_lens(analysis: Analysis) -> str:
     return " ".join(sentences)
 
 
-def tsne_figure(analysis: Analysis, seed: int) -> Figure:
-    """Draws the vectors of a few words in two dimensions, a panel for each kind of vectors."""
+def tsne_points(analysis: Analysis, seed: int) -> dict[str, dict[str, list[list[float]]]]:
+    """Returns the vectors of a few words in two dimensions, by kind of vectors and by word."""
     sample = analysis.sample
     chosen = np.random.default_rng(seed).permutation(len(sample.names))[:_SHOWN_WORDS]
     shown = np.isin(sample.words, chosen)
     words = sample.words[shown]
-    figure, axes = plt.subplots(
-        1, len(analysis.embeddings), figsize=(13, 4.5), layout="constrained"
-    )
-    for axis, (name, found) in zip(axes, analysis.embeddings.items(), strict=True):
-        points = _tsne(found.vectors[shown], seed)
-        for index, word in enumerate(np.sort(chosen)):
-            of_word = points[words == word]
-            axis.scatter(*of_word.T, s=9, color=plt.get_cmap("tab20")(index))
-            axis.annotate(sample.names[word], np.median(of_word, axis=0), ha="center", fontsize=8)
-        axis.set(title=name, xticks=[], yticks=[])
-    return figure
+    found = {name: _tsne(x.vectors[shown], seed) for name, x in analysis.embeddings.items()}
+    return {
+        name: {sample.names[word]: points[words == word].tolist() for word in np.sort(chosen)}
+        for name, points in found.items()
+    }
 
 
 def _tsne(vectors: np.ndarray, seed: int) -> np.ndarray:
@@ -152,7 +144,18 @@ def _tsne(vectors: np.ndarray, seed: int) -> np.ndarray:
     # By PCA's axes t-SNE starts from the data; the seed settles the rest.
     directions = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     method = TSNE(perplexity=perplexity, init="pca", random_state=seed)
-    return method.fit_transform(directions.astype(np.float64))
+    return method.fit_transform(directions.astype(np.float64)).round(3)
+
+
+def tsne_figure(panels: Mapping[str, Mapping[str, Sequence[Sequence[float]]]]) -> Figure:
+    """Draws what `tsne_points` returns, a panel for each kind of vectors."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(13, 4.5), layout="constrained")
+    for axis, (name, words) in zip(axes, panels.items(), strict=True):
+        for index, (word, points) in enumerate(words.items()):
+            axis.scatter(*np.transpose(points), s=9, color=plt.get_cmap("tab20")(index))
+            axis.annotate(word, np.median(points, axis=0), ha="center", fontsize=8)
+        axis.set(title=name, xticks=[], yticks=[])
+    return figure
 
 
 def layer_figure(analysis: Analysis) -> Figure:

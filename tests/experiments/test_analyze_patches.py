@@ -53,6 +53,9 @@ def test_files_have_what_the_library_computes(tmp_path):
     assert gain == pytest.approx(after - before)
     for rates in written["embeddings"]["trained"]["lens"].values():
         assert all(0 <= rate["value"] <= 1 for rate in rates)
+    assert {*written["tsne"]} == {*embeddings}
+    for words in written["tsne"].values():
+        assert [np.shape(words[name]) for name in sample.names] == [(3, 2)] * len(sample.names)
     page = (output / "analysis.html").read_text()
     assert page.count("<svg") == 2 and "0.65–0.68" in page and "nan" not in done.stdout
     assert np.all([word in page for word in written["words"]])
