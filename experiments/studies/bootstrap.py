@@ -8,9 +8,11 @@ is Student's t over the draws' spread.
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import optimize, stats
@@ -76,19 +78,29 @@ def minimize(
 
     options = {"maxiter": 500, "ftol": 1e-10, "gtol": 1e-6, "maxcor": 20}
     low, high = np.array(bounds).T
-    ends = [
-        optimize.minimize(
-            objective,
-            np.clip(start, low, high),
-            jac=True,
-            method="L-BFGS-B",
-            bounds=bounds,
-            options=options,
-        )
-        for start in starts
-    ]
+    with _one_thread():
+        ends = [
+            optimize.minimize(
+                objective,
+                np.clip(start, low, high),
+                jac=True,
+                method="L-BFGS-B",
+                bounds=bounds,
+                options=options,
+            )
+            for start in starts
+        ]
     best = min(ends, key=lambda end: end.fun).x
     return refit(model, targets[None], best, bounds, huber)[0]
+
+
+def _one_thread() -> contextlib.AbstractContextManager[Any]:
+    """Keeps BLAS to one thread: products of five numbers wait for the others on a busy machine."""
+    if importlib.util.find_spec("threadpoolctl") is None:
+        return contextlib.nullcontext()
+    from threadpoolctl import threadpool_limits  # of the extra `demo`
+
+    return threadpool_limits(1)
 
 
 def refit(model: Model, targets: Floats, start: Floats, bounds: Bounds, huber: float) -> Floats:

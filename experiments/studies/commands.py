@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import pathlib
@@ -151,7 +152,10 @@ class StudyCommands:
         """Writes and prints what is found so far."""
         check_extra("demo", "jinja2", "matplotlib")
         steps = read_steps(self._study, self._workdir)
-        print(self._write_results(steps))
+        fits = []
+        with contextlib.suppress(ValueError):  # no cell with a loss
+            fits = self._fits()
+        print(self._write_results(steps, fits))
         return ExitCode.DONE
 
     def fit(self) -> ExitCode:
@@ -239,7 +243,7 @@ class StudyCommands:
     def _write(self, plan: Plan) -> str:
         return self._write_results(plan.steps)
 
-    def _write_results(self, steps: dict[str, int]) -> str:
+    def _write_results(self, steps: dict[str, int], fits: Sequence[ArmFit] = ()) -> str:
         """Writes results, and the page where what it takes is installed; returns a summary."""
         results, root = collect(self._study, steps, self._workdir), self._workdir.root
         write_json(root / "results.json", results)
@@ -248,7 +252,7 @@ class StudyCommands:
             return f"results: {root / 'results.json'}"
         from experiments.studies.report import write_report  # which imports what the extra brings
 
-        return f"report: {write_report(results, root)}"
+        return f"report: {write_report(results, root, fits)}"
 
 
 def choose_cells(study: Study, share: str | None, names: Sequence[str]) -> list[Cell]:

@@ -120,6 +120,10 @@ class AccuracyFit:
     num_points: int
     draws: tuple[tuple[float, ...], ...]
 
+    def __call__(self, x: Any) -> Any:
+        """Returns the accuracy at x, of any shape."""
+        return _sigmoid((self.top.value, self.slope.value, self.middle.value), x, self.chance)
+
 
 class Prediction(NamedTuple):
     """What one more run of a size and budget is expected to reach.
@@ -362,12 +366,11 @@ def predict(
     loss = estimate_of(value, drawn, fit.num_points, 5, confidence, spread)
     reached = {}
     for name, sigmoid in (accuracies or {}).items():
-        center = (sigmoid.top.value, sigmoid.slope.value, sigmoid.middle.value)
         # The loss of each draw through the sigmoid of the same draw.
         parameters = np.array(sigmoid.draws).reshape(-1, 3)
         pairs = min(len(parameters), len(drawn))
         samples = _sigmoid(parameters[:pairs], drawn[:pairs], sigmoid.chance)
-        mean = float(_sigmoid(center, value, sigmoid.chance))
+        mean = float(sigmoid(value))
         found = estimate_of(mean, samples, sigmoid.num_points, 5, confidence, sigmoid.residual)
         reached[name] = Estimate(found.value, *(_clip(x) for x in found[1:]))
     extrapolation = {

@@ -19,6 +19,8 @@ class ArmFit:
 
     Attributes:
       arm, loss: which.
+      points: the cells.
+      measured: accuracies of the cells, by metric.
       law: L = E + A/N^α + B/D^β; None where `refusals` say why.
       parabolas: of the budgets in FLOPs.
       accuracies: sigmoids in that loss, by metric.
@@ -27,6 +29,8 @@ class ArmFit:
 
     arm: str
     loss: str
+    points: Sequence[Point]
+    measured: Mapping[str, Sequence[float]]
     law: LossFit | None
     parabolas: IsoFlopFit
     accuracies: Mapping[str, AccuracyFit]
@@ -44,7 +48,8 @@ def fit_study(results: Mapping[str, Any], draws: int = DRAWS) -> list[ArmFit]:
     for arm in dict.fromkeys(entry["arm"] for entry in scored):
         cells = [entry for entry in scored if entry["arm"] == arm]
         for loss in LOSSES:
-            measured = [entry for entry in cells if loss in entry["metrics"]]
+            # Cells of earlier versions have no `parameters`.
+            measured = [c for c in cells if loss in c["metrics"] and "parameters" in c]
             if measured:
                 fits.append(_fit_arm(arm, loss, measured, draws))
     require(bool(fits), "cells with a loss", 0, "one or more that are scored")
@@ -61,7 +66,7 @@ def _fit_arm(arm: str, loss: str, cells: Sequence[Mapping[str, Any]], draws: int
         )
         for entry in cells
     ]
-    law, accuracies, refusals = None, {}, []
+    law, accuracies, measured, refusals = None, {}, {}, []
     try:
         law = fit_loss(points, draws)
         refusals += [law.refusal] if law.refusal else []
@@ -69,12 +74,15 @@ def _fit_arm(arm: str, loss: str, cells: Sequence[Mapping[str, Any]], draws: int
         refusals.append(str(error))
     for metric, chance in cells[0]["chances"].items():
         if metric.startswith("mean/"):
-            values = [entry["metrics"][metric] for entry in cells]
+            measured[metric] = [entry["metrics"][metric] for entry in cells]
             try:
-                accuracies[metric] = fit_accuracy([p.loss for p in points], values, chance, draws)
+                accuracies[metric] = fit_accuracy(
+                    [point.loss for point in points], measured[metric], chance, draws
+                )
             except ValueError as error:
                 refusals.append(f"{metric}: {error}")
-    return ArmFit(arm, loss, law, fit_isoflop(points, draws), accuracies, refusals)
+    parabolas = fit_isoflop(points, draws)
+    return ArmFit(arm, loss, points, measured, law, parabolas, accuracies, refusals)
 
 
 def fits_to_json(fits: Sequence[ArmFit]) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ from experiments.studies.bootstrap import (
     widen,
 )
 
-_SAME_BUDGET = 0.1  # budgets of one curve differ by less; steps are whole
+SAME_BUDGET = 0.1  # budgets of one curve differ by less; steps are whole
 _MOST_LOST = 0.2  # of the draws, without a minimum
 
 
@@ -87,7 +87,7 @@ def fit_isoflop(
     """
     table = tabulate(points)
     table = table[np.argsort(table[:, 2], kind="stable")]
-    breaks = np.flatnonzero(np.diff(np.log(table[:, 2])) > math.log1p(_SAME_BUDGET)) + 1
+    breaks = np.flatnonzero(np.diff(np.log(table[:, 2])) > math.log1p(SAME_BUDGET)) + 1
     fitted, optima, slopes, refusals = [], [], [], []
     for group in np.split(table, breaks):
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ from matplotlib.ticker import LogLocator
 
 from experiments.reports.templating import render
 from experiments.studies.config import LOSSES
+from experiments.studies.fit_figures import draw_fits
+from experiments.studies.fitting import ArmFit
 from experiments.studies.results import metric_text
 from lst_jax.files import write_file
 from lst_jax.training.metrics import format_duration
@@ -31,18 +34,29 @@ _LABELS = {"speech": "nats a second of speech", "text": "bits a byte of text"}
 Results = Mapping[str, Any]
 
 
-def write_report(results: Results, directory: pathlib.Path) -> pathlib.Path:
-    """Writes `report.html`, whose path is returned, and `figures/`, of one PDF for each metric."""
-    figures, shown = {}, _shown_metrics(results)
-    for metric in shown:
-        figure = metric_figure(results, metric)
+def write_report(
+    results: Results, directory: pathlib.Path, fits: Sequence[ArmFit] = ()
+) -> pathlib.Path:
+    """Writes `report.html`, whose path is returned, and `figures/`, a PDF for each of its figures.
+
+    Args:
+      results: of `results.collect`.
+      directory: of the report.
+      fits: whose figures the report has, too.
+    """
+    shown = _shown_metrics(results)
+    drawn = {name: (metric_label(name), metric_figure(results, name)) for name in shown}
+    drawn |= {title: (title, figure) for title, figure in draw_fits(fits, _LABELS).items()}
+    figures = {}
+    for name, (title, figure) in drawn.items():
         pdf, svg = io.BytesIO(), io.StringIO()
         figure.savefig(pdf, format="pdf")
         figure.savefig(svg, format="svg")
         plt.close(figure)
-        write_file(directory / "figures" / f"{metric.replace('/', '_')}.pdf", pdf.getvalue())
+        stem = re.sub(r"[^\w.-]+", "_", name)
+        write_file(directory / "figures" / f"{stem}.pdf", pdf.getvalue())
         text = svg.getvalue()
-        figures[metric_label(metric)] = Markup(text[text.index("<svg") :])
+        figures[title] = Markup(text[text.index("<svg") :])
     metrics = list(dict.fromkeys([*shown, *(entry["metric"] for entry in results["means"])]))
     page = render(
         "study_report.html",

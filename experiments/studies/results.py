@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import itertools
@@ -182,7 +183,7 @@ def _mean_entries(scored: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _interval(values: Sequence[float]) -> dict[str, Any]:
     """Returns the mean, with its interval where values of several seeds give one."""
     found = {"mean": float(np.mean(values)), "lower": None, "upper": None, "n": len(values)}
-    if len(set(values)) > 1:
+    with contextlib.suppress(ValueError):  # one seed, or seeds without a spread
         found |= mean_interval(values)._asdict()
     return found
 
@@ -213,7 +214,7 @@ def _compare(
         "mean": float(np.mean(differences)) if seeds else None,
         **dict.fromkeys(("lower", "upper", "p_value", "corrected_p_value")),
     }
-    if len(set(differences)) > 1:
+    with contextlib.suppress(ValueError):  # one pair, or pairs without a spread
         found |= paired_difference(pairs[0], pairs[1])._asdict()
     return found
 

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from experiments.studies.fit_figures import draw_fits
 from experiments.studies.fitting import fit_study, fits_to_json, format_fits, format_predictions
 
 
@@ -38,6 +39,9 @@ def test_the_law_of_the_cells_comes_back():
     expected = 1 + 400 / 1e3 + 900 / (1e16 / 6e6) ** 0.4
     assert float(said.split("speech: ")[1].split()[0]) == pytest.approx(expected, rel=0.02)
     assert "mean/S-S 0.9" in said and "flops × 10" in said
+    figures = draw_fits([fit], {"speech": "nats", "text": "bits"})
+    assert list(figures) == ["isoFLOP: nats", "accuracy over nats"]
+    assert [len(figure.axes) for figure in figures.values()] == [1, 1]
 
 
 def test_too_few_cells_name_no_optimum():

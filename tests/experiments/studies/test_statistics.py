@@ -1,6 +1,7 @@
 """Student's t over seeds: known answers, coverage and power by simulation, hostile inputs."""
 
 import itertools
+import json
 import math
 
 import numpy as np
@@ -9,6 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from experiments.studies.cells import RESULT, Workdir
+from experiments.studies.config import read_study
+from experiments.studies.results import collect
 from experiments.studies.statistics import (
     holm,
     mean_interval,
@@ -205,3 +209,41 @@ def test_what_cannot_be_measured_is_refused_in_one_line(call, message):
     with pytest.raises(ValueError, match=message) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_the_page_s_intervals_cover_a_known_difference(tmp_path):
+    """End to end: scored cells of three seeds, 300 items a set, a gain of 3 points."""
+    study = read_study(
+        ["experiments/configs/studies/pilot.gin"],
+        ["CORPUS=corpus", "SEEDS=(0, 1, 2)", "Study.budgets=(8.0,)"],
+    )
+    cells, workdir = study.cells(), Workdir(tmp_path)
+    steps = {cell.name: 8 for cell in cells}
+    rng, trials, hits, found = np.random.default_rng(0), 200, 0, 0
+    for cell in cells:
+        workdir.cell(cell).mkdir(parents=True)
+    for _ in range(200):
+        data = {seed: rng.normal(0, 0.03) for seed in study.seeds}
+        for cell in cells:
+            chance = 0.6 + data[cell.seed] + rng.normal(0, 0.01)
+            chance += 0.03 * (cell.arm.name == "curriculum")
+            metrics = {"mean/S-S": rng.binomial(300, chance) / 300, "mean/T-T": 0.7, "speech": 9.0}
+            result = {
+                "metrics": metrics,
+                "chances": {},
+                "training": {"total_flops": 1.0},
+                "curve": [],
+            }
+            (workdir.cell(cell) / RESULT).write_text(json.dumps(result))
+        primary, text, speech = collect(study, steps, workdir)["comparisons"]
+        assert text["lower"] is speech["p_value"] is None  # no spread, no interval
+        if primary["lower"] is None:  # three differences of the same number of items
+            trials -= 1
+            continue
+        hits += primary["lower"] <= 0.03 <= primary["upper"]
+        found += primary["p_value"] < 0.05
+        assert primary["corrected_p_value"] is None
+    assert trials > 190
+    assert 0.91 <= hits / trials <= 0.99
+    assert found / trials < 0.3  # three seeds see little of three points
