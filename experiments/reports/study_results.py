@@ -44,7 +44,8 @@ def _difference(results: Record) -> str:
     if mean is None:
         return ""
     text = f"{found['metric']}, {found['arm']} − {found['against']}: {metric_text(metric, mean)}"
+    seeds = f"{len(found['seeds'])} seed{'s' * (len(found['seeds']) > 1)}"
     if found["lower"] is None:
-        return f"{text} ({len(found['seeds'])} seeds)"
+        return f"{text} ({seeds})"
     low, high = (metric_text(metric, found[name]) for name in ("lower", "upper"))
-    return f"{text} ({low} … {high}, {len(found['seeds'])} seeds)"
+    return f"{text} ({low} … {high}, {seeds})"

@@ -1,11 +1,14 @@
 """Pages of results: up to date with the result files, and whole for any run."""
 
+import dataclasses
 import json
 import re
 
 import pytest
 
 from experiments.reports import results
+from experiments.reports.study_results import studies_page
+from experiments.studies.config import read_study, study_files
 
 RUN = {
     "stage": "run",
@@ -77,3 +80,25 @@ def test_a_run_that_was_cut_off_gives_what_it_has(tmp_path):
     assert "Nothing has been timed" not in page and "420m none" not in page
     assert "| 1b | none | 6 | 480 ms | 51,234 | 70,000 | 50.0% | 64.00 GiB |" in page
     assert "| trace: 1b | failed | RuntimeError: a \\| b |" in page
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ({}, "mean/S-S, a − b: 1.2 (-0.5 … 3.0, 3 seeds)"),
+        ({"lower": None, "seeds": [0]}, "mean/S-S, a − b: 1.2 (1 seed)"),
+        ({"metric": "speech"}, "speech, a − b: 0.012 (-0.005 … 0.030, 3 seeds)"),
+        ({"mean": None}, "| the paper's | "),
+    ],
+)
+def test_a_study_that_was_run_shows_its_primary_comparison(changes, shown):
+    (file,) = [file for file in study_files() if file.stem == "patch_size"]
+    study = dataclasses.replace(read_study([str(file)], ["CORPUS=c"]), paper="the paper's")
+    found = {"kind": "primary", "arm": "a", "against": "b", "metric": "mean/S-S", "mean": 0.0124}
+    found |= {"lower": -0.005, "upper": 0.03, "seeds": [0, 1, 2]} | changes
+    other = {"kind": "secondary", "metric": "speech"}
+    results_of = {"patch_size": {"comparisons": [other, found]}}
+    page = studies_page({"patch_size": study, "unrun": study}, {}, results_of)
+    row, unrun = [line for line in page.splitlines() if line.startswith("| How many")]
+    assert shown in row and "static_3, static_4, static_6, static_9" in row
+    assert "| the paper's |  | 12 |  |  |  |" in unrun
