@@ -36,7 +36,7 @@ _TEXT_STORIES = flags.DEFINE_integer(
 )
 _TEST_ITEMS = flags.DEFINE_integer("test_items", 400, "Items of each test set.")
 _MINUTES = flags.DEFINE_float(
-    "minutes", 16.0, "Minutes that it may take on this machine; the steps follow."
+    "minutes", 15.0, "Minutes that it may take on this machine; the steps follow."
 )
 
 

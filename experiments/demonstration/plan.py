@@ -27,8 +27,8 @@ PILOT_STEPS = 30
 # Of the time of S steps of the LST: a step of fine-tuning has fewer patches.
 _FINETUNING = 0.2
 # What is no training, in steps of the LST: evaluation on the way and at the end, speech, the
-# report, and compilation.
-_OTHER_STEPS = 1200
+# report, and compilation. Rather too many: what is not used is lost, what lacks breaks a promise.
+OTHER_STEPS = 1500
 _LEAST_STEPS = 50
 _FIFTHS = 10  # lengths are multiples of it, so that a fifth of them is one of checkpoints
 
@@ -67,7 +67,7 @@ def choose_plan(
     """
     ratio = lst[1] / baseline[1]
     a_step = lst[0] * (1 + _FINETUNING * 2) + baseline[0] * (max(ratio, 1) + 0.2 * min(ratio, 1))
-    left = 60 * minutes - spent - _OTHER_STEPS * lst[0]
+    left = 60 * minutes - spent - OTHER_STEPS * lst[0]
     steps = max(_LEAST_STEPS, _FIFTHS * int(left / a_step / _FIFTHS))
     return Plan(float(minutes), steps, lst[0], baseline[0], lst[1], baseline[1])
 

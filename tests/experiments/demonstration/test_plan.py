@@ -3,6 +3,7 @@
 import pytest
 
 from experiments.demonstration.plan import (
+    OTHER_STEPS,
     choose_plan,
     decay_steps,
     equal_flops_steps,
@@ -19,7 +20,7 @@ def seconds(plan, spent):
     flops_steps = equal_flops_steps(plan, plan.steps * plan.lst_flops)
     longer, shorter = max(flops_steps, plan.steps), min(flops_steps, plan.steps)
     baselines = plan.baseline_seconds * (longer + decay_steps(shorter))
-    return spent + 1200 * plan.lst_seconds + plan.lst_seconds * plan.steps * 1.4 + baselines
+    return spent + OTHER_STEPS * plan.lst_seconds + plan.lst_seconds * plan.steps * 1.4 + baselines
 
 
 @pytest.mark.parametrize("minutes", [12, 16, 60])
