@@ -40,8 +40,8 @@ from experiments.studies.results import (
 from experiments.studies.running import (
     Children,
     StoppedError,
-    claimed,
     measure_step,
+    owner,
     pinned,
     run_cells,
 )
@@ -138,14 +138,9 @@ class StudyCommands:
     def status(self) -> ExitCode:
         """Prints what has become of every cell."""
         results = collect(self._study, read_steps(self._study, self._workdir), self._workdir)
-        hands = {}
-        for cell in self._study.cells():
-            folder = self._workdir.claim(cell.name)
-            if folder.exists():
-                with claimed(folder) as own:
-                    if not own:
-                        hands[cell.name] = f"running ({folder})"
-        print(format_status(results, hands))
+        names = [cell.name for cell in self._study.cells()]
+        owners = {name: owner(self._workdir.claim(name)) for name in names}
+        print(format_status(results, owners))
         return ExitCode.DONE
 
     def report(self) -> ExitCode:

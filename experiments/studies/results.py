@@ -6,7 +6,6 @@ import contextlib
 import csv
 import io
 import itertools
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -256,22 +255,18 @@ def format_csv(results: Mapping[str, Any]) -> str:
     return file.getvalue()
 
 
-def format_status(results: Mapping[str, Any], claimed: Mapping[str, str]) -> str:
-    """Returns a line for each cell.
+def format_status(results: Mapping[str, Any], owners: Mapping[str, str | None]) -> str:
+    """Returns a line for each cell, and how many there are of each state.
 
     Args:
       results: see `collect`.
-      claimed: who has a cell, by its name.
+      owners: who is at a cell, by its name; None: nobody.
     """
     lines = []
     for entry in results["cells"]:
-        state = claimed.get(entry["cell"], entry["state"])
+        state, who = entry["state"], owners[entry["cell"]]
         detail = f": {entry['error']}" if state == "failed" else ""
-        lines.append(f"{entry['cell']}  {state}{detail}")
-    counts = json.dumps(
-        {
-            state: sum(entry["state"] == state for entry in results["cells"])
-            for state in ("scored", "failed", "missing")
-        }
-    )
-    return "\n".join([*lines, counts.strip("{}").replace('"', "")])
+        lines.append(f"{entry['cell']}  " + (f"running, {who}" if who else f"{state}{detail}"))
+    states = [entry["state"] for entry in results["cells"]]
+    counts = ", ".join(f"{states.count(x)} {x}" for x in ("scored", "failed", "missing"))
+    return "\n".join([*lines, counts])

@@ -41,7 +41,8 @@ from experiments.studies.results import score_cell
 from lst_jax.checkpoints.layout import list_steps
 from lst_jax.files import write_json
 from lst_jax.settings import given, one_line
-from lst_jax.training.lock import WorkdirLockedError, locked
+from lst_jax.strict_json import read_json_object
+from lst_jax.training.lock import LOCK, WorkdirLockedError, locked
 from lst_jax.training.metrics import format_duration, read_records
 from lst_jax.training.signals import StopSignal
 
@@ -122,6 +123,20 @@ def claimed(folder: pathlib.Path) -> Iterator[bool]:
             yield False
             return
         yield True
+
+
+def owner(folder: pathlib.Path) -> str | None:
+    """Returns who has a claim, in words; None where nobody has."""
+    if not folder.exists():
+        return None
+    with claimed(folder) as own:
+        if own:
+            return None
+        try:
+            found = read_json_object(folder / LOCK)
+            return f"process {found['process']} on {found['host']}"
+        except (OSError, ValueError, KeyError):  # it is being written
+            return "another process"
 
 
 @contextlib.contextmanager

@@ -24,7 +24,13 @@ from experiments.studies.plan import (
     with_seconds,
 )
 from experiments.studies.protocols import StepCost
-from experiments.studies.results import collect, format_csv, pilot_spread, score_cell
+from experiments.studies.results import (
+    collect,
+    format_csv,
+    format_status,
+    pilot_spread,
+    score_cell,
+)
 from experiments.studies.running import ChildError, Children, StoppedError, claimed, run_cells
 from lst_jax.checkpoints.description import ModelDescription, write_description
 from lst_jax.config import TokenTransformerConfig
@@ -134,9 +140,11 @@ def test_a_claim_is_one_worker_s_until_it_dies(tmp_path):
         worker.stdout.readline()
         with claimed(tmp_path / "c") as own:
             assert not own
+        assert running.owner(tmp_path / "c") == "another process"  # it has not said who it is
         worker.kill()
     with claimed(tmp_path / "c") as own, claimed(tmp_path / "c") as again:
         assert own and not again
+    assert running.owner(tmp_path / "c") is running.owner(tmp_path / "d") is None
 
 
 def test_pinned_workers_have_cores_of_their_own(tmp_path):
@@ -223,6 +231,11 @@ def test_a_failed_cell_is_kept_and_the_others_go_on(ran):
     assert states.count("scored") == 5 and states.count("failed") == 1
     (entry,) = (entry for entry in results["cells"] if entry["state"] == "failed")
     assert entry["error"] == "experiments.train ended with exit code 2: error: too small"
+    names = [entry["cell"] for entry in results["cells"]]
+    lines = format_status(results, dict.fromkeys(names) | {names[0]: "me"}).splitlines()
+    assert lines[0] == f"{names[0]}  running, me" and lines[1] == f"{names[1]}  scored"
+    assert lines[2].endswith("failed: " + entry["error"])
+    assert lines[-1] == "5 scored, 1 failed, 0 missing"
     # Given again, the command does what is missing and nothing else.
     again = Fake()
     assert run_cells(study.cells(), lengths, workdir, again, lambda: None) == []

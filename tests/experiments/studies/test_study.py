@@ -31,6 +31,7 @@ Comparison.against = 'base'
 Comparison.metric = 'speech'
 Study.held_out_share = 0.3
 Study.held_out_batches = 1
+Study.plan_batches = 4
 """
 
 
