@@ -92,6 +92,7 @@ class LossFit:
         """
         if self.refusal is not None:
             raise ValueError(self.refusal)
+        require(0 < flops < 1e100, "flops", flops, "a number above 0, below 1e100")
         _, a, alpha, b, beta = self.values
         p = self.flops_exponent
         gain = math.log(alpha * a / (p * beta * b))
@@ -193,8 +194,10 @@ def fit_loss(
     residual = log_loss - model(best)[0]
     noise = widen(residual, 5)[choose_cells(len(x), draws, seed)]
     found = refit(model, model(best)[0] + noise, best, bounds, huber)
-    refusal = _why_no_optimum(best, bounds)
     p = float(flops_exponent)
+    refusal = _why_no_optimum(best, bounds)
+    if p <= 0:
+        refusal = f"C = κ N^p D has p = {p:.3g}, expected above 0: larger models cost no more here"
 
     def plain(parameters: Floats) -> Floats:
         """Returns E, log A, α, log B, β of sizes and data as they are."""
@@ -355,7 +358,10 @@ def predict(
     """
     for name, value in (("size", size), ("budget", budget)):
         require(math.isfinite(value) and value > 0, name, value, "a finite number above 0")
-    data = budget / fit.flops_coefficient / size**fit.flops_exponent
+    log_data = math.log(budget / fit.flops_coefficient) - fit.flops_exponent * math.log(size)
+    expected = f"FLOPs of the order of those fitted, at most {fit.largest[2]:.3g}"
+    require(abs(log_data) < 200, f"budget of {size:.4g} parameters", budget, expected)
+    data = math.exp(log_data)
 
     def losses(parameters: Any) -> Any:
         e, a, alpha, b, beta = np.moveaxis(np.asarray(parameters), -1, 0)

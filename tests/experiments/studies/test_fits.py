@@ -213,6 +213,22 @@ def test_a_loss_that_size_does_not_change_has_no_optimum():
     )
 
 
+@pytest.mark.slow
+def test_no_size_or_budget_ends_in_anything_but_numbers_or_one_line():
+    fit = fit_loss(runs()[0], draws=5)
+    json.dumps(predict(fit, 1e300, 1e300), allow_nan=False)
+    for size, budget in ((1e-300, 1.0), (1e9, 1e-300), (math.nan, 1), (1, math.inf)):
+        with pytest.raises(ValueError, match="expected") as error:
+            predict(fit, size, budget)
+        assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="flops is -1"):
+        fit.optimum(-1)
+    cheaper = [point._replace(flops=point.data / point.size) for point in runs()[0]]
+    fit = fit_loss(cheaper, draws=0)
+    with pytest.raises(ValueError, match="has p = -1, expected above 0"):
+        fit.optimum(1e20)
+
+
 NAN = math.nan
 POINTS = runs()[0]
 
