@@ -77,6 +77,7 @@ def pages(results: pathlib.Path = RESULTS) -> dict[str, str]:
             read("decode"),
             read("porting"),
             read("checkpoint_digests"),
+            read("cpu_step") if (results / "cpu_step.json").exists() else None,
         ),
         "gpus.md": gpu_results(results),
     }

@@ -35,8 +35,9 @@ def cpu_page(
     decoding: Record,
     porting: Record,
     digests: Record,
+    against: Record | None,
 ) -> str:
-    """Returns the page of what was measured on CPUs, one section for each benchmark."""
+    """Returns the page of what was measured on CPUs, one section for each benchmark that ran."""
     (result,) = step["results"]
     return page(
         "cpu",
@@ -49,6 +50,8 @@ def cpu_page(
         # Files of before the units of speech and the patches were told apart have the older key.
         rate=result.get("patches_per_second", result.get("units_per_second")),
         parts=_parts(result),
+        against=against,
+        ratios_of_steps=_ratios_of_steps(against) if against else "",
         decoding=decoding,
         units=decoding["results"][0]["units"] // decoding["results"][0]["rows"],
         rates=_decoding_rates(decoding),
@@ -93,6 +96,19 @@ def _parts(result: Record) -> str:
         "share": lambda x: f"{x['share']:.0%}",
     }
     return table(columns, result["breakdown"]["parts"])
+
+
+def _ratios_of_steps(report: Record) -> str:
+    columns = {
+        "shape": lambda x: x["shape"],
+        "step": lambda x: f"{x['median_ms']['now']:,.0f} ms",
+        report["against"]: lambda x: f"{x['median_ms']['before']:,.0f} ms",
+        "ratio": lambda x: f"{x['ratio']:.2f}",
+        "products alone": lambda x: f"{x['median_ms']['products']:,.0f} ms",
+        "of the step": lambda x: f"{x['products_share']:.0%}",
+        "losses differ by": lambda x: f"{x['largest_relative_difference_of_losses']:.0e}",
+    }
+    return table(columns, report["results"])
 
 
 def _decoding_rates(report: Record) -> str:
