@@ -17,6 +17,7 @@ from jax import Array
 
 from lst_jax.config import LSTConfig, ModelConfig, hidden_width, padded_size
 from lst_jax.model.attention import attend
+from lst_jax.model.attention.platform import target
 from lst_jax.model.attention.ring import ring_attention
 from lst_jax.model.key_ranges import AnyKeyRange, KeyRange, SharedKeyRange
 from lst_jax.settings import quote
@@ -28,6 +29,9 @@ REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
     "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+
+# Layers that are one program without a loop on a CPU; more take long to compile.
+_MOST_UNROLLED = 8
 
 # Collections that decoding uses (`inference/`). Whatever attention reads again and again is sown
 # into the one as it is made, and found in rings (`attention/ring.py`) in the other.
@@ -96,7 +100,30 @@ class Linear(nn.Module):
         """Maps (…, in) to (…, features)."""
         init = nn.with_logical_partitioning(truncated_normal(self.stddev), self.axes)
         kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32, unbox=True)
-        return x @ kernel.astype(x.dtype)
+        return _project(x, kernel.astype(x.dtype))
+
+
+@jax.custom_vjp
+def _project(x: Array, kernel: Array) -> Array:
+    """Returns x (…, n) @ kernel (n, m)."""
+    return x @ kernel
+
+
+def _project_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return x @ kernel, (x, kernel)
+
+
+def _project_backward(saved: tuple[Array, Array], d_out: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    # On a CPU XLA fuses what makes d_out into a copy of it for each product, and transposes the
+    # copy for the kernel's, element by element; so it is made once, and rows are the first axis.
+    if target().platform == "cpu":
+        d_out = jax.lax.optimization_barrier(d_out)
+    rows = x.reshape(-1, x.shape[-1]), d_out.reshape(-1, d_out.shape[-1])
+    return d_out @ kernel.T, jax.lax.dot_general(*rows, (((0,), (0,)), ((), ())))
+
+
+_project.defvjp(_project_forward, _project_backward)
 
 
 class RMSNorm(nn.Module):
@@ -132,10 +159,28 @@ def rotary(
     width = x.shape[-1]
     frequencies = theta ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
     angles = positions.astype(jnp.float32)[..., None] * frequencies
-    cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
+    return _rotate(x, jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :])
+
+
+@jax.custom_vjp
+def _rotate(x: Array, cos: Array, sin: Array) -> Array:
+    """Rotates the pairs of x (B, L, H, D) by angles of cosines and sines ([B,] L, 1, D / 2)."""
     even, odd = x[..., 0::2].astype(jnp.float32), x[..., 1::2].astype(jnp.float32)
     rotated = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
     return rotated.reshape(x.shape).astype(x.dtype)
+
+
+def _rotate_forward(x: Array, cos: Array, sin: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _rotate(x, cos, sin), (cos, sin)
+
+
+def _rotate_backward(saved: tuple[Array, Array], d_out: Array) -> tuple[Array | None, ...]:
+    # The transpose of a rotation rotates back. Derived, it would add up two arrays half of zeros.
+    cos, sin = saved
+    return _rotate(d_out, cos, -sin), None, None
+
+
+_rotate.defvjp(_rotate_forward, _rotate_backward)
 
 
 def layer_stddev(width: int, depth: int | Float[Array, ""]) -> float | Float[Array, ""]:
@@ -244,9 +289,29 @@ class FeedForward(nn.Module):
         stddev = layer_stddev(width, self.depth)
         gate = Linear(hidden, ("embed", "hidden"), stddev, name="gate")(x)
         up = Linear(hidden, ("embed", "hidden"), stddev, name="up")(x)
-        product = constrain(nn.silu(gate) * up, "batch", "length", "hidden")
+        product = constrain(_gated(gate, up), "batch", "length", "hidden")
         stddev = layer_stddev(hidden, self.depth)
         return Linear(width, ("hidden", "embed"), stddev, name="down")(product)
+
+
+@jax.custom_vjp
+def _gated(gate: Array, up: Array) -> Array:
+    """Returns silu(gate) * up; the backward pass needs no more than these two."""
+    return nn.silu(gate) * up
+
+
+def _gated_forward(gate: Array, up: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _gated(gate, up), (gate, up)
+
+
+def _gated_backward(saved: tuple[Array, Array], d_out: Array) -> tuple[Array, Array]:
+    gate, up = saved
+    sigmoid = nn.sigmoid(gate)
+    silu = gate * sigmoid
+    return d_out * up * (sigmoid + silu * (1 - sigmoid)), d_out * silu
+
+
+_gated.defvjp(_gated_forward, _gated_backward)
 
 
 class Block(nn.Module):
@@ -340,10 +405,21 @@ class TransformerLayers(nn.Module):
             # Flax declares no type, so that a checker takes the default's.
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=self.num_layers,
+            unroll=self._unroll(),
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(self.num_heads, self.config, self.cross, name="layers")
         depths = jnp.arange(self.num_layers, dtype=jnp.float32)
         return stack(h, depths, key_range, memory, memory_range)[0]
+
+    def _unroll(self) -> int:
+        """Returns the layers of one turn of the loop.
+
+        On a CPU a loop zeroes and copies the buffers of what it keeps of each layer for the
+        backward pass, and straight code does not. Where layers are computed again it would take
+        the second time for the first, as `remat_layer` relies on the loop.
+        """
+        straight = target().platform == "cpu" and self.config.remat == "none"
+        return min(self.num_layers, _MOST_UNROLLED) if straight else 1
 
 
 class _ScannedLayer(nn.Module):
