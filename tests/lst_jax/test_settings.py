@@ -27,7 +27,9 @@ from data_pipelines.training.packing import PackingConfig
 from experiments.common.evaluators import EvaluationConfig
 from experiments.common.experiment import Experiment
 from experiments.common.step_config import StepConfig
+from experiments.demonstration.plan import Plan
 from experiments.inspection.loss_runs import RunSettings
+from experiments.studies.config import Arm, Comparison, Study, StudyData
 from lst_jax import config as config_module
 from lst_jax import settings as settings_module
 from lst_jax.checkpoints.description import (
@@ -282,6 +284,8 @@ PATCHING = PatchingConfig("static", curriculum_end=3)
 SOURCE = SourceConfig("records", "speech")
 MODEL = LSTConfig(10, 8, 16, 1, 1, 1, 2, 2)
 DATA = DataConfig((SOURCE,), 4, 64, 96, patching=PATCHING)
+STUDY_DATA, ARMS = StudyData((), ()), (Arm("a"), Arm("b"))
+COMPARISON = Comparison("a", "b", "mean/S-S")
 # One of every class that is decorated in the three packages.
 CONFIGURATIONS = [
     *(PATCHING, SOURCE, MODEL, DATA, Vocabulary(10), MeshConfig(), OptimizerConfig()),
@@ -295,6 +299,8 @@ CONFIGURATIONS = [
     *(UnitEncoding(), _UnitVocabularyFile(9, UnitEncoding())),
     *(GlobalTransformerOptions(), DataDescription(PATCHING)),
     ModelDescription(LSTConfig(518, 8, 16, 1, 1, 1, 2, 2), Vocabulary(10), "0" * 64),
+    *(Plan(20.0, 20, 1.0, 1.0, 1e9, 1e9), STUDY_DATA, ARMS[0], COMPARISON),
+    Study("a", STUDY_DATA, (), ARMS, (5.0,), COMPARISON),
 ]
 FIELDS = [(config, f.name) for config in CONFIGURATIONS for f in dataclasses.fields(config)]
 FIELD_IDS = [f"{type(config).__name__}.{name}" for config, name in FIELDS]
