@@ -14,9 +14,9 @@ from data_pipelines.training.dataset import DataConfig, SourceConfig, make_train
 from lst_jax.batch import Batch
 from lst_jax.checkpoints.description import ModelDescription
 from lst_jax.evaluation.story_completion import (
+    Direction,
     StoryExample,
     evaluate_story_completion,
-    parse_direction,
     read_story_examples,
 )
 from lst_jax.inference.scoring import ScoringShape
@@ -57,11 +57,7 @@ class EvaluationConfig:
     strategies: tuple[Strategy, ...] | None = None
     unit_rate: PositiveFloat = 25.0
     stories: tuple[PathText, ...] = ()
-    directions: tuple[str, ...] = ("S-S", "T-T")
-
-    def __post_init__(self) -> None:
-        for direction in self.directions:
-            parse_direction(direction)
+    directions: tuple[Direction, ...] = ("S-S", "T-T")
 
 
 def make_evaluators(

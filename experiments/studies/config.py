@@ -17,7 +17,7 @@ import gin
 from data_pipelines.microworld.corpus import TEST_SETS, MicroworldPaths
 from data_pipelines.training.config import Share
 from experiments.common import gin_config
-from lst_jax.evaluation.story_completion import parse_direction
+from lst_jax.evaluation.story_completion import DIRECTIONS, Direction
 from lst_jax.paths import PathText, local_path
 from lst_jax.settings import (
     Fraction,
@@ -139,11 +139,10 @@ class Comparison:
 
     def __post_init__(self) -> None:
         name, slash, direction = self.metric.partition("/")
-        if slash:
-            parse_direction(direction)
+        known = direction in DIRECTIONS if slash else name in LOSSES
         expected = "SET/DIRECTION, mean/DIRECTION, speech or text"
-        require(bool(name) and (bool(slash) or name in LOSSES), "metric", self.metric, expected)
-        require(self.arm != self.against, "against", self.against, "another arm")
+        require(bool(name) and known, "Comparison.metric", self.metric, expected)
+        require(self.arm != self.against, "Comparison.against", self.against, "another arm")
 
 
 LOSSES = ("speech", "text")
@@ -196,7 +195,7 @@ class Study:
     budget_unit: BudgetUnit = "steps"
     protocol: Protocol = "compute"
     reference: str | None = None
-    directions: tuple[str, ...] = ("S-S", "T-T")
+    directions: tuple[Direction, ...] = ("S-S", "T-T")
     secondary: tuple[Comparison, ...] = ()
     held_out_share: Share = 0.02
     held_out_batches: PositiveInt = 8
@@ -210,8 +209,6 @@ class Study:
             require(bool(getattr(self, name)), f"Study.{name}", getattr(self, name), "one or more")
         ascending = list(self.budgets) == sorted(self.budgets)
         require(ascending, "Study.budgets", self.budgets, "amounts in ascending order")
-        for direction in self.directions:
-            parse_direction(direction)
         names = [arm.name for arm in self.arms]
         require(self.reference in (None, *names), "Study.reference", self.reference, _one_of(names))
         for comparison in (self.primary, *self.secondary):

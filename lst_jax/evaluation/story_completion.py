@@ -19,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -32,7 +32,8 @@ from lst_jax.settings import quote
 from lst_jax.vocabulary import TextTokenizer, Vocabulary
 
 # Prompt-ending modalities: S is speech, T is text.
-DIRECTIONS = ("S-S", "T-T", "S-T", "T-S")
+Direction = Literal["S-S", "T-T", "S-T", "T-S"]  # modality of the prompt, and of the endings
+DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

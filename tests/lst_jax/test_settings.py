@@ -29,6 +29,7 @@ from experiments.common.experiment import Experiment
 from experiments.common.step_config import StepConfig
 from experiments.demonstration.plan import Plan
 from experiments.inspection.loss_runs import RunSettings
+from experiments.inspection.word_patches import SampleConfig
 from experiments.studies.config import Arm, Comparison, Study, StudyData
 from lst_jax import config as config_module
 from lst_jax import settings as settings_module
@@ -299,7 +300,7 @@ CONFIGURATIONS = [
     *(UnitEncoding(), _UnitVocabularyFile(9, UnitEncoding())),
     *(GlobalTransformerOptions(), DataDescription(PATCHING)),
     ModelDescription(LSTConfig(518, 8, 16, 1, 1, 1, 2, 2), Vocabulary(10), "0" * 64),
-    *(Plan(20.0, 20, 1.0, 1.0, 1e9, 1e9), STUDY_DATA, ARMS[0], COMPARISON),
+    *(Plan(20.0, 20, 1.0, 1.0, 1e9, 1e9), STUDY_DATA, ARMS[0], COMPARISON, SampleConfig()),
     Study("a", STUDY_DATA, (), ARMS, (5.0,), COMPARISON),
 ]
 FIELDS = [(config, f.name) for config in CONFIGURATIONS for f in dataclasses.fields(config)]
