@@ -117,7 +117,8 @@ def metric_figure(results: Results, metric: str) -> Figure:
         if chance is not None:
             axis.axhline(100 * chance, color="#888888", linestyle=":", linewidth=1)
         axis.set_xlabel("training FLOPs" if name == "flops" else "optimizer steps")
-        if len({entry[name] for entry in means}) > 1 and name == "flops":
+        spent = [entry[name] for entry in means]
+        if name == "flops" and max(spent) > 10 * min(spent):  # else labels would overlap
             axis.set_xscale("log")
             axis.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
         axis.grid(alpha=0.3)
@@ -176,7 +177,7 @@ def _comparison_row(entry: Mapping[str, Any]) -> dict[str, Any]:
         "difference": _with_interval(entry, entry["metric"]),
         "p": ["–" if p is None else f"{p:.3g}" for p in p_values],
         "pairs": len(entry["seeds"]),
-        "clear": entry["lower"] is not None and (entry["lower"] > 0 or entry["upper"] < 0),
+        "excludes_zero": entry["lower"] is not None and (entry["lower"] > 0 or entry["upper"] < 0),
     }
 
 

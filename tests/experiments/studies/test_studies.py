@@ -324,6 +324,18 @@ def test_differences_are_of_pairs_and_have_no_interval_of_one(ran):
     assert len(lines) == 1 + 5 * 8 and lines[1].endswith("A/S-S,0.5")
 
 
+def test_a_page_shows_in_bold_what_excludes_zero_and_nothing_else(ran, tmp_path):
+    pytest.importorskip("matplotlib")
+    from experiments.studies.report import write_report
+
+    study, lengths, workdir, _, _ = ran
+    results = collect(study, lengths, workdir)
+    bold = "<tr class=clear>"
+    assert bold not in write_report(results | {"means": []}, tmp_path).read_text()
+    results["comparisons"][1] |= {"lower": 0.01, "upper": 0.2}
+    assert write_report(results | {"means": []}, tmp_path).read_text().count(bold) == 1
+
+
 def test_a_curve_s_flops_lie_between_records(ran):
     study, _, workdir, _, _ = ran
     result = json.loads((workdir.cell(study.cells()[0]) / RESULT).read_text())
