@@ -38,8 +38,10 @@ def tpu_devices(topology: str, num_slices: int = 1) -> list[Device]:
     check_extra("tpu", "libtpu")
     if num_slices < 1:
         raise ValueError(f"num_slices is {num_slices}, expected at least 1")
-    if not topology:  # libtpu would choose a chip
-        raise ValueError("topology is '', expected a chip and a shape such as 'v5e:16x16'")
+    if not topology or not topology.isascii():  # libtpu would choose a chip, or take no such text
+        raise ValueError(
+            f"topology is {quote(topology)}, expected a chip and a shape such as 'v5e:16x16'"
+        )
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     slices = {"num_slices": num_slices} if num_slices > 1 else {}

@@ -96,7 +96,7 @@ def test_the_table_says_how_every_figure_was_made(report):
 
 @pytest.mark.tpu_compile
 def test_a_step_that_does_not_fit_says_by_how_much_and_what_would_help(config):
-    report = aot._compile(config, "v5e:2x2", MESH, 1, 3000) | {"remedy": "dots"}
+    report = aot._compile(config, "v5e:2x2", MESH, 1, 5000) | {"remedy": "dots"}
     memory = report["memory"]
     assert not report["fits"]
     assert memory["limit"] < memory["hbm"] == 16 * 2**30
@@ -144,6 +144,7 @@ def test_lines_that_the_compiler_writes_past_python_are_captured(capfd):
         ("v5e:3x5", MESH, None, "topology is 'v5e:3x5', expected a chip and a shape"),
         ("v0:2x2", MESH, None, "topology is 'v0:2x2', expected a chip and a shape"),
         ("", MESH, None, "topology is '', expected a chip and a shape"),
+        ("v5e:2x2\udc80", MESH, None, r"topology is .v5e:2x2\\udc80., expected a chip and a shape"),
         ("v5e:2x2", MeshConfig(data=3), None, "expected sizes that fill 4 devices"),
         ("v5e:2x2", MeshConfig(tensor=4, fsdp=4), None, "expected sizes that fill 4 devices"),
     ],
