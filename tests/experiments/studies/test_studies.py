@@ -24,6 +24,7 @@ from experiments.studies.plan import (
     with_seconds,
 )
 from experiments.studies.protocols import StepCost
+from experiments.studies.report import write_report
 from experiments.studies.results import (
     collect,
     format_csv,
@@ -325,9 +326,6 @@ def test_differences_are_of_pairs_and_have_no_interval_of_one(ran):
 
 
 def test_a_page_shows_in_bold_what_excludes_zero_and_nothing_else(ran, tmp_path):
-    pytest.importorskip("matplotlib")
-    from experiments.studies.report import write_report
-
     study, lengths, workdir, _, _ = ran
     results = collect(study, lengths, workdir)
     bold = "<tr class=clear>"
