@@ -7,13 +7,11 @@ from collections.abc import Mapping, Sequence
 from experiments.reports.demo_text import describe_results, read_seed_spread
 from experiments.reports.tables import (
     Record,
-    interval_text,
     page,
     percent_with_interval,
     table,
 )
 from lst_jax.config import ModelConfig, baseline_of
-from lst_jax.evaluation.tables import format_percent
 from lst_jax.model.models import count_parameters
 
 
@@ -33,26 +31,20 @@ def models_page(configs: Mapping[str, ModelConfig]) -> str:
     return page("models", ids=ids, sizes=table(columns, configs.items()))
 
 
-def demo_page(demo: Record, further: Record, earlier: Record) -> str:
+def demo_page(demo: Record) -> str:
     """Returns the page of the demo.
 
     Args:
       demo: of `experiments.demo`, with what was run where.
-      further: accuracies of an earlier run's checkpoints on further items.
-      earlier: of another run, as `demo`.
     """
     return page(
         "demo",
         demo=demo,
-        further=further,
-        earlier=earlier,
         spread=read_seed_spread(),
         minutes=_minutes,
         accuracies=_accuracies(demo["models"]),
         sentences=describe_results(demo["models"], demo.get("covers_seeds", False)),
         costs=_costs(demo["models"]),
-        further_accuracies=_further(further["results"]),
-        noise=_noise(earlier["models"], demo["models"]),
     )
 
 
@@ -87,35 +79,6 @@ def _costs(models: Sequence[Record]) -> str:
         "time": lambda x: _minutes(x.get("training_seconds", x["training"]["total_seconds"])),
     }
     return table(columns, models)
-
-
-def _further(results: Sequence[Record]) -> str:
-    sets = list(dict.fromkeys(x["set"] for x in results))
-    models = list(dict.fromkeys((x["model"], x["direction"]) for x in results))
-    found = {(x["model"], x["direction"], x["set"]): x for x in results}
-    columns = {"model": lambda x: x[0], "direction": lambda x: x[1]}
-    for name in sets:
-        columns[f"{name} (n = {found[(*models[0], name)]['n']})"] = lambda x, name=name: (
-            f"{found[(*x, name)]['accuracy']} {interval_text(*found[(*x, name)]['interval'])}"
-        )
-    return table(columns, models)
-
-
-def _noise(earlier: Sequence[Record], later: Sequence[Record]) -> str:
-    rows = [
-        (new["model"], a, b)
-        for old, new in zip(earlier, later, strict=True)
-        for a, b in zip(old["results"], new["results"], strict=True)
-        if a["direction"] in ("S-S", "T-T")
-    ]
-    columns = {
-        "model": lambda x: x[0],
-        "set": lambda x: x[1]["set_name"],
-        "direction": lambda x: x[1]["direction"].replace("-", "→"),
-        "earlier run": lambda x: format_percent(x[1]["accuracy"]),
-        "this run": lambda x: format_percent(x[2]["accuracy"]),
-    }
-    return table(columns, rows)
 
 
 def _minutes(seconds: float) -> str:

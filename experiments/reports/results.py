@@ -27,7 +27,7 @@ PAGES = _ROOT / "docs" / "results"
 _MODELS = ("420m", "630m", "810m", "1b", "1_1b", "1_4b", "1_8b", "7b")
 _CONTENTS = {
     "models.md": "sizes of the model files",
-    "demo.md": "story completion of the demo's two models",
+    "demo.md": "story completion of the demo's models",
     "speech.md": "recognition and synthesis on the built-in corpus",
     "studies.md": "the paper's questions, a study file each, and what each costs",
     "conventions.md": "what the published model's conventions do to the loss",
@@ -56,9 +56,7 @@ def pages(results: pathlib.Path = RESULTS) -> dict[str, str]:
     return {
         "index.md": page("index", contents=_CONTENTS),
         "models.md": model_results.models_page(models),
-        "demo.md": model_results.demo_page(
-            read("demo"), read("demo_further_items"), read("demo_earlier_run")
-        ),
+        "demo.md": model_results.demo_page(read("demo")),
         "speech.md": model_results.speech_page(read("demo_asr"), read("demo_tts")),
         "studies.md": study_results.studies_page(
             {file.stem: read_study([str(file)], ["CORPUS=CORPUS"]) for file in study_files()},
