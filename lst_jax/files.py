@@ -191,7 +191,7 @@ def read_arrays(path: str | pathlib.Path, names: Sequence[str]) -> dict[str, np.
     check_regular(pathlib.Path(path))
     try:
         with zipfile.ZipFile(path) as archive:
-            return {name: _read_array(archive, name) for name in names}
+            return {name: _read_member(archive, name) for name in names}
     except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
         # A damaged index sends the reader before the file's beginning; others say nothing of it.
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
@@ -200,22 +200,36 @@ def read_arrays(path: str | pathlib.Path, names: Sequence[str]) -> dict[str, np.
         raise ValueError(f"{path} is no archive of arrays: {reason}") from error
 
 
-def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+def _read_member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     if f"{name}.npy" not in archive.namelist():
         raise ValueError(f"it has no {name}")
     info = archive.getinfo(f"{name}.npy")
     with archive.open(info) as file:
-        version = np.lib.format.read_magic(file)
-        first = version == (1, 0)
-        read_header = (
-            np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
-        )
-        shape, by_columns, dtype = read_header(file)
-        size = math.prod(shape) * dtype.itemsize
-        # Nothing is allocated by what a header says before it is known to be there.
-        if dtype.hasobject or min(shape, default=0) < 0 or size > _LARGEST_ARRAY:
-            raise ValueError(f"{name} has dtype {dtype} and {size} bytes, expected numbers or text")
-        data = file.read() if info.file_size <= _LARGEST_ARRAY + file.tell() else b""
+        return read_array(file, info.file_size, name)
+
+
+def read_array(file: Any, num_bytes: int, name: str) -> np.ndarray:
+    """Reads an array of an .npy file, whatever its header claims.
+
+    Args:
+      file: to read from, at its beginning.
+      num_bytes: of the file.
+      name: of the array, for messages.
+
+    Raises:
+      ValueError: it is no such file, has Python objects or not the bytes that its header claims.
+    """
+    version = np.lib.format.read_magic(file)
+    first = version == (1, 0)
+    read_header = (
+        np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+    )
+    shape, by_columns, dtype = read_header(file)
+    size = math.prod(shape) * dtype.itemsize
+    # Nothing is allocated by what a header says before it is known to be there.
+    if dtype.hasobject or min(shape, default=0) < 0 or size > _LARGEST_ARRAY:
+        raise ValueError(f"{name} has dtype {dtype} and {size} bytes, expected numbers or text")
+    data = file.read() if num_bytes <= _LARGEST_ARRAY + file.tell() else b""
     if len(data) != size:
         raise ValueError(f"{name} has {len(data)} bytes, expected {size} by its header")
     return np.frombuffer(data, dtype).reshape(shape, order="F" if by_columns else "C")
