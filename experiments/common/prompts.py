@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.speech.audio import read_wav
+from data_pipelines.speech.audio import read_audio
 from data_pipelines.speech.units import MelKMeansEncoder
 from lst_jax.evaluation import jsonl
 from lst_jax.inference.sampling import Modality
@@ -161,7 +161,7 @@ def _encode(
     elif encoder is None:
         raise ValueError("a wav file needs --encoder, the units' encoder.npz")
     else:
-        units = encoder.encode(read_wav(given.value, encoder.sample_rate), encoder.sample_rate)
+        units = encoder.encode(read_audio(given.value, encoder.sample_rate), encoder.sample_rate)
     return vocabulary.units_to_ids(units)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.records.storage import make_utterance
-from data_pipelines.speech.audio import read_wav
+from data_pipelines.speech.audio import read_audio
 from experiments.demonstration.plan import Plan, write_plan
 from experiments.reports.demo_report import SpokenExample, patch_rows, read_spoken_examples
 from lst_jax.vocabulary import TextTokenizer
@@ -103,8 +103,8 @@ def test_the_model_continues_transcribes_and_speaks(demo):
     for example in examples:
         assert all(text for _, text in example["lines"][:1])
         for clip in example["clips"]:
-            assert len(read_wav(directory / clip["wav"], 22050)) > 0
-    assert len(read_wav(directory / "continuation.wav", 22050)) >= 2 * 22050
+            assert len(read_audio(directory / clip["wav"], 22050)) > 0
+    assert len(read_audio(directory / "continuation.wav", 22050)) >= 2 * 22050
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from data_pipelines.speech.audio import read_wav, write_wav
+from data_pipelines.speech.audio import read_audio, write_wav
 from data_pipelines.speech.units import MelFeatures, MelKMeansEncoder
 from tests.binaries import run_binary
 from tests.experiments.test_evaluate import UNIT_COUNT, write_run, write_tokenizer
@@ -126,7 +126,7 @@ def test_continuations_are_printed_and_written(place):
         if line["wav"]:
             units = sum(len(segment["units"]) for segment in line["segments"])
             rate = MelFeatures().sample_rate
-            assert len(read_wav(place / "out" / line["wav"], rate)) == units * rate // 25
+            assert len(read_audio(place / "out" / line["wav"], rate)) == units * rate // 25
     first, second = (line for line in lines if line["id"] == "mine")
     assert first["prompt"] == second["prompt"] == {"units": [1, 2, 3]}
     assert first["segments"] != second["segments"]
