@@ -28,6 +28,7 @@ AttentionBackend = Literal[
     "auto", "dense", "blocked", "lockstep", "pallas_tpu", "mosaic_gpu", "triton", "gpu"
 ]
 Epsilon = Annotated[float, Bounds(above=0, most=1)]
+NgramSize = Annotated[int, Bounds(least=2, most=64)]
 
 # A width that compilers tile well; inside the model the vocabulary is padded to a multiple of it.
 LANE = 128
@@ -71,6 +72,9 @@ class LSTConfig:
       decoder_cross_window: W_dec, patches whose latent vectors a token may read.
       pooling: how a patch's queries start from the hidden states of its tokens.
       encoder_cross_layers: patch queries read the tokens after "all" encoder layers or the "last".
+      hash_ngram_sizes: n of the n-grams whose hashed embeddings the patch encoder adds to those of
+        tokens; none as in the paper, where they did not help.
+      hash_table_size: rows of the table of each n, a multiple of `LANE`.
       cross_residual: "single" adds the residual of a cross-attention once; "double" adds it twice,
         as the published checkpoints were trained.
       document_cross_masking: cross-attention stays inside its document; False is what the
@@ -98,6 +102,8 @@ class LSTConfig:
     decoder_cross_window: PositiveInt = 512
     pooling: Pooling = "max"
     encoder_cross_layers: Layers = "all"
+    hash_ngram_sizes: tuple[NgramSize, ...] = ()
+    hash_table_size: VocabularySize = 2**14
     cross_residual: CrossResidual = "single"
     document_cross_masking: bool = True
     multiple_of: Width = 256
@@ -122,6 +128,25 @@ class LSTConfig:
             self.latent_vectors_per_patch,
             "1 where dim_local equals dim_global (the patch is then one vector, not projected)",
         )
+
+        sizes = self.hash_ngram_sizes
+        require(
+            len(set(sizes)) == len(sizes),
+            "LSTConfig.hash_ngram_sizes",
+            sizes,
+            "sizes that differ",
+        )
+        require(
+            self.hash_table_size % LANE == 0,
+            "LSTConfig.hash_table_size",
+            self.hash_table_size,
+            f"a multiple of {LANE}",
+        )
+
+    @property
+    def recent_tokens(self) -> int:
+        """Returns the tokens of the longest n-gram; 0 without n-grams."""
+        return max(self.hash_ngram_sizes, default=0)
 
     @property
     def cross_attention_heads(self) -> int:

@@ -16,6 +16,7 @@ from jax import Array
 
 from lst_jax.batch import Batch, SharedBatch
 from lst_jax.config import LSTConfig
+from lst_jax.model.ngrams import recent_tokens
 from lst_jax.shapes import Int32, Shaped, check_shapes
 
 
@@ -63,6 +64,8 @@ class LSTKeyRanges(NamedTuple, Generic[_Range]):
       decoder_cross: the N tokens read the P * k latent vectors.
       patch_start, patch_end: (B, P) int32, tokens of patch p are patch_start … patch_end - 1;
         an unused slot is empty.
+      recent: (B, N, n) int32, each token and those before it (see `ngrams`).
+        None: the model has no n-grams.
     """
 
     token_self: _Range
@@ -71,6 +74,7 @@ class LSTKeyRanges(NamedTuple, Generic[_Range]):
     decoder_cross: _Range
     patch_start: Int32[Array, "B P"]
     patch_end: Int32[Array, "B P"]
+    recent: Int32[Array, "B _ _"] | None = None
 
 
 @check_shapes
@@ -104,8 +108,9 @@ def lst_key_ranges(batch: Batch, config: LSTConfig) -> LSTKeyRanges[KeyRange]:
     """Returns the key ranges of the LST's four attentions (the table in `attention`'s docstring).
 
     Args:
-      batch: of B rows; its `document_ids`, `patch_ids` and `visible_patch` are read.
-      config: windows, k and whether cross-attention stays inside its document.
+      batch: of B rows; its `document_ids`, `patch_ids` and `visible_patch` are read, and its
+        `tokens` where there are n-grams.
+      config: windows, k, n-grams and whether cross-attention stays inside its document.
     """
     document_ids, patch_ids, num_patches = batch.document_ids, batch.patch_ids, batch.num_patches
     length, k = document_ids.shape[1], config.latent_vectors_per_patch
@@ -132,6 +137,7 @@ def lst_key_ranges(batch: Batch, config: LSTConfig) -> LSTKeyRanges[KeyRange]:
     encoder_cross = KeyRange(jnp.take_along_axis(patch_start, oldest, axis=1), patch_end)
 
     visible = batch.visible_patch
+    longest = config.recent_tokens
     oldest = jnp.maximum(visible - config.decoder_cross_window + 1, token_first if masked else 0)
     decoder_cross = KeyRange(
         jnp.where(real, k * oldest, k * num_patches),
@@ -144,6 +150,7 @@ def lst_key_ranges(batch: Batch, config: LSTConfig) -> LSTKeyRanges[KeyRange]:
         decoder_cross=decoder_cross,
         patch_start=patch_start,
         patch_end=patch_end,
+        recent=recent_tokens(batch.tokens, document_ids, longest) if longest else None,
     )
 
 
@@ -170,7 +177,7 @@ def shared_lst_key_ranges(batch: SharedBatch, config: LSTConfig) -> LSTKeyRanges
 
     Args:
       batch: of B rows.
-      config: windows and k.
+      config: windows, k and n-grams.
 
     Returns:
       Of M token items over N places, of Q patch items over P places; patch spans are in items.
@@ -183,6 +190,9 @@ def shared_lst_key_ranges(batch: SharedBatch, config: LSTConfig) -> LSTKeyRanges
     token_items, patch_items = batch.token_items, batch.patch_items
     patch_start, patch_end = _patch_spans(batch.item_patch_ids, patches.shape[1])
     positions = _positions(ranges.global_self, patches)
+    recent = ranges.recent
+    if recent is not None:  # an item follows the same tokens in all its places
+        recent = jnp.take_along_axis(recent, tokens[..., None], axis=1, mode="fill", fill_value=-1)
     return LSTKeyRanges(
         token_self=shared_token_key_range(batch, config.local_window),
         encoder_cross=_share(ranges.encoder_cross, _vectors(patches, k), token_items, num_tokens),
@@ -192,6 +202,7 @@ def shared_lst_key_ranges(batch: SharedBatch, config: LSTConfig) -> LSTKeyRanges
         ),
         patch_start=patch_start,
         patch_end=patch_end,
+        recent=recent,
     )
 
 

@@ -19,6 +19,7 @@ from lst_jax.model.layers import (
     remat_layer,
     sow,
 )
+from lst_jax.model.ngrams import hash_ngram
 from lst_jax.model.pooling import pool_patches
 from lst_jax.shapes import Float, Int32, check_shapes
 
@@ -36,6 +37,10 @@ class PatchEncoder(nn.Module):
         config = self.config
         width, depths = config.dim_local, range(config.num_layers_encoder)
         self.embedding = Embedding(config.vocab_size, width, jnp.dtype(config.dtype))
+        self.ngram_embeddings = [
+            Embedding(config.hash_table_size, width, jnp.dtype(config.dtype), name=f"ngrams_{size}")
+            for size in config.hash_ngram_sizes
+        ]
         # Layers are few (one in the paper), and patch queries begin after the first: no scan.
         block = remat_layer(Block, config.remat)
         cross = remat_layer(CrossAttention, config.remat)
@@ -65,7 +70,7 @@ class PatchEncoder(nn.Module):
         Returns:
           Token states (B, N, d) and latent vectors (B, P * k, d), both in the compute dtype.
         """
-        h = self._pooled_states(tokens, ranges.token_self)
+        h = self._pooled_states(tokens, ranges.token_self, ranges.recent)
         pooled = pool_patches(
             h, patch_ids, ranges.patch_start, ranges.patch_end, self.config.pooling
         )
@@ -77,13 +82,16 @@ class PatchEncoder(nn.Module):
 
     @check_shapes
     def encode_token(
-        self, tokens: Int32[Array, "B 1"], token_self: AnyKeyRange
+        self,
+        tokens: Int32[Array, "B 1"],
+        token_self: AnyKeyRange,
+        recent: Int32[Array, "B 1 _"] | None,
     ) -> Float[Array, "B 1 d"]:
-        """Maps one token (B, 1) to its state (B, 1, d), earlier ones in the cache.
+        """Maps one token (B, 1) to its state (B, 1, d), earlier ones in the cache or `recent`.
 
         Sows what the patches will read of it.
         """
-        h = self._pooled_states(tokens, token_self)
+        h = self._pooled_states(tokens, token_self, recent)
         self.cross_attentions[0].keys_values(h)
         for layer, cross in self._later_layers():
             h = layer(h, token_self)
@@ -104,13 +112,23 @@ class PatchEncoder(nn.Module):
         """Returns the layers after the pooled one, each with its cross-attention."""
         return zip(self.layers[self.first_read + 1 :], self.cross_attentions[1:], strict=True)
 
-    def _pooled_states(self, tokens: Array, token_self: AnyKeyRange) -> Array:
+    def _pooled_states(self, tokens: Array, token_self: AnyKeyRange, recent: Array | None) -> Array:
         """Maps tokens (B, N) to the states that queries start from, those that are read first."""
         h = self.embedding(tokens)
+        if recent is not None:
+            h = self._add_ngrams(h, recent)
         for layer in self.layers[: self.first_read + 1]:
             h = layer(h, token_self)
         sow(self, "pooled_states", h)
         return h
+
+    def _add_ngrams(self, h: Array, recent: Array) -> Array:
+        """Returns the mean of embeddings (B, N, d) and of those of the n-grams that end there."""
+        sizes, rows = self.config.hash_ngram_sizes, self.config.hash_table_size
+        for size, table in zip(sizes, self.ngram_embeddings, strict=True):
+            found = hash_ngram(recent, size, rows)
+            h = h + jnp.where((found >= 0)[..., None], table(jnp.maximum(found, 0)), 0)
+        return h / (len(sizes) + 1)
 
     def _initial_queries(self, pooled: Array) -> Array:
         """Maps (B, P, d) pooled token states to (B, P * k, d) queries."""

@@ -83,7 +83,16 @@ def parameter_shapes(config: ModelConfig) -> Mapping[tuple[str, ...], tuple[int,
 
 
 def published_tensors(config: ModelConfig) -> list[PublishedTensor]:
-    """Yields every tensor of a model's PyTorch checkpoint, those of one leaf together."""
+    """Returns every tensor of a model's PyTorch checkpoint, those of one leaf together.
+
+    Raises:
+      ValueError: the model has what the PyTorch model lacks.
+    """
+    if isinstance(config, LSTConfig) and config.hash_ngram_sizes:
+        raise ValueError(
+            f"LSTConfig.hash_ngram_sizes is {config.hash_ngram_sizes}, expected none: the PyTorch "
+            "model has no embeddings of n-grams"
+        )
     names = _lst_names(config) if isinstance(config, LSTConfig) else _baseline_names(config)
     tensors = []
     for path, shape in sorted(parameter_shapes(config).items()):

@@ -40,6 +40,7 @@ from lst_jax.model.attention import ring
 from lst_jax.model.key_ranges import KeyRange, lst_key_ranges
 from lst_jax.model.layers import CACHE, SOWN, CrossAttention
 from lst_jax.model.models import LatentSpeechTextTransformer
+from lst_jax.model.ngrams import push_token
 from lst_jax.model.pooling import pool_patches
 from lst_jax.patching import Document, PatchingConfig, patch_document
 from lst_jax.shapes import Bool, Float, Int, Int32, check_shapes
@@ -117,6 +118,8 @@ class LSTState(NamedTuple):
     Attributes:
       cache: the rings.
       patch_starts: (B, W_enc + 1) int32, ring of the patches' first tokens.
+      recent: (B, n) int32, the newest tokens, the last one first, −1 where there are no more; n is
+        that of the longest n-gram, or 0.
       token_state: (B, 1, d), the encoder's state of the newest token.
       length: (B,) int32, tokens read.
       begun: (B,) int32, patches that these tokens have begun.
@@ -126,6 +129,7 @@ class LSTState(NamedTuple):
 
     cache: LSTCache
     patch_starts: Int32[Array, "B C"]
+    recent: Int32[Array, "B _"]
     token_state: Float[Array, "B 1 d"]
     length: Int32[Array, " B"]
     begun: Int32[Array, " B"]
@@ -175,10 +179,14 @@ class LSTDecoder:
         begun = jnp.where(length > 0, at_last(batch.patch_ids) + 1, 0)
         complete = at_last(batch.visible_patch) + 1
         patch_starts = lst_key_ranges(batch, config).patch_start
+        distance = jnp.arange(config.recent_tokens, dtype=jnp.int32)
+        places = length[:, None] - 1 - distance
+        recent = jnp.take_along_axis(batch.tokens, jnp.maximum(places, 0), axis=1)
 
         return LSTState(
             cache=self._fill(sown[SOWN], capacity, length, complete),
             patch_starts=ring.latest(patch_starts, begun, config.encoder_cross_window + 1),
+            recent=jnp.where(places >= 0, recent, -1),
             token_state=jnp.take_along_axis(outputs["token_states"], last[..., None], axis=1),
             length=length,
             begun=begun,
@@ -214,12 +222,14 @@ class LSTDecoder:
     ) -> LSTState:
         """See `Decoder`: encodes the token."""
         length = state.length + 1
+        recent = push_token(state.recent, tokens)
         token_state, sown = self._apply(
             params,
             state,
             lambda model, *args: model.encoder.encode_token(*args),
             tokens[:, None],
             self._token_self(length),
+            recent[:, None] if recent.shape[1] else None,
         )
         made = _sown_by_encoder(sown)
         encoder = caches.append(state.cache.encoder, made, length - 1, active)
@@ -243,6 +253,7 @@ class LSTDecoder:
         return LSTState(
             cache=state.cache._replace(encoder=encoder),
             patch_starts=patch_starts,
+            recent=update(recent, state.recent),
             token_state=update(token_state, state.token_state),
             length=update(length, state.length),
             begun=update(begun, state.begun),

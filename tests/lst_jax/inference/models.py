@@ -46,6 +46,8 @@ CASES = {
             cross_residual="double",
             document_cross_masking=False,
             num_heads_cross=4,
+            hash_ngram_sizes=(2, 4),
+            hash_table_size=128,
         ),
         PatchingConfig("curriculum", patch_size=4, join_speech_mode=True),
     ),

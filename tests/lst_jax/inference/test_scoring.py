@@ -153,6 +153,8 @@ SHARING_CASES = {
             encoder_cross_window=2,
             decoder_cross_window=2,
             attention="blocked",
+            hash_ngram_sizes=(2, 5),
+            hash_table_size=128,
         ),
         PatchingConfig("static", patch_size=4),
         "causal",

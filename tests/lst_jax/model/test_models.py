@@ -43,7 +43,13 @@ LST = LSTConfig(
 CONFIGS = {
     "lst": LST,
     "last": dataclasses.replace(LST, encoder_cross_layers="last", pooling="mean"),
-    "wide": dataclasses.replace(LST, latent_vectors_per_patch=3, cross_residual="double"),
+    "wide": dataclasses.replace(
+        LST,
+        latent_vectors_per_patch=3,
+        cross_residual="double",
+        hash_ngram_sizes=(2, 4),
+        hash_table_size=128,
+    ),
     "narrow": dataclasses.replace(LST, dim_global=16, latent_vectors_per_patch=1),
     "baseline": baseline_of(LST),
 }

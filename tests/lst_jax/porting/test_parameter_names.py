@@ -6,6 +6,7 @@ import pathlib
 import hypothesis
 import jax
 import numpy as np
+import pytest
 import safetensors.numpy
 from hypothesis import strategies as st
 
@@ -80,6 +81,11 @@ def test_projections_are_absent_where_widths_agree():
     assert projections(dim_global=24, latent_vectors_per_patch=2) == (True, True)
     assert projections(dim_global=24, latent_vectors_per_patch=3) == (False, True)
     assert projections(dim_global=8, latent_vectors_per_patch=1) == (False, False)
+
+
+def test_a_model_with_n_grams_is_refused_by_name():
+    with pytest.raises(ValueError, match="hash_ngram_sizes"):
+        published_tensors(dataclasses.replace(LST, hash_ngram_sizes=(3,)))
 
 
 def test_what_pads_the_vocabulary_is_zero():
