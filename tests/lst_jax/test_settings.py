@@ -21,6 +21,7 @@ import lst_jax
 from data_pipelines.microworld.build import MicroworldConfig
 from data_pipelines.microworld.speech import Voice
 from data_pipelines.records.storage import RecordMetadata, Shard, Totals
+from data_pipelines.speech.unit_sets import read_unit_set
 from data_pipelines.speech.units import MelFeatures
 from data_pipelines.training.dataset import DataConfig, SourceConfig
 from data_pipelines.training.packing import PackingConfig
@@ -302,6 +303,7 @@ CONFIGURATIONS = [
     ModelDescription(LSTConfig(518, 8, 16, 1, 1, 1, 2, 2), Vocabulary(10), "0" * 64),
     *(Plan(20.0, 20, 1.0, 1.0, 1e9, 1e9), STUDY_DATA, ARMS[0], COMPARISON, SampleConfig()),
     Study("a", STUDY_DATA, (), ARMS, (5.0,), COMPARISON),
+    read_unit_set("mhubert-base-25hz"),
 ]
 FIELDS = [(config, f.name) for config in CONFIGURATIONS for f in dataclasses.fields(config)]
 FIELD_IDS = [f"{type(config).__name__}.{name}" for config, name in FIELDS]
