@@ -63,6 +63,7 @@ from lst_jax.settings import (
     validate_value,
 )
 from lst_jax.sharding import MeshConfig
+from lst_jax.speech.wav2vec2_config import Wav2Vec2Config
 from lst_jax.training.optimizers import OptimizerConfig
 from lst_jax.training.step import TrainingConfig
 from lst_jax.unit_encoding import UnitEncoding, _UnitVocabularyFile
@@ -298,7 +299,7 @@ CONFIGURATIONS = [
     StepConfig(MODEL, Vocabulary(10), OptimizerConfig(), TrainingConfig(5), PATCHING, 64, 96, 8),
     *(Totals(3), Shard("a", 3, 5), EvaluationConfig(5), RunSettings()),
     RecordMetadata("speech", "0" * 64, 30, 20, Totals(3), (Shard("a", 3, 5),)),
-    *(UnitEncoding(), _UnitVocabularyFile(9, UnitEncoding())),
+    *(Wav2Vec2Config(), UnitEncoding(), _UnitVocabularyFile(9, UnitEncoding())),
     *(GlobalTransformerOptions(), DataDescription(PATCHING)),
     ModelDescription(LSTConfig(518, 8, 16, 1, 1, 1, 2, 2), Vocabulary(10), "0" * 64),
     *(Plan(20.0, 20, 1.0, 1.0, 1e9, 1e9), STUDY_DATA, ARMS[0], COMPARISON, SampleConfig()),
