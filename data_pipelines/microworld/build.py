@@ -321,7 +321,10 @@ def _write_examples(config: MicroworldConfig, paths: MicroworldPaths, out: pathl
                 "voice": dataclasses.asdict(task.voice),
                 "sample_rate": spoken.sample_rate,
                 "frame_rate": encoder.frame_rate,
-                "timings": [dataclasses.asdict(timing) for timing in spoken.words],
+                "timings": [
+                    {"word": timing.text, "start_s": timing.start_s, "end_s": timing.end_s}
+                    for timing in spoken.words
+                ],
                 "words": words,
                 "unit_counts": unit_counts.tolist(),
                 "units": heard.tolist(),

@@ -17,7 +17,6 @@ from data_pipelines.microworld.speech import Voice, synthesize
 from data_pipelines.processes import end_with_parent
 from data_pipelines.records.types import SILENCE, Utterance, make_utterance
 from data_pipelines.speech.alignment import (
-    WordTiming,
     align_pieces,
     align_units,
     label_frames,
@@ -26,6 +25,7 @@ from data_pipelines.speech.alignment import (
 )
 from data_pipelines.speech.units import MelFeatures, MelKMeansEncoder
 from lst_jax.extras import import_extra
+from lst_jax.speech.interfaces import TimedText
 from lst_jax.vocabulary import TextTokenizer
 
 LICENSE = "Apache-2.0"  # this program's, whose work the stories are
@@ -54,7 +54,7 @@ class SpokenUnits:
     words: tuple[str, ...]
     unit_counts: np.ndarray
     frame_rate: float
-    timings: tuple[WordTiming, ...]
+    timings: tuple[TimedText, ...]
     phoneme_starts_s: tuple[tuple[float, ...], ...]
     audio_s: float
     synthesis_cpu_s: float
@@ -100,7 +100,7 @@ def speak_units(task: Task) -> SpokenUnits:
     synthesis_cpu_s = time.process_time() - started
     heard = encoder.encode(spoken.samples, spoken.sample_rate)
     words, unit_counts = align_units(spoken.words, heard.size, encoder.frame_rate)
-    if SILENCE in (timing.word for timing in spoken.words):
+    if SILENCE in (timing.text for timing in spoken.words):
         raise ValueError(f"text is {task.text!r}, expected no word {SILENCE!r}")
     return SpokenUnits(
         task,

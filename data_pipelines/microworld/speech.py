@@ -23,9 +23,9 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from data_pipelines.speech.alignment import WordTiming
 from lst_jax.extras import import_extra
 from lst_jax.settings import Bounds, NotEmpty, configuration
+from lst_jax.speech.interfaces import TimedText
 
 # speak_lib.h: espeak_AUDIO_OUTPUT, initialization options, event types, parameters, text flags.
 _OUTPUT_SYNCHRONOUS = 2
@@ -124,7 +124,7 @@ class Speech:
 
     samples: np.ndarray
     sample_rate: int
-    words: tuple[WordTiming, ...]
+    words: tuple[TimedText, ...]
     phoneme_starts_s: tuple[tuple[float, ...], ...]
 
     @property
@@ -256,7 +256,7 @@ def synthesize(text: str, voice: Voice) -> Speech:
     words = [text[slice(*span)] for span in spans]
     bounds = _word_bounds(words, anchors, recorder.phonemes, samples.size, phoneme_counts)
     timings = tuple(
-        WordTiming(word, places[0] / sample_rate, places[-1] / sample_rate)
+        TimedText(word, places[0] / sample_rate, places[-1] / sample_rate)
         for word, places in zip(words, bounds, strict=True)
     )
     starts = tuple(tuple(start / sample_rate for start in places[:-1]) for places in bounds)

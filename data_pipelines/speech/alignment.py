@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 import unicodedata
@@ -11,24 +10,18 @@ from collections.abc import Sequence
 import numpy as np
 
 from data_pipelines.records.types import SILENCE
-
-
-@dataclasses.dataclass(frozen=True)
-class WordTiming:
-    """A word and when it is spoken, in seconds."""
-
-    word: str
-    start_s: float
-    end_s: float
+from lst_jax.speech.interfaces import TimedText
 
 
 def align_units(
-    timings: Sequence[WordTiming], num_units: int, frame_rate: float
+    timings: Sequence[TimedText], num_units: int, frame_rate: float
 ) -> tuple[tuple[str, ...], np.ndarray]:
     """Shares the units of an utterance between its words and the silences around them.
 
     Boundaries are rounded to whole frames, then moved as little as it takes to give every word
-    at least one unit. A silence that rounds to no frame disappears.
+    at least one unit, so that each has a patch of its own. A silence that rounds to no frame
+    disappears. (Records of other alignments may hold words of no unit: those have no patch, see
+    `patching.aligned_run_lengths`.)
 
     Args:
       timings: at least one word, in order, not overlapping.
@@ -52,7 +45,7 @@ def align_units(
     ends = [round(timings[0].start_s * frame_rate)]
     for i, timing in enumerate(timings):
         following = timings[i + 1].start_s if i + 1 < len(timings) else math.inf
-        names += [timing.word, SILENCE]
+        names += [timing.text, SILENCE]
         ends.append(round(timing.end_s * frame_rate))
         ends.append(round(min(following * frame_rate, num_units)))
     needs = np.array([name != SILENCE for name in names], dtype=np.int64)
@@ -69,9 +62,7 @@ def align_units(
     return words, counts[kept].astype(np.int32)
 
 
-def time_words(
-    timings: Sequence[WordTiming], words: Sequence[str], duration_s: float
-) -> np.ndarray:
+def time_words(timings: Sequence[TimedText], words: Sequence[str], duration_s: float) -> np.ndarray:
     """Returns when the words and silences of an utterance are heard.
 
     Args:
@@ -90,7 +81,7 @@ def time_words(
     _check_timings(timings)
     if timings[-1].end_s > duration_s:
         raise ValueError(f"duration_s is {duration_s}, expected at least {timings[-1].end_s}")
-    if [word for word in words if word != SILENCE] != [timing.word for timing in timings]:
+    if [word for word in words if word != SILENCE] != [timing.text for timing in timings]:
         raise ValueError(f"words are {len(words)} that differ from the timings' {len(timings)}")
     edges = [(0.0, 0.0), *((t.start_s, t.end_s) for t in timings), (duration_s, duration_s)]
     times, spoken = [], 0
@@ -104,7 +95,7 @@ def time_words(
 
 
 def time_pieces(
-    timings: Sequence[WordTiming],
+    timings: Sequence[TimedText],
     phoneme_starts_s: Sequence[Sequence[float]],
     letters: Sequence[Sequence[int]],
 ) -> np.ndarray:
@@ -168,7 +159,7 @@ def _milliseconds(times_s: Sequence[tuple[float, float]]) -> np.ndarray:
 
 
 def label_frames(
-    timings: Sequence[WordTiming], num_frames: int, frame_rate: float, parts: int = 4
+    timings: Sequence[TimedText], num_frames: int, frame_rate: float, parts: int = 4
 ) -> np.ndarray:
     """Says which part of which word is spoken at the center of every frame.
 
@@ -190,7 +181,7 @@ def label_frames(
         raise ValueError(f"parts is {parts}, expected at least 1")
     starts = np.array([timing.start_s for timing in timings])
     ends = np.array([timing.end_s for timing in timings])
-    words = [_without_punctuation(timing.word.lower()) for timing in timings]
+    words = [_without_punctuation(timing.text.lower()) for timing in timings]
     times = (np.arange(num_frames) + 0.5) / frame_rate
     word = np.searchsorted(starts, times, side="right") - 1
     spoken = (word >= 0) & (times < ends[word])
@@ -209,7 +200,7 @@ def _without_punctuation(word: str) -> str:
     return "".join(c for c in word if c == "'" or unicodedata.category(c)[0] in "LMN")
 
 
-def _check_timings(timings: Sequence[WordTiming]) -> None:
+def _check_timings(timings: Sequence[TimedText]) -> None:
     if not timings:
         raise ValueError("timings is empty, expected at least one word")
     last = 0.0

@@ -64,6 +64,7 @@ from lst_jax.settings import (
 )
 from lst_jax.sharding import MeshConfig
 from lst_jax.speech.wav2vec2_config import Wav2Vec2Config
+from lst_jax.speech.plausibility import PlausibilityConfig
 from lst_jax.training.optimizers import OptimizerConfig
 from lst_jax.training.step import TrainingConfig
 from lst_jax.unit_encoding import UnitEncoding, _UnitVocabularyFile
@@ -305,6 +306,7 @@ CONFIGURATIONS = [
     *(Plan(20.0, 20, 1.0, 1.0, 1e9, 1e9), STUDY_DATA, ARMS[0], COMPARISON, SampleConfig()),
     Study("a", STUDY_DATA, (), ARMS, (5.0,), COMPARISON),
     read_unit_set("mhubert-base-25hz"),
+    PlausibilityConfig(),
 ]
 FIELDS = [(config, f.name) for config in CONFIGURATIONS for f in dataclasses.fields(config)]
 FIELD_IDS = [f"{type(config).__name__}.{name}" for config, name in FIELDS]

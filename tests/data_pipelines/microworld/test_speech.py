@@ -28,7 +28,7 @@ def _rms(samples: np.ndarray) -> float:
 def test_every_word_of_a_story_is_timed_once_in_every_voice(voice):
     text = " ".join(stories.generate_story(0, "train", 3).sentences)
     spoken = synthesize(text, voice)
-    assert [timing.word for timing in spoken.words] == text.split()
+    assert [timing.text for timing in spoken.words] == text.split()
     last = 0.0
     for timing in spoken.words:
         assert last <= timing.start_s < timing.end_s <= spoken.duration_s
@@ -41,7 +41,7 @@ def test_every_word_of_the_lexicon_is_timed():
     for start in range(0, len(words), 40):
         chunk = words[start : start + 40]
         spoken = synthesize(" ".join(chunk), _VOICE)
-        assert [timing.word for timing in spoken.words] == chunk
+        assert [timing.text for timing in spoken.words] == chunk
         durations = [timing.end_s - timing.start_s for timing in spoken.words]
         assert min(durations) > 0.02
 
@@ -56,7 +56,7 @@ def test_every_word_of_the_lexicon_is_timed():
 )
 def test_timings_cover_any_words_in_order(words):
     spoken = synthesize(" ".join(words), _VOICE)
-    assert [timing.word for timing in spoken.words] == words
+    assert [timing.text for timing in spoken.words] == words
     edges = [x for timing in spoken.words for x in (timing.start_s, timing.end_s)]
     assert edges == sorted(edges)
     assert edges[0] >= 0 and edges[-1] <= spoken.duration_s

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from data_pipelines.records.types import SILENCE
 from data_pipelines.speech.alignment import (
-    WordTiming,
     align_pieces,
     align_units,
     time_pieces,
     time_words,
 )
+from lst_jax.speech.interfaces import TimedText
 
 RATE = 25.0
 
@@ -24,7 +24,7 @@ def utterances(draw):
     """Words with times, their phonemes and pieces, and the length of the recording."""
     count = draw(st.integers(1, 6))
     edges = sorted(draw(st.lists(st.floats(0, 3), min_size=2 * count, max_size=2 * count)))
-    timings = [WordTiming(f"w{i}", *edges[2 * i : 2 * i + 2]) for i in range(count)]
+    timings = [TimedText(f"w{i}", *edges[2 * i : 2 * i + 2]) for i in range(count)]
     starts = []
     for timing in timings:
         inside = st.floats(timing.start_s, timing.end_s)
@@ -63,7 +63,7 @@ def test_pieces_share_the_time_and_units_of_their_words(utterance):
 
 
 def test_words_are_cut_where_phonemes_start_by_letters():
-    timing = WordTiming("singing", 1.0, 1.6)
+    timing = TimedText("singing", 1.0, 1.6)
     starts = [1.0, 1.1, 1.2, 1.3, 1.4, 1.5]
     times = time_pieces([timing], [starts], [[4, 3]])
     assert times.tolist() == [[1000, 1300], [1300, 1600]]
@@ -73,7 +73,7 @@ def test_words_are_cut_where_phonemes_start_by_letters():
 
 
 def test_silences_last_from_word_to_word():
-    timings = [WordTiming("a", 0.2, 0.5), WordTiming("b", 0.5, 0.7), WordTiming("c", 0.9, 1.0)]
+    timings = [TimedText("a", 0.2, 0.5), TimedText("b", 0.5, 0.7), TimedText("c", 0.9, 1.0)]
     words = (SILENCE, "a", "b", SILENCE, "c", SILENCE)
     expected = [[0, 200], [200, 500], [500, 700], [700, 900], [900, 1000], [1000, 1500]]
     assert time_words(timings, words, 1.5).tolist() == expected
@@ -90,7 +90,7 @@ def test_units_of_pieces_follow_their_ends():
 
 
 def test_times_of_other_words_or_after_the_end_are_refused():
-    timings = [WordTiming("a", 0.2, 0.5)]
+    timings = [TimedText("a", 0.2, 0.5)]
     with pytest.raises(ValueError, match="duration_s is"):
         time_words(timings, ("a",), 0.4)
     with pytest.raises(ValueError, match="words are"):

@@ -12,8 +12,9 @@ from scipy.fft import dct
 
 from data_pipelines.records.storage import SILENCE
 from data_pipelines.speech import units as units_module
-from data_pipelines.speech.alignment import WordTiming, align_units, label_frames
+from data_pipelines.speech.alignment import align_units, label_frames
 from data_pipelines.speech.units import MelFeatures, MelKMeansEncoder, UnitEncoder
+from lst_jax.speech.interfaces import TimedText
 
 _RATE = 8000
 _FEATURES = MelFeatures(sample_rate=_RATE, mel_count=12, max_hz=4000, cepstrum_count=6, context=1)
@@ -312,10 +313,10 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
 
 
 @st.composite
-def _timings(draw) -> list[WordTiming]:
+def _timings(draw) -> list[TimedText]:
     steps = draw(st.lists(st.floats(0, 0.6), min_size=2, max_size=30))
     edges = np.cumsum(steps[: len(steps) // 2 * 2]).tolist()
-    return [WordTiming(f"w{i}", edges[2 * i], edges[2 * i + 1]) for i in range(len(edges) // 2)]
+    return [TimedText(f"w{i}", edges[2 * i], edges[2 * i + 1]) for i in range(len(edges) // 2)]
 
 
 @settings(max_examples=200, deadline=None)
@@ -325,7 +326,7 @@ def test_alignment_gives_every_unit_once_and_every_word_some(timings, extra):
     words, counts = align_units(timings, num_units, 25.0)
     assert counts.dtype == np.int32 and len(words) == len(counts)
     assert counts.sum() == num_units and counts.min() >= 1
-    assert [word for word in words if word != SILENCE] == [timing.word for timing in timings]
+    assert [word for word in words if word != SILENCE] == [timing.text for timing in timings]
     assert (SILENCE, SILENCE) not in set(itertools.pairwise(words))
 
 
@@ -336,7 +337,7 @@ def test_alignment_is_exact_where_edges_are_on_frames(lengths):
     timings, expected, frame = [], [], 0
     for i, length in enumerate(lengths):
         start, end = frame + length, frame + 2 * length + 1
-        timings.append(WordTiming(f"w{i}", start / 25, end / 25))
+        timings.append(TimedText(f"w{i}", start / 25, end / 25))
         expected += [(SILENCE, length)] * (length > 0) + [(f"w{i}", length + 1)]
         frame = end
     words, counts = align_units(timings, frame + 2, 25.0)
@@ -344,7 +345,7 @@ def test_alignment_is_exact_where_edges_are_on_frames(lengths):
 
 
 def test_frames_are_labeled_with_the_part_of_the_word_at_their_center():
-    timings = [WordTiming("The", 0.04, 0.12), WordTiming("dog's.", 0.16, 0.32)]
+    timings = [TimedText("The", 0.04, 0.12), TimedText("dog's.", 0.16, 0.32)]
     labels = label_frames(timings, 9, 25.0)
     expected = [SILENCE, "the/1", "the/3", SILENCE, "dog's/0", "dog's/1", "dog's/2", "dog's/3"]
     assert labels.tolist() == [*expected, SILENCE]
@@ -352,13 +353,13 @@ def test_frames_are_labeled_with_the_part_of_the_word_at_their_center():
 
 def test_a_frame_a_rounding_before_the_end_of_a_word_is_in_its_last_part():
     end = np.nextafter(0.1, 1)  # right behind the center of frame 2
-    assert label_frames([WordTiming("a", 0.0, end)], 3, 25.0, parts=3)[2] == "a/2"
+    assert label_frames([TimedText("a", 0.0, end)], 3, 25.0, parts=3)[2] == "a/2"
 
 
 def test_labels_keep_the_marks_of_letters():
     """Else words that differ in a vowel or a tone would be one."""
     words = ["कि", "कु,", "ọ̀rọ̀!", "«ไม่»", "_"]
-    timings = [WordTiming(word, i / 25, (i + 1) / 25) for i, word in enumerate(words)]
+    timings = [TimedText(word, i / 25, (i + 1) / 25) for i, word in enumerate(words)]
     labels = label_frames(timings, 5, 25.0, parts=1)
     assert labels.tolist() == ["कि/0", "कु/0", "ọ̀rọ̀/0", "ไม่/0", "/0"]
 
@@ -367,10 +368,10 @@ def test_labels_keep_the_marks_of_letters():
     "timings",
     [
         [],
-        [WordTiming("a", 0.2, 0.1)],
-        [WordTiming("a", 0.0, 0.2), WordTiming("b", 0.1, 0.3)],
-        [WordTiming("a", 0.0, float("nan"))],
-        [WordTiming("a", -0.1, 0.1)],
+        [TimedText("a", 0.2, 0.1)],
+        [TimedText("a", 0.0, 0.2), TimedText("b", 0.1, 0.3)],
+        [TimedText("a", 0.0, float("nan"))],
+        [TimedText("a", -0.1, 0.1)],
     ],
 )
 def test_timings_that_overlap_or_run_backwards_are_refused(timings):
@@ -381,7 +382,7 @@ def test_timings_that_overlap_or_run_backwards_are_refused(timings):
 
 
 def test_alignment_with_fewer_units_than_words_is_refused():
-    timings = [WordTiming("a", 0.0, 0.1), WordTiming("b", 0.1, 0.2)]
+    timings = [TimedText("a", 0.0, 0.1), TimedText("b", 0.1, 0.2)]
     with pytest.raises(ValueError, match="num_units"):
         align_units(timings, 1, 25.0)
     with pytest.raises(ValueError, match="frame_rate"):
