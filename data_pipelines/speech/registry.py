@@ -76,13 +76,13 @@ _ALIGNERS = _Room(
     "aligner",
     "lst_jax.aligners",
     interfaces.Aligner,
-    {},
+    {"pocketsphinx": "data_pipelines.speech.sphinx:open_aligner"},
 )
 _RECOGNIZERS = _Room(
     "recognizer",
     "lst_jax.recognizers",
     interfaces.Recognizer,
-    {},
+    {"pocketsphinx": "data_pipelines.speech.sphinx:open_recognizer"},
 )
 _SYNTHESIZERS = _Room(
     "synthesizer",

@@ -68,6 +68,7 @@ def test_imports_go_one_way():
         "differences",
         "extras",
         "files",
+        "speech.interfaces",
     )
     speech = (
         "speech",
