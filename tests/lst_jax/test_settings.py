@@ -63,8 +63,8 @@ from lst_jax.settings import (
     validate_value,
 )
 from lst_jax.sharding import MeshConfig
-from lst_jax.speech.wav2vec2_config import Wav2Vec2Config
 from lst_jax.speech.plausibility import PlausibilityConfig
+from lst_jax.speech.wav2vec2_config import Wav2Vec2Config
 from lst_jax.training.optimizers import OptimizerConfig
 from lst_jax.training.step import TrainingConfig
 from lst_jax.unit_encoding import UnitEncoding, _UnitVocabularyFile
