@@ -21,6 +21,7 @@ from absl import flags
 
 from data_pipelines.records.storage import open_records
 from experiments.common import cli
+from experiments.common.encoders import check_same_encoder
 from experiments.common.outputs import check_writable, make_progress_printer
 from experiments.common.paths import define_path
 from experiments.inspection.patch_analysis import analyze_words
@@ -72,7 +73,12 @@ def main(argv: list[str]) -> None:
         fingerprint=description.tokenizer_fingerprint,
         kind="speech",
     )
-    _check_encoder(saved, source.metadata.encoder_fingerprint)
+    check_same_encoder(
+        f"records {_RECORDS.value}",
+        source.metadata.encoder_fingerprint,
+        description.encoder_fingerprint,
+        str(saved.path),
+    )
     patching, patches = description.data.patching, description.data.patches_per_row or 1024
     assert patching is not None  # `open_trained_model` checks it
     say = functools.partial(print, flush=True)
@@ -109,15 +115,6 @@ def _check_patches(saved: SavedModel) -> None:
         )
     if not saved.description.vocabulary.units.is_plain:
         raise ValueError(f"{saved.path} has joined or deduplicated units, expected plain ones")
-
-
-def _check_encoder(saved: SavedModel, found: str | None) -> None:
-    expected = saved.description.encoder_fingerprint
-    if expected and found and expected != found:
-        raise ValueError(
-            f"records {_RECORDS.value} have units of the encoder {found}, expected {expected}, "
-            f"that of {saved.path}"
-        )
 
 
 if __name__ == "__main__":

@@ -42,7 +42,10 @@ def main(argv: list[str]) -> None:
     for direction in _DIRECTIONS.value:
         parse_direction(direction)
     saved = open_model()
-    examples = read_story_examples(flags.FLAGS.data, saved.description.vocabulary.unit_count)
+    description = saved.description
+    examples = read_story_examples(
+        flags.FLAGS.data, description.vocabulary.unit_count, description.encoder_fingerprint
+    )
     trained = load_model(saved)
     results = evaluate_story_completion(
         trained,

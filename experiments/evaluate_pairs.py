@@ -31,7 +31,10 @@ def main(argv: list[str]) -> None:
     """Evaluates as the flags say."""
     start(argv)
     saved = open_model()
-    pairs = read_speech_pairs(flags.FLAGS.data, saved.description.vocabulary.unit_count)
+    description = saved.description
+    pairs = read_speech_pairs(
+        flags.FLAGS.data, description.vocabulary.unit_count, description.encoder_fingerprint
+    )
     trained = load_model(saved)
     results = evaluate_minimal_pairs(trained, pairs, **scoring_options(trained))
     report(trained, results, format_table(results))

@@ -2,21 +2,21 @@ r"""Continues text, speech or units with a trained model.
 
     python -m experiments.generate --checkpoint=runs/demo/lst --text='tom went to the'
     python -m experiments.generate --checkpoint=runs/demo/lst --wav=story.wav --continue_as=speech \
-        --encoder=runs/demo/corpus/encoder/encoder.npz --output=continued
+        --encoder=mel:runs/demo/corpus/encoder/encoder.npz --output=continued
 
 `--text`, `--wav` and `--units` may be given several times; `--prompts` is a JSON-lines file of
 objects with one of `text`, `wav` and `units`, and an `id` if wanted. A continuation is of its
 prompt's modality, of the other (`--continue_as=text`, `speech`), or of both as the model chooses
 (`any`). With models that are fine-tuned for it, `--wav … --continue_as=text` transcribes and
 `--text … --continue_as=speech` speaks. Every continuation is printed when it is there; `--output`
-gets `continuations.jsonl`, and with `--encoder` a wav file of each that has speech.
+gets `continuations.jsonl`, and a wav file of each that has speech where there is a vocoder:
+`--vocoder`, or the encoder's own.
 """
 
 from __future__ import annotations
 
 from absl import flags
 
-from data_pipelines.speech.vocoder import MelVocoder
 from experiments.common import cli, sampling_flags
 from experiments.common.continuations import (
     TEXT_TOKENS,
@@ -25,7 +25,7 @@ from experiments.common.continuations import (
     continuation_limits,
     make_batches,
 )
-from experiments.common.encoders import load_encoder
+from experiments.common.encoders import define_specification, load_encoder, load_vocoder
 from experiments.common.paths import define_path, define_paths
 from experiments.common.prompts import KINDS, make_prompt, read_prompts
 from lst_jax.inference.generation import generate, make_decoder, prompt_documents
@@ -45,7 +45,8 @@ _PROMPTS = define_paths("prompts", "JSONL file of prompts.")
 _CONTINUE_AS = flags.DEFINE_enum(
     "continue_as", "same", ["same", "text", "speech", "any"], "Modality of the continuation."
 )
-_ENCODER = define_path("encoder", "The units' encoder.npz: for wav in and wav out.")
+define_specification("encoder", "The units' encoder, such as mel:FILE: for wav in.")
+define_specification("vocoder", "For wav out; by default the encoder's own, if it has one.")
 _OUTPUT = define_path("output", "New directory for JSON lines and wav files.")
 _SAMPLES = flags.DEFINE_integer("samples", 1, "Continuations of each prompt.", 1, 2**16)
 _MAX_TOKENS = flags.DEFINE_integer(
@@ -70,7 +71,9 @@ def main(argv: list[str]) -> None:
     sampling, max_units = sampling_flags.sampling(), sampling_flags.max_units()
     check_output(_OUTPUT.value)
     given = read_prompts({kind: flags.FLAGS[kind].value or [] for kind in KINDS}, _PROMPTS.value)
-    encoder = load_encoder(_ENCODER.value, [_CHECKPOINT.value])
+    checkpoints, encoder_name = [_CHECKPOINT.value], flags.FLAGS.encoder
+    encoder = load_encoder(encoder_name, checkpoints)
+    vocoder = load_vocoder(flags.FLAGS.vocoder, encoder_name, checkpoints)
     trained = load_trained_model(_CHECKPOINT.value, _TOKENIZER.value)
     prompts = [make_prompt(prompt, trained, encoder, _CONTINUE_AS.value) for prompt in given]
     decoder = make_decoder(trained.model, trained.vocabulary, trained.patching)
@@ -81,9 +84,7 @@ def main(argv: list[str]) -> None:
         trained.context_patches,
         [prompt.given.origin for prompt in prompts],
     )
-    writer = ContinuationWriter(
-        _OUTPUT.value, MelVocoder.from_encoder(encoder) if encoder else None
-    )
+    writer = ContinuationWriter(_OUTPUT.value, vocoder)
     samples = [prompt for prompt in prompts for _ in range(_SAMPLES.value)]
     for batch, rows in make_batches(samples, _BATCH_ROWS.value):
         modality = batch[0][1].modality

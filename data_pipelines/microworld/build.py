@@ -263,6 +263,7 @@ def _write_test_sets(
     config: MicroworldConfig, paths: MicroworldPaths, processes: int, out: pathlib.Path
 ) -> str:
     stories_told: list[dict[str, Any]] = []
+    fingerprint = MelKMeansEncoder.load(paths.encoder).fingerprint
     with run_pool(processes, paths.encoder) as run:
         for kind in TEST_SETS:
             items = [stories.generate_cloze(kind, config.seed, i) for i in range(config.test_items)]
@@ -272,14 +273,16 @@ def _write_test_sets(
                 for text in (item.prompt, *item.endings)
             ]
             spoken = run(speak_units, tasks)
-            lines = [_test_line(item, spoken) for item in items]
+            lines = [_test_line(item, spoken, fingerprint) for item in items]
             _write_lines(out / f"{kind}.jsonl", lines)
             stories_told += map(_spoken_text, lines)
     _write_lines(out / paths.spoken_texts.name, stories_told)
     return f"{len(TEST_SETS)} sets of {config.test_items} items"
 
 
-def _test_line(item: stories.Cloze, spoken: Iterator[SpokenUnits]) -> dict[str, Any]:
+def _test_line(
+    item: stories.Cloze, spoken: Iterator[SpokenUnits], fingerprint: str
+) -> dict[str, Any]:
     """Returns one line of a test set; takes the units of its prompt and endings from `spoken`."""
     passages = [
         {"text": text, "units": next(spoken).units.tolist()}
@@ -291,6 +294,7 @@ def _test_line(item: stories.Cloze, spoken: Iterator[SpokenUnits]) -> dict[str, 
         "prompt": passages[0],
         "endings": passages[1:],
         "label": item.label,
+        "encoder_fingerprint": fingerprint,
     }
 
 
@@ -301,6 +305,7 @@ def _spoken_text(line: dict[str, Any]) -> dict[str, Any]:
         "id": line["id"],
         "text": " ".join(part["text"] for part in parts),
         "units": [unit for part in parts for unit in part["units"]],
+        "encoder_fingerprint": line["encoder_fingerprint"],
     }
 
 
@@ -309,7 +314,7 @@ def _write_examples(config: MicroworldConfig, paths: MicroworldPaths, out: pathl
     examples = []
     for i, task in enumerate(_story_tasks(config, config.example_count)):
         spoken = synthesize(task.text, task.voice)
-        heard = encoder.encode(spoken.samples, spoken.sample_rate)
+        heard = encoder.assign(encoder.features.log_mels(spoken.samples, spoken.sample_rate))
         words, unit_counts = align_units(spoken.words, heard.size, encoder.frame_rate)
         name = f"example-{i}.wav"
         audio.write_wav(out / name, spoken.samples, spoken.sample_rate)

@@ -98,7 +98,7 @@ def speak_units(task: Task) -> SpokenUnits:
     started = time.process_time()
     spoken = synthesize(task.text, task.voice)
     synthesis_cpu_s = time.process_time() - started
-    heard = encoder.encode(spoken.samples, spoken.sample_rate)
+    heard = encoder.assign(encoder.features.log_mels(spoken.samples, spoken.sample_rate))
     words, unit_counts = align_units(spoken.words, heard.size, encoder.frame_rate)
     if SILENCE in (timing.text for timing in spoken.words):
         raise ValueError(f"text is {task.text!r}, expected no word {SILENCE!r}")

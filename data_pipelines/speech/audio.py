@@ -241,3 +241,12 @@ def _chunks(data: mmap.mmap | bytearray, place: int) -> Iterator[tuple[int, byte
         size = int.from_bytes(data[place + 4 : place + 8], "little")
         yield place + 8, bytes(data[place : place + 4]), size
         place += 8 + size + size % 2
+
+
+def resample(samples: np.ndarray, sample_rate: int, wanted: int) -> np.ndarray:
+    """Returns float32 samples (S,) at another rate, as `read_audio` resamples."""
+    if sample_rate == wanted:
+        return samples
+    import soxr
+
+    return soxr.resample(samples, sample_rate, wanted, quality="VHQ").astype(np.float32)

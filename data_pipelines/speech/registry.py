@@ -21,6 +21,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.metadata
+import math
 import pathlib
 import re
 from collections.abc import Collection, Mapping
@@ -38,6 +39,7 @@ _ATTRIBUTES: dict[str, Any] = {
     "frame_rate": Annotated[float, Bounds(above=0, most=2**20)],
     "unit_count": Annotated[int, Bounds(least=1, most=2**20)],
     "fingerprint": str,
+    "encoder_fingerprint": str | None,
 }
 
 
@@ -70,7 +72,9 @@ _ENCODERS = _Room(
     "encoder",
     "lst_jax.unit_encoders",
     interfaces.UnitEncoder,
-    {},
+    {
+        "mel": "data_pipelines.speech.units:open_mel",
+    },
 )
 _ALIGNERS = _Room(
     "aligner",
@@ -82,19 +86,29 @@ _RECOGNIZERS = _Room(
     "recognizer",
     "lst_jax.recognizers",
     interfaces.Recognizer,
-    {"pocketsphinx": "data_pipelines.speech.sphinx:open_recognizer"},
+    {
+        "command": "data_pipelines.speech.programs:open_command_recognizer",
+        "pocketsphinx": "data_pipelines.speech.sphinx:open_recognizer",
+        "python": "data_pipelines.speech.programs:open_python_recognizer",
+    },
 )
 _SYNTHESIZERS = _Room(
     "synthesizer",
     "lst_jax.synthesizers",
     interfaces.Synthesizer,
-    {},
+    {
+        "command": "data_pipelines.speech.programs:open_command_synthesizer",
+        "espeak": "data_pipelines.speech.espeak:open_espeak",
+        "python": "data_pipelines.speech.programs:open_python_synthesizer",
+    },
 )
 _VOCODERS = _Room(
     "vocoder",
     "lst_jax.vocoders",
     interfaces.Vocoder,
-    {},
+    {
+        "mel": "data_pipelines.speech.vocoder:open_mel_vocoder",
+    },
 )
 
 
@@ -127,6 +141,12 @@ def open_synthesizer(specification: str) -> interfaces.Synthesizer:
 def open_vocoder(specification: str) -> interfaces.Vocoder:
     """Returns the vocoder of a specification; see `open_encoder`."""
     return _open(_VOCODERS, specification)
+
+
+def built_in_vocoder(encoder: str) -> str | None:
+    """Returns the vocoder of an encoder's own: the same specification, if there is such a kind."""
+    kind = parse_specification(encoder, "encoder").kind
+    return encoder if kind in _known(_VOCODERS) else None
 
 
 def parse_specification(text: str, name: str = "specification") -> Specification:
@@ -162,6 +182,26 @@ def check_options(kind: str, options: Mapping[str, str], known: Collection[str])
         require(name in known, f"an option of {kind}", name, expected)
 
 
+def number_option(
+    kind: str, options: Mapping[str, str], name: str, default: float, least: float = 0.0
+) -> float:
+    """Returns an option as a number of the default's type; for the functions that open a kind.
+
+    Raises:
+      ValueError: it is none, or less than the least.
+    """
+    if name not in options:
+        return default
+    try:
+        value = type(default)(options[name])
+    except ValueError:
+        value = math.nan
+    noun = "an integer" if isinstance(default, int) else "a number"
+    expected = f"{noun}, at least {least:g}"
+    require(least <= value < 2**31, f"{name} of {kind}", options[name], expected)
+    return value
+
+
 def path_argument(kind: str, argument: str, noun: str) -> pathlib.Path:
     """Returns the argument of a kind as a path; for the functions that open it.
 
@@ -186,16 +226,20 @@ def _open(room: _Room, text: str) -> Any:
     return found
 
 
+def _known(room: _Room) -> list[str]:
+    return sorted({*room.kinds, *importlib.metadata.entry_points(group=room.group).names})
+
+
 def _find(room: _Room, kind: str, text: str) -> Any:
     """Returns the function that opens a kind."""
     if kind in room.kinds:
         module, _, function = room.kinds[kind].partition(":")
         return getattr(importlib.import_module(module), function)
-    offered = importlib.metadata.entry_points(group=room.group)
-    known = sorted({*room.kinds, *offered.names})
+    known = _known(room)
     expected = f"one of the kinds {list_names(known)}" if known else "an installed kind"
     require(kind in known, room.noun, text, expected)
-    points = {point.value: point for point in offered.select(name=kind)}
+    offered = importlib.metadata.entry_points(group=room.group, name=kind)
+    points = {point.value: point for point in offered}
     places = ", ".join(points)
     require(len(points) == 1, room.noun, text, f"one package with this kind, not {places}")
     (point,) = points.values()
@@ -220,7 +264,7 @@ def _check_protocol(room: _Room, kind: str, found: object) -> None:
         value = getattr(found, key)
         if isinstance(member, property):
             value = validate_value(_ATTRIBUTES[key], value, f"{name}.{key}")
-            if key == "fingerprint":
+            if value is not None and "fingerprint" in key:
                 check_fingerprint(f"{name}.{key}", value)
         elif not callable(value):
             raise ValueError(f"{what} with {key} = {quote(value)}, expected a method")

@@ -1,4 +1,4 @@
-"""Speech to units: the interface of every front end, and the built-in k-means encoder.
+"""The built-in encoder of speech as units, by k-means.
 
 A unit is the id of one frame of speech, 25 a second in the paper, not deduplicated. The paper's
 units are k-means clusters of HuBERT states. The built-in encoder needs no network: it clusters
@@ -14,14 +14,14 @@ import functools
 import hashlib
 import io
 import json
-import math
 import pathlib
-from collections.abc import Sequence
-from typing import Annotated, Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import numpy as np
 
 from data_pipelines.speech.audio import float_samples
+from data_pipelines.speech.registry import check_options, path_argument
 from lst_jax.extras import import_extra
 from lst_jax.files import read_arrays, write_file
 from lst_jax.settings import (
@@ -32,6 +32,7 @@ from lst_jax.settings import (
     require,
     validate_fields,
 )
+from lst_jax.speech.interfaces import Rejection
 from lst_jax.strict_json import parse_json
 
 _FORMAT = "lst-jax-mel-kmeans-1"
@@ -39,44 +40,8 @@ _LOG_FLOOR = 1e-7  # power below which a mel band counts as silent
 _DYNAMIC_RANGE = 10.0  # nats below an utterance's loudest band that features still tell apart
 _SPEECH_RANGE = 6.0  # nats below an utterance's loudest frame that count as speech
 _ENERGY_WEIGHT = 0.5  # of the 0th cepstrum, whose spread is the widest
-_LEAST_SHARE = 0.9  # of a model's units that an encoder unknown to it has
 _KMEANS_BATCH = 4096
 _KMEANS_EPOCHS = 30
-
-
-@runtime_checkable
-class UnitEncoder(Protocol):
-    """A unit front end.
-
-    Attributes:
-      unit_count: units are 0 … unit_count − 1.
-      frame_rate: units per second.
-      sample_rate: audio samples per second that `encode` takes.
-    """
-
-    @property
-    def unit_count(self) -> int: ...
-
-    @property
-    def frame_rate(self) -> float: ...
-
-    @property
-    def sample_rate(self) -> int: ...
-
-    def encode(self, samples: np.ndarray, sample_rate: int) -> np.ndarray:
-        """Returns the units of one utterance.
-
-        Args:
-          samples: (S,) int16, or floating point with full scale at ±1; mono.
-          sample_rate: of the samples; the caller resamples.
-
-        Returns:
-          int32 (U,), U = max(1, ⌈S · frame_rate / sample_rate⌉).
-
-        Raises:
-          ValueError: empty, not finite, of another shape, type or sample rate.
-        """
-        ...
 
 
 Rate = Annotated[int, Bounds(least=1, most=2**20)]  # a second
@@ -261,9 +226,9 @@ class MelKMeansEncoder:
         """Returns the audio samples per second that `encode` takes."""
         return self.features.sample_rate
 
-    def encode(self, samples: np.ndarray, sample_rate: int) -> np.ndarray:
-        """Returns the units of one utterance; see `UnitEncoder.encode`."""
-        return self.assign(self.features.log_mels(samples, sample_rate))
+    def encode(self, waveforms: Sequence[np.ndarray]) -> list[np.ndarray | Rejection]:
+        """Returns ⌈S · frame_rate / sample_rate⌉ units of each; see `UnitEncoder.encode`."""
+        return [self.assign(self.features.log_mels(x, self.sample_rate)) for x in waveforms]
 
     def assign(self, log_mels: np.ndarray) -> np.ndarray:
         """Returns the units, int32 (U,), of the log-mel frames (U, M) of one utterance."""
@@ -350,28 +315,11 @@ class MelKMeansEncoder:
         except ValueError as error:
             raise ValueError(f"{path} is not a {_FORMAT} file: {error}") from error
 
-    def check_units(self, unit_count: int, fingerprint: str | None, source: object) -> None:
-        """Checks that a model's units may be this encoder's.
 
-        Args:
-          unit_count: units of the model's vocabulary. It may have a few more than the encoder.
-          fingerprint: of the encoder that made the model's units, None where it is not known.
-          source: of the encoder, a file for instance; the message names it.
-
-        Raises:
-          ValueError: the model's units are another encoder's, or must be by their number.
-        """
-        if fingerprint is not None and self.fingerprint != fingerprint:
-            raise ValueError(
-                f"{source} is the encoder {self.fingerprint}, expected {fingerprint}, which made "
-                "the model's units"
-            )
-        least = 1 if fingerprint else math.ceil(_LEAST_SHARE * unit_count)
-        if not least <= self.unit_count <= unit_count:
-            raise ValueError(
-                f"{source} has {self.unit_count} units, expected {least} … {unit_count} for a "
-                f"model of {unit_count}"
-            )
+def open_mel(argument: str, options: Mapping[str, str]) -> MelKMeansEncoder:
+    """Opens `mel:FILE`, see `data_pipelines.speech.registry`."""
+    check_options("mel", options, ())
+    return MelKMeansEncoder.load(path_argument("mel", argument, "an encoder's file"))
 
 
 def _real(name: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -1,22 +1,23 @@
-"""Units to speech: the interface of every vocoder, and the built-in one.
+"""Units to speech: the built-in vocoder.
 
-The built-in vocoder makes audible what the units of `MelKMeansEncoder` tell apart. A unit knows
-the mean log-mel frame of the audio that it stood for, not its pitch, so the speech has one pitch
-throughout. A spectral envelope that holds through runs of a unit and glides between units is laid
-over a voice's source, pulses where a unit sounds voiced and noise where it does not; a few rounds
-of the algorithm of Griffin and Lim (1984) then make a signal that has this envelope. Starting from
-pulses, not from random phases, is what keeps vowels voiced.
+It makes audible what the units of `MelKMeansEncoder` tell apart. A unit knows the mean log-mel
+frame of the audio that it stood for, not its pitch, so the speech has one pitch throughout. A
+spectral envelope that holds through runs of a unit and glides between units is laid over a voice's
+source, pulses where a unit sounds voiced and noise where it does not; a few rounds of the algorithm
+of Griffin and Lim (1984) then make a signal that has this envelope. Starting from pulses, not from
+random phases, is what keeps vowels voiced.
 """
 
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Iterator
-from typing import Protocol, runtime_checkable
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from data_pipelines.speech.units import MelFeatures, MelKMeansEncoder
+from data_pipelines.speech.registry import check_options, number_option
+from data_pipelines.speech.units import MelFeatures, MelKMeansEncoder, open_mel
+from lst_jax.speech.interfaces import Vocoder
 
 _PERIODS = 2.5  # of the pitch in a window: too few to tell harmonics, which envelopes lack
 _OVERLAP = 5  # windows over each sample
@@ -27,41 +28,7 @@ _FRAMES_AT_A_TIME = 512
 _TINY = np.float32(1e-12)  # keeps divisions finite
 
 
-@runtime_checkable
-class UnitVocoder(Protocol):
-    """What turns units into audio; the way back from a `UnitEncoder`.
-
-    Attributes:
-      unit_count: units are 0 … unit_count − 1.
-      frame_rate: units per second.
-      sample_rate: audio samples per second that `decode` returns.
-    """
-
-    @property
-    def unit_count(self) -> int: ...
-
-    @property
-    def frame_rate(self) -> float: ...
-
-    @property
-    def sample_rate(self) -> int: ...
-
-    def decode(self, units: np.ndarray) -> np.ndarray:
-        """Returns the audio of one utterance.
-
-        Args:
-          units: (U,) of any integer type, U at least 1, not deduplicated.
-
-        Returns:
-          float32 (S,), mono, full scale at ±1, S about U · sample_rate / frame_rate.
-
-        Raises:
-          ValueError: empty, of another shape or type, or a unit out of range.
-        """
-        ...
-
-
-def decode_known(vocoder: UnitVocoder, units: np.ndarray) -> np.ndarray:
+def decode_known(vocoder: Vocoder, units: np.ndarray) -> np.ndarray:
     """Returns the audio of those units of an utterance that a vocoder has.
 
     A model's vocabulary may have more units than the encoder: no speech has taught it those, and it
@@ -72,10 +39,10 @@ def decode_known(vocoder: UnitVocoder, units: np.ndarray) -> np.ndarray:
       units: (U,) integers, at least 0.
 
     Returns:
-      float32 (S,), see `UnitVocoder.decode`; (0,) where no unit is left.
+      float32 (S,), see `Vocoder.decode`; (0,) where no unit is left.
     """
     known = units[units < vocoder.unit_count]
-    return vocoder.decode(known) if known.size else np.zeros(0, np.float32)
+    return vocoder.decode([known])[0] if known.size else np.zeros(0, np.float32)
 
 
 class MelVocoder:
@@ -103,6 +70,7 @@ class MelVocoder:
         if not 50 <= pitch_hz <= 200:
             raise ValueError(f"pitch_hz is {pitch_hz}, expected 50…200")
         self.features = features
+        self.encoder_fingerprint: str | None = None
         self._period = features.sample_rate / pitch_hz
         self._step = max(1, round(_PERIODS * self._period / _OVERLAP))
         self._window = np.hanning(_OVERLAP * self._step + 1)[:-1].astype(np.float32)
@@ -111,9 +79,11 @@ class MelVocoder:
         self._voicing = _voicing(unit_log_mels)
 
     @classmethod
-    def from_encoder(cls, encoder: MelKMeansEncoder) -> MelVocoder:
+    def from_encoder(cls, encoder: MelKMeansEncoder, *, pitch_hz: float = 100.0) -> MelVocoder:
         """Returns the vocoder of an encoder's units."""
-        return cls(encoder.features, encoder.unit_log_mels)
+        vocoder = cls(encoder.features, encoder.unit_log_mels, pitch_hz=pitch_hz)
+        vocoder.encoder_fingerprint = encoder.fingerprint
+        return vocoder
 
     @classmethod
     def load(cls, path: str | pathlib.Path) -> MelVocoder:
@@ -135,13 +105,15 @@ class MelVocoder:
         """Returns the audio samples per second that `decode` returns."""
         return self.features.sample_rate
 
-    def decode(self, units: np.ndarray) -> np.ndarray:
-        """Returns the audio of an utterance, exactly S = U · sample_rate / frame_rate.
+    def decode(self, units: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Returns the waveform of each sequence, exactly S = U · sample_rate / frame_rate.
 
         The same units always give the same samples. An utterance that would exceed full scale is
         made quieter as a whole.
         """
-        units = _check_units(units, self.unit_count)
+        return [self._decode(_check_units(sequence, self.unit_count)) for sequence in units]
+
+    def _decode(self, units: np.ndarray) -> np.ndarray:
         signal = self._excitation(units)
         envelopes = list(self._envelopes(units))
         for _ in range(1 + _ROUNDS):
@@ -220,6 +192,13 @@ class MelVocoder:
             first += count
         weight = (self._window.reshape(_OVERLAP, step) ** 2).sum(axis=0)
         return (result / weight).reshape(-1)[lead : lead + signal.size]
+
+
+def open_mel_vocoder(argument: str, options: Mapping[str, str]) -> MelVocoder:
+    """Opens `mel:FILE[,pitch=HZ]`, see `data_pipelines.speech.registry`."""
+    check_options("mel", options, ("pitch",))
+    pitch_hz = number_option("mel", options, "pitch", 100.0)
+    return MelVocoder.from_encoder(open_mel(argument, {}), pitch_hz=pitch_hz)
 
 
 def _voicing(log_mels: np.ndarray) -> np.ndarray:

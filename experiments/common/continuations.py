@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from data_pipelines.speech.audio import write_wav
-from data_pipelines.speech.vocoder import MelVocoder, decode_known
+from data_pipelines.speech.vocoder import decode_known
 from experiments.common import sampling_flags
 from experiments.common.outputs import check_writable
 from experiments.common.prompts import Prompt
@@ -17,6 +17,7 @@ from lst_jax.inference.generation import Generation, GenerationLimits
 from lst_jax.inference.sampling import Modality
 from lst_jax.inference.segments import Segment
 from lst_jax.settings import require
+from lst_jax.speech.interfaces import Vocoder
 
 TEXT_TOKENS = 512  # of a continuation, by default
 _RESULTS = "continuations.jsonl"
@@ -77,7 +78,7 @@ def check_output(output: str | None) -> None:
 class ContinuationWriter:
     """Keeps continuations in files and prints them."""
 
-    def __init__(self, output: str | None, vocoder: MelVocoder | None) -> None:
+    def __init__(self, output: str | None, vocoder: Vocoder | None) -> None:
         """Makes the directory, if there is to be one."""
         self._directory = pathlib.Path(output) if output else None
         self._vocoder = vocoder

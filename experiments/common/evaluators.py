@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from data_pipelines.training.dataset import DataConfig, SourceConfig, make_training_dataset
+from experiments.common.encoders import check_same_encoder
 from lst_jax.batch import Batch
 from lst_jax.checkpoints.description import ModelDescription
 from lst_jax.evaluation.story_completion import (
@@ -131,7 +132,7 @@ class StoryCompletion:
         vocabulary = description.vocabulary
         self.every = given(config.every, "every", "steps between evaluations")
         self._examples: Sequence[StoryExample] = read_story_examples(
-            config.stories, vocabulary.unit_count
+            config.stories, vocabulary.unit_count, description.encoder_fingerprint
         )
         sets = dict.fromkeys(example.set_name for example in self._examples)
         self.names = tuple(
@@ -198,6 +199,8 @@ def _held_out_batches(
         host_count=share.count,
         held_out=not config.records,
     )
+    found, expected = dataset.documents.encoder_fingerprint, description.encoder_fingerprint
+    check_same_encoder("held-out records", found, expected, "the training's")
     iterator = iter(dataset)
     try:
         return list(itertools.islice(iterator, config.batches))

@@ -164,14 +164,6 @@ def run_experiment(
         find_checkpoint(initial)
     share = row_share(mesh)
     description = experiment.describe()
-    evaluators = make_evaluators(
-        experiment.evaluation,
-        description,
-        experiment.data,
-        experiment.training,
-        experiment.tokenizer,
-        mesh,
-    )
     dataset = make_training_dataset(
         experiment.data,
         description.vocabulary,
@@ -183,6 +175,14 @@ def run_experiment(
     )
     encoder = dataset.documents.encoder_fingerprint
     description = dataclasses.replace(description, encoder_fingerprint=encoder)
+    evaluators = make_evaluators(
+        experiment.evaluation,
+        description,
+        experiment.data,
+        experiment.training,
+        experiment.tokenizer,
+        mesh,
+    )
     report_length(dataset.documents.estimate_steps(), experiment.training.num_steps)
     with contextlib.closing(iter(dataset)) as iterator, leaving_nothing(workdir):
         return train_lst(

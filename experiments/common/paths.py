@@ -26,6 +26,10 @@ class PathParser(flags.ArgumentParser):
         """Returns the name of the type in the help."""
         return "path"
 
+    def paths(self, value: str) -> list[str]:
+        """Returns the paths in a value of the flag: the value."""
+        return [value]
+
 
 def define_path(name: str, help_text: str, *, required: bool = False) -> flags.FlagHolder[Any]:
     """Defines a flag of one path; None where it is not given."""
@@ -49,8 +53,10 @@ def check_output_is_no_input() -> None:
     if output is None:
         return
     for name, flag in flags.FLAGS.flag_values_dict().items():
-        if name == "output" or not isinstance(flags.FLAGS[name].parser, PathParser):
+        paths = getattr(flags.FLAGS[name].parser, "paths", None)
+        if name == "output" or paths is None or flag is None:
             continue
-        for path in flag if isinstance(flag, list) else [flag]:
-            if path is not None and os.path.realpath(path) == os.path.realpath(output):
+        values = flag if isinstance(flag, list) else [flag]
+        for path in [path for value in values for path in paths(value)]:
+            if os.path.realpath(path) == os.path.realpath(output):
                 raise ValueError(f"--output is {quote(output)}, expected another than --{name}")

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.speech.audio import read_audio
-from data_pipelines.speech.units import MelKMeansEncoder
 from lst_jax.evaluation import jsonl
 from lst_jax.inference.sampling import Modality
 from lst_jax.inference.trained_model import TrainedModel
 from lst_jax.paths import local_path
 from lst_jax.settings import quote, require
+from lst_jax.speech.interfaces import Rejection, UnitEncoder
 from lst_jax.vocabulary import Vocabulary
 
 KINDS = ("text", "wav", "units")
@@ -119,7 +119,7 @@ def _parse_units(text: str) -> list[int]:
 def make_prompt(
     given: GivenPrompt,
     trained: TrainedModel,
-    encoder: MelKMeansEncoder | None,
+    encoder: UnitEncoder | None,
     continue_as: str,
 ) -> Prompt:
     """Returns a prompt's tokens.
@@ -146,9 +146,7 @@ def make_prompt(
     return Prompt(given, tokens, modality)
 
 
-def _encode(
-    given: GivenPrompt, trained: TrainedModel, encoder: MelKMeansEncoder | None
-) -> np.ndarray:
+def _encode(given: GivenPrompt, trained: TrainedModel, encoder: UnitEncoder | None) -> np.ndarray:
     """Returns the ids of a prompt's text or speech, (T,) integers with T ≥ 1."""
     if given.kind == "text":
         ids = trained.text_tokenizer.encode(given.value.strip())
@@ -159,9 +157,11 @@ def _encode(
     if given.kind == "units":
         units = jsonl.parse_units(given.value, "units", vocabulary.unit_count)
     elif encoder is None:
-        raise ValueError("a wav file needs --encoder, the units' encoder.npz")
+        raise ValueError("a wav file needs --encoder, that of the units")
     else:
-        units = encoder.encode(read_audio(given.value, encoder.sample_rate), encoder.sample_rate)
+        (units,) = encoder.encode([read_audio(given.value, encoder.sample_rate)])
+        if isinstance(units, Rejection):
+            raise ValueError(f"wav is {quote(given.value)}: {units.reason}")
     return vocabulary.units_to_ids(units)
 
 

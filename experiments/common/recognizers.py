@@ -1,31 +1,34 @@
-"""What turns synthesized speech into text: a trained model, a command, or a Python function."""
+"""What turns the speech of models into text: recognizers of units, and all others by a vocoder.
+
+| specification                              | hears                                       |
+|--------------------------------------------|---------------------------------------------|
+| `lst:CHECKPOINT`                           | units, by a model fine-tuned for recognition |
+| `command:LINE,takes=units`                 | units, numbers in its standard input        |
+| `python:MODULE:FUNCTION,takes=units`       | units, of all utterances                    |
+| what `open_recognizer` opens               | sound, as the vocoder makes it              |
+"""
 
 from __future__ import annotations
 
-import importlib
-import pathlib
 import reprlib
-import shlex
-import subprocess
-import tempfile
 from collections.abc import Callable, Sequence
-from typing import cast
 
 import numpy as np
 
-from data_pipelines.speech.audio import write_wav
-from data_pipelines.speech.vocoder import UnitVocoder, decode_known
+from data_pipelines.speech.audio import resample
+from data_pipelines.speech.programs import Command, import_function
+from data_pipelines.speech.registry import check_options, open_recognizer, parse_specification
+from data_pipelines.speech.vocoder import decode_known
 from lst_jax.inference.trained_model import TrainedModel
 from lst_jax.inference.transcription import transcribe
-from lst_jax.settings import quote
+from lst_jax.settings import given, require
+from lst_jax.speech.interfaces import Recognizer, Vocoder
 
 # From the units of utterances, (U,) int32 each with U ≥ 1, to their texts.
-Recognizer = Callable[[Sequence[np.ndarray]], Sequence[str]]
-
-_WAV = "{wav}"
+UnitRecognizer = Callable[[Sequence[np.ndarray]], Sequence[str]]
 
 
-def hear(recognizer: Recognizer, utterances: Sequence[np.ndarray]) -> list[str]:
+def hear(recognizer: UnitRecognizer, utterances: Sequence[np.ndarray]) -> list[str]:
     """Returns what a recognizer understands of utterances; nothing of those without units.
 
     Args:
@@ -47,7 +50,7 @@ def hear(recognizer: Recognizer, utterances: Sequence[np.ndarray]) -> list[str]:
     return [next(heard) if len(units) else "" for units in utterances]
 
 
-def model_recognizer(trained: TrainedModel, batch_rows: int) -> Recognizer:
+def model_recognizer(trained: TrainedModel, batch_rows: int) -> UnitRecognizer:
     """Returns a model that was fine-tuned for recognition."""
 
     def run(utterances: Sequence[np.ndarray]) -> list[str]:
@@ -56,70 +59,56 @@ def model_recognizer(trained: TrainedModel, batch_rows: int) -> Recognizer:
     return run
 
 
-def command_recognizer(command: str, vocoder: UnitVocoder | None) -> Recognizer:
-    """Returns a command that prints what it understands of one utterance.
-
-    Args:
-      command: with `{wav}` where the name of a wav file goes; without it, the command reads units,
-        numbers apart by spaces, from its standard input.
-      vocoder: makes the wav files.
-
-    Raises:
-      ValueError: the command takes sound and there is no vocoder, or it cannot be parsed.
-    """
-    try:
-        words = shlex.split(command)
-    except ValueError as error:
-        raise ValueError(f"recognizer_command is {quote(command)}: {error}") from error
-    if not words:
-        raise ValueError(f"recognizer_command is {quote(command)}, expected a command")
-    takes_sound = any(_WAV in word for word in words)
-    if takes_sound and vocoder is None:
-        raise ValueError(
-            f"recognizer_command is {quote(command)}; {_WAV} needs --encoder for a vocoder"
-        )
-
-    def run_one(units: np.ndarray, folder: str) -> str:
-        wav, given = pathlib.Path(folder) / "utterance.wav", " ".join(map(str, units.tolist()))
-        if takes_sound and vocoder is not None:
-            samples = decode_known(vocoder, units)
-            if not samples.size:
-                return ""
-            write_wav(wav, samples, vocoder.sample_rate)
-        filled = [word.replace(_WAV, str(wav)) for word in words]
-        done = subprocess.run(
-            filled,
-            input=given,
-            capture_output=True,
-            check=False,
-            encoding="utf-8",
-            errors="replace",
-        )
-        if done.returncode:
-            reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-            raise ValueError(f"recognizer_command failed with status {done.returncode}: {reason}")
-        return done.stdout.strip()
+def sound_recognizer(recognizer: Recognizer, vocoder: Vocoder) -> UnitRecognizer:
+    """Returns what hears units as a vocoder speaks them."""
 
     def run(utterances: Sequence[np.ndarray]) -> list[str]:
-        with tempfile.TemporaryDirectory() as folder:
-            return [run_one(units, folder) for units in utterances]
+        sounds = [decode_known(vocoder, units) for units in utterances]
+        given = [
+            resample(sound, vocoder.sample_rate, recognizer.sample_rate)
+            for sound in sounds
+            if sound.size
+        ]
+        heard = iter(recognizer.recognize(given))
+        return [
+            " ".join(word.text for word in next(heard)) if sound.size else "" for sound in sounds
+        ]
 
     return run
 
 
-def function_recognizer(name: str) -> Recognizer:
-    """Returns a Python function `package.module:function` from units of utterances to their texts.
+def make_recognizer(
+    specification: str,
+    load_model: Callable[[str], UnitRecognizer],
+    vocoder: Vocoder | None,
+) -> UnitRecognizer:
+    """Returns the recognizer of a specification, see the module.
+
+    Args:
+      specification: of the recognizer.
+      load_model: is called with the checkpoint of `lst:CHECKPOINT`.
+      vocoder: speaks where sound is heard.
 
     Raises:
-      ValueError: there is no such function.
+      ImportError, OSError: see `open_recognizer`.
+      ValueError: see `open_recognizer`; or sound is heard and there is no vocoder.
     """
-    module, _, function = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"recognizer is {quote(name)}, expected package.module:function ({error})"
-        ) from error
-    if not callable(found):
-        raise ValueError(f"recognizer is {quote(name)}, expected a function")
-    return cast(Recognizer, found)
+    parts = parse_specification(specification, "recognizer")
+    argument = parts.argument or ""
+    if parts.kind == "lst":
+        check_options("lst", parts.options, ())
+        require(argument != "", "recognizer", specification, "lst:CHECKPOINT")
+        return load_model(argument)
+    if parts.kind in ("command", "python") and "takes" in parts.options:
+        check_options(parts.kind, parts.options, ("takes",))
+        takes = parts.options["takes"]
+        require(takes == "units", f"takes of {parts.kind}", takes, "units, or none of it for sound")
+        if parts.kind == "python":
+            return import_function(argument)
+        command = Command(argument)
+        return lambda utterances: [
+            command.run({}, " ".join(map(str, units.tolist()))) for units in utterances
+        ]
+    recognizer = open_recognizer(specification)
+    speaker = given(vocoder, "--vocoder", "one: this recognizer hears sound, not units")
+    return sound_recognizer(recognizer, speaker)

@@ -8,6 +8,7 @@ from typing import Any
 from absl import flags
 
 from experiments.common import distributed
+from experiments.common.encoders import check_same_encoder
 from experiments.common.outputs import check_output, keep_results
 from experiments.common.paths import define_path, define_paths
 from lst_jax.evaluation.answer_rates import HEADER, TaskResult, table_row
@@ -44,8 +45,14 @@ class SpeechEvaluation:
         self._saved = [
             open_trained_model(path, flags.FLAGS.tokenizer) for path in flags.FLAGS.checkpoint
         ]
+        first, *others = self._saved
+        known = first.description.encoder_fingerprint
+        for saved in others:
+            found = saved.description.encoder_fingerprint
+            check_same_encoder(f"model {saved.path}", found, known, str(first.path))
+            known = known or found
         unit_count = min(saved.description.vocabulary.unit_count for saved in self._saved)
-        self.spoken: tuple[SpokenText, ...] = read_spoken_texts(flags.FLAGS.data, unit_count)
+        self.spoken: tuple[SpokenText, ...] = read_spoken_texts(flags.FLAGS.data, unit_count, known)
         self.spoken = self.spoken[: flags.FLAGS.limit]
         self._rows = [list(HEADER)]
         self._results: list[dict[str, Any]] = []

@@ -17,7 +17,7 @@ import jax
 
 from data_pipelines.microworld.build import build_corpus
 from data_pipelines.microworld.corpus import TEST_SETS, MicroworldConfig, MicroworldPaths
-from data_pipelines.speech.vocoder import MelVocoder
+from data_pipelines.speech.registry import open_vocoder
 from experiments.common import gin_config
 from experiments.common.experiment import Experiment, check_experiment, run_experiment
 from experiments.common.outputs import make_progress_printer
@@ -359,7 +359,7 @@ class Demo:
         return make_speech_examples(
             self._workdir / "speech",
             models,
-            MelVocoder.load(self._corpus.encoder),
+            open_vocoder(f"mel:{self._corpus.encoder}"),
             self._first_stories(unit_count)[0],
             # Of different sets, so that they are about different things.
             [spoken[len(spoken) // 3], spoken[-1]],

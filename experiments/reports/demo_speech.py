@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.speech.audio import write_wav
-from data_pipelines.speech.vocoder import MelVocoder, decode_known
+from data_pipelines.speech.vocoder import decode_known
 from experiments.common.recognizers import hear, model_recognizer
 from lst_jax.evaluation.spoken_texts import SpokenText
 from lst_jax.evaluation.story_completion import StoryExample
@@ -20,6 +20,7 @@ from lst_jax.inference.generation import GenerationLimits, generate
 from lst_jax.inference.sampling import SamplingConfig
 from lst_jax.inference.trained_model import TrainedModel
 from lst_jax.inference.transcription import synthesize
+from lst_jax.speech.interfaces import Vocoder
 
 _SECONDS = 6.0
 _SAMPLING = SamplingConfig(temperature=0.7, top_p=0.95)
@@ -57,7 +58,7 @@ class SpeechExample:
 def make_speech_examples(
     directory: pathlib.Path,
     models: Mapping[str, TrainedModel],
-    vocoder: MelVocoder,
+    vocoder: Vocoder,
     story: StoryExample,
     spoken: Sequence[SpokenText],
 ) -> list[SpeechExample]:
@@ -92,7 +93,7 @@ def make_speech_examples(
 
 
 class _ClipWriter:
-    def __init__(self, directory: pathlib.Path, vocoder: MelVocoder) -> None:
+    def __init__(self, directory: pathlib.Path, vocoder: Vocoder) -> None:
         self._directory = directory
         self._vocoder = vocoder
 

@@ -40,6 +40,7 @@ def read_examples(
     paths: Sequence[str | pathlib.Path],
     unit_count: int,
     parse: Callable[[Mapping[str, Any], int, str], T],
+    encoder_fingerprint: str | None = None,
 ) -> tuple[T, ...]:
     """Reads and checks example files.
 
@@ -47,22 +48,34 @@ def read_examples(
       paths: JSONL files.
       unit_count: number of speech units; a unit is 0 … unit_count − 1.
       parse: makes an example of a line's fields, `unit_count` and its origin; raises ValueError.
+      encoder_fingerprint: of the encoder of the model's units; None: it is not known. A line may
+        have the field `encoder_fingerprint`, of the encoder that made its units.
 
     Returns:
       The examples in file order.
 
     Raises:
       ValueError: naming file and line, for a line that is not UTF-8 or not a JSON object, that
-        has a key twice, that `parse` refuses, or whose id its set already has; or a file without
-        examples.
+        has a key twice, that `parse` refuses, that has units of another encoder, or whose id its
+        set already has; or a file without examples.
       OSError: a file cannot be read.
     """
     if unit_count < 1:
         raise ValueError(f"unit_count is {unit_count}; expected at least 1")
+
+    def parse_line(fields: Mapping[str, Any], origin: str) -> T:
+        found = fields.get("encoder_fingerprint")
+        if found and encoder_fingerprint and found != encoder_fingerprint:
+            raise ValueError(
+                f"encoder_fingerprint is {quote(found)}, expected {encoder_fingerprint}, that of "
+                "the encoder of the model's units"
+            )
+        return parse(fields, unit_count, origin)
+
     examples: dict[tuple[str, str], T] = {}
     for path in map(pathlib.Path, paths):
         before = len(examples)
-        for example in read_lines(path, lambda fields, origin: parse(fields, unit_count, origin)):
+        for example in read_lines(path, parse_line):
             known = examples.setdefault((example.set_name, example.example_id), example)
             if known is not example:
                 raise ValueError(

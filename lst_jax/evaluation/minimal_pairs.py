@@ -46,19 +46,20 @@ KIND = ChoiceKind(group="category", label="correct", whole_sets=True)
 
 
 def read_speech_pairs(
-    paths: Sequence[str | pathlib.Path], unit_count: int
+    paths: Sequence[str | pathlib.Path], unit_count: int, encoder_fingerprint: str | None = None
 ) -> tuple[SpeechPair, ...]:
     """Reads and checks files of pairs (format: see the module).
 
     Args:
       paths: JSONL files.
       unit_count: number of speech units.
+      encoder_fingerprint: of the encoder of the model's units, see `jsonl.read_examples`.
 
     Raises:
       OSError, ValueError: see `jsonl.read_examples`; or a line has a missing field, other than two
         members, a member without units, or a `correct` that names no member.
     """
-    return jsonl.read_examples(paths, unit_count, _parse_pair)
+    return jsonl.read_examples(paths, unit_count, _parse_pair, encoder_fingerprint)
 
 
 def _parse_pair(fields: Mapping[str, Any], unit_count: int, origin: str) -> SpeechPair:

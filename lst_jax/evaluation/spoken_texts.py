@@ -32,18 +32,19 @@ class SpokenText(Example):
 
 
 def read_spoken_texts(
-    paths: Sequence[str | pathlib.Path], unit_count: int
+    paths: Sequence[str | pathlib.Path], unit_count: int, encoder_fingerprint: str | None = None
 ) -> tuple[SpokenText, ...]:
     """Reads and checks files of utterances.
 
     Args:
       paths: JSONL files.
       unit_count: number of speech units.
+      encoder_fingerprint: of the encoder of the model's units, see `jsonl.read_examples`.
 
     Raises:
       OSError, ValueError: see `jsonl.read_examples`; or a text has no words.
     """
-    return read_examples(paths, unit_count, _parse)
+    return read_examples(paths, unit_count, _parse, encoder_fingerprint)
 
 
 def _parse(fields: Mapping[str, Any], unit_count: int, origin: str) -> SpokenText:

@@ -68,19 +68,20 @@ KIND = ChoiceKind(group="direction", label="label", whole_sets=False)
 
 
 def read_story_examples(
-    paths: Sequence[str | pathlib.Path], unit_count: int
+    paths: Sequence[str | pathlib.Path], unit_count: int, encoder_fingerprint: str | None = None
 ) -> tuple[StoryExample, ...]:
     """Reads and checks example files (format: see the module).
 
     Args:
       paths: JSONL files.
       unit_count: number of speech units.
+      encoder_fingerprint: of the encoder of the model's units, see `jsonl.read_examples`.
 
     Raises:
       OSError, ValueError: see `jsonl.read_examples`; or a line has a missing field, an empty prompt
         or ending, fewer than two endings, or a label that names no ending.
     """
-    return jsonl.read_examples(paths, unit_count, _parse_example)
+    return jsonl.read_examples(paths, unit_count, _parse_example, encoder_fingerprint)
 
 
 def _parse_example(fields: Mapping[str, Any], unit_count: int, origin: str) -> StoryExample:

@@ -160,6 +160,7 @@ class Vocoder(Protocol):
       sample_rate: of the waveforms that `decode` returns.
       frame_rate: units a second.
       unit_count: units are 0 … unit_count − 1.
+      encoder_fingerprint: of the encoder whose units it takes. None: not known.
     """
 
     @property
@@ -170,6 +171,9 @@ class Vocoder(Protocol):
 
     @property
     def unit_count(self) -> int: ...
+
+    @property
+    def encoder_fingerprint(self) -> str | None: ...
 
     def decode(self, units: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Returns the waveform of each sequence of units, (U,) integers with U ≥ 1.

@@ -27,7 +27,7 @@ TEXTS = {
     "evaluate": {"coordinator_address", "directions"},
     "evaluate_asr": {"coordinator_address"},
     "evaluate_pairs": {"coordinator_address"},
-    "evaluate_tts": {"coordinator_address", "recognizer", "recognizer_command"},
+    "evaluate_tts": {"coordinator_address"},
     "generate": {"text", "units"},
     "port_checkpoint": set(),
     "prepare_data": set(),
@@ -54,7 +54,12 @@ REFUSED = {
     "evaluate": [*MODEL, "--data=none", "--output=out"],
     "evaluate_asr": [*MODEL, "--data=none", "--output=out"],
     "evaluate_pairs": [*MODEL, "--data=none", "--output=out"],
-    "evaluate_tts": [*MODEL, "--data=none", "--output=out", "--recognizer=os:getcwd"],
+    "evaluate_tts": [
+        *MODEL,
+        "--data=none",
+        "--output=out",
+        "--recognizer=python:os:getcwd,takes=units",
+    ],
     "generate": [*MODEL, "--units=999999", "--output=out"],
     "port_checkpoint": [f"--input={RUN}", "--output=out", "--to=safetensors", "--tokenizer=none"],
     "prepare_data": ["--input=none", "--format=text", f"--tokenizer={TOKENIZER}", "--output=out"],
@@ -220,8 +225,8 @@ JUNK = {
 # A file of version 1 that is replaced, and what reads it.
 READERS = {
     "tokenizer.model": ("prepare_data", "--tokenizer={}", f"--input={TOKENIZER}"),
-    "encoder.npz": ("generate", "--encoder={}"),
-    "speech.wav": ("generate", "--encoder={}", "--wav={}"),
+    "encoder.npz": ("generate", "--encoder=mel:{}"),
+    "speech.wav": ("generate", "--encoder=mel:{}", "--wav={}"),
     "lines.jsonl": ("evaluate", "--data={}"),
     "utterances.jsonl": ("prepare_data", "--input={}", "--format=reference_jsonl"),
     "settings.gin": ("train", "--gin_file={}"),
@@ -251,13 +256,13 @@ def test_what_is_no_file_of_its_kind_is_refused(refused, tmp_path, name, junk):
     refused(binary, *REFUSED[binary], *arguments)
 
 
-@pytest.mark.parametrize(("name", "option"), [("evaluate", "data"), ("generate", "encoder")])
+@pytest.mark.parametrize(("name", "option"), [("evaluate", "data="), ("generate", "encoder=mel:")])
 def test_devices_and_pipes_are_no_files(refused, tmp_path, name, option):
     """They have no end, or nobody writes: reading them would take all memory, or for ever."""
     os.mkfifo(tmp_path / "pipe")
     arguments = REFUSED[name] if name == "generate" else MODEL
     for path in ("/dev/zero", tmp_path / "pipe"):
-        refused(name, *arguments, f"--{option}={path}", names=[f"{path} is a device, a pipe"])
+        refused(name, *arguments, f"--{option}{path}", names=[f"{path} is a device, a pipe"])
 
 
 def test_no_output_replaces_an_input_or_what_holds_no_results(refused, tmp_path):
@@ -279,7 +284,7 @@ def test_arrays_larger_than_their_file_are_refused(refused, tmp_path, shape):
     with zipfile.ZipFile(file, "w") as archive:
         for name in ("format", "features", "mean", "projection", "centroids", "unit_log_mels"):
             archive.writestr(f"{name}.npy", array)
-    refused("generate", *REFUSED["generate"], f"--encoder={file}", names=["encoder.npz is not"])
+    refused("generate", *REFUSED["generate"], f"--encoder=mel:{file}", names=["encoder.npz is not"])
 
 
 def places(value, place=()):

@@ -86,9 +86,9 @@ def test_recognition_counts_errors_and_units_of_each_model(place):
 @pytest.mark.parametrize(
     "recognizer",
     [
-        "--recognizer=recognizers:hear",
-        "--recognizer_command=sh -c 'test -s {wav} && echo ANN lost her key!'",
-        "--recognizer_checkpoint=lst",
+        "--recognizer=python:recognizers:hear,takes=units",
+        "--recognizer=command:sh -c 'test -s {wav} && echo ANN lost her key!'",
+        "--recognizer=lst:lst",
     ],
     ids=["function", "command", "model"],
 )
@@ -97,12 +97,12 @@ def test_synthesis_is_judged_by_any_recognizer(place, recognizer):
         place,
         "evaluate_tts",
         *("--checkpoint=lst", "--data=data.jsonl", "--limit=2", "--max_seconds=1"),
-        *("--encoder=encoder.npz", "--output=tts.json", recognizer),
+        *("--encoder=mel:encoder.npz", "--output=tts.json", recognizer),
     )
     (result,) = results(place, done, "tts.json")
     assert len(result["errors"]["utterances"]) == 2
     assert result["generation_patches"] < result["generation_tokens"] <= 2 * 26
-    if "checkpoint" not in recognizer:
+    if "lst:" not in recognizer:
         assert result["errors"]["wer"]["rate"] == 0
     assert "the data's own speech" in done.stdout
 
@@ -113,7 +113,7 @@ def test_continuations_are_printed_and_written(place):
         place,
         "generate",
         *("--checkpoint=lst", "--text=ann lost", "--wav=noise.wav", "--prompts=prompts.jsonl"),
-        *("--encoder=encoder.npz", "--output=out", "--max_seconds=1", "--max_tokens=20"),
+        *("--encoder=mel:encoder.npz", "--output=out", "--max_seconds=1", "--max_tokens=20"),
         *("--samples=2", "--temperature=1", "--top_p=1"),
     )
     assert done.returncode == 0, done.stderr
@@ -160,32 +160,46 @@ MISTAKES = {
     "output": ("generate", (*LST, "--text=ann", "--output=done"), "expected a new directory"),
     "few centroids": (
         "generate",
-        (*LST, "--text=ann", "--encoder=few.npz"),
-        "few.npz has 3 units, expected",
+        (*LST, "--text=ann", "--encoder=mel:few.npz"),
+        "mel:few.npz has 3 units, expected",
     ),
     "complex centroids": (
         "generate",
-        (*LST, "--text=ann", "--encoder=complex.npz"),
+        (*LST, "--text=ann", "--encoder=mel:complex.npz"),
         "complex.npz is not a lst-jax-mel",
     ),
     "a vocoder of few": (
         "evaluate_tts",
-        (*LST, "--data=data.jsonl", "--encoder=few.npz", "--recognizer_command=echo {wav}"),
-        "few.npz has 3 units, expected",
+        (*LST, "--data=data.jsonl", "--encoder=mel:few.npz", "--recognizer=command:echo {wav}"),
+        "mel:few.npz has 3 units, expected",
     ),
-    "no sound": ("generate", (*LST, "--wav=broken.wav", "--encoder=encoder.npz"), "broken.wav"),
+    "no sound": ("generate", (*LST, "--wav=broken.wav", "--encoder=mel:encoder.npz"), "broken.wav"),
     "no encoder": ("generate", (*LST, "--wav=noise.wav"), "needs --encoder"),
     "temperature": ("generate", (*LST, "--text=ann", "--temperature=-1"), "temperature"),
-    "no recognizer": ("evaluate_tts", (*LST, "--data=data.jsonl"), "expected exactly one of"),
+    "no recognizer": ("evaluate_tts", (*LST, "--data=data.jsonl"), "recognizer"),
     "function": (
         "evaluate_tts",
-        (*LST, "--data=data.jsonl", "--recognizer=recognizers:nothing"),
+        (*LST, "--data=data.jsonl", "--recognizer=python:recognizers:nothing"),
         "expected package.module:function",
     ),
     "command": (
         "evaluate_tts",
-        (*LST, "--data=data.jsonl", "--limit=1", "--max_seconds=1", "--recognizer_command=false"),
+        (
+            *(*LST, "--data=data.jsonl", "--limit=1", "--max_seconds=1"),
+            "--recognizer=command:false,takes=units",
+        ),
         "failed with status 1",
+    ),
+    "no vocoder": (
+        "evaluate_tts",
+        (*LST, "--data=data.jsonl", "--recognizer=command:echo {wav}"),
+        "--vocoder is None, expected one",
+    ),
+    "no kind": ("generate", (*LST, "--text=ann", "--encoder=encoder.npz"), "expected KIND"),
+    "unknown kind": (
+        "generate",
+        (*LST, "--text=ann", "--encoder=mal:encoder.npz"),
+        "encoder is 'mal:encoder.npz', expected one of the kinds",
     ),
     "no checkpoint": ("evaluate_asr", ("--checkpoint=no", "--data=data.jsonl"), "no run there"),
 }

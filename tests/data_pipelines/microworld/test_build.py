@@ -128,9 +128,7 @@ def test_units_of_a_record_are_those_of_its_audio(corpus):
     story = speech_story(0, 1)
     spoken = synthesize(story_text(story), story_voice(0, story.story_id))
     utterance = open_records(corpus.speech_records)[1]
-    np.testing.assert_array_equal(
-        encoder.encode(spoken.samples, spoken.sample_rate), utterance.units
-    )
+    np.testing.assert_array_equal(encoder.encode([spoken.samples])[0], utterance.units)
 
 
 def test_text_records_hold_the_text_stories(corpus):
@@ -150,7 +148,7 @@ def test_prompts_and_endings_are_spoken_apart_by_one_voice(corpus, kind):
         assert 0 <= item["label"] < len(item["endings"]) == (4 if kind == "HellaSwag" else 2)
         for passage in (item["prompt"], *item["endings"]):
             spoken = synthesize(passage["text"], story_voice(0, item["id"]))
-            units = encoder.encode(spoken.samples, spoken.sample_rate)
+            units = encoder.encode([spoken.samples])[0]
             assert passage["units"] == units.tolist()
 
 

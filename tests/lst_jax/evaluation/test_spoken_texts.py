@@ -43,3 +43,12 @@ def test_what_is_no_spoken_text_is_named_with_its_line(tmp_path, bad, message):
     path = write(tmp_path / "x.jsonl", line(id="b"), line(**bad))
     with pytest.raises(ValueError, match=f"x.jsonl:2: .*{message}"):
         read_spoken_texts([path], 9)
+
+
+def test_units_of_another_encoder_than_the_models_are_refused(tmp_path):
+    known, other = "a" * 64, "b" * 64
+    path = write(tmp_path / "x.jsonl", line(), line(id="b", encoder_fingerprint=known))
+    for fingerprint in (known, None):
+        assert len(read_spoken_texts([path], 9, fingerprint)) == 2
+    with pytest.raises(ValueError, match=f"x.jsonl:2: encoder_fingerprint is .*expected {other}"):
+        read_spoken_texts([path], 9, other)
