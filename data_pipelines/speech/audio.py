@@ -190,8 +190,9 @@ def _blocks(file: Any, start: int, end: int | None) -> Iterator[np.ndarray]:
             yield block[first:]
         if len(block) < size:
             break
-    if end is None and position < file.frames:
-        raise ValueError(f"it ends early and holds {position} samples, expected {file.frames}")
+    expected = file.frames if end is None else min(end, file.frames)
+    if position < expected:
+        raise ValueError(f"it ends early and holds {position} samples, expected {expected}")
 
 
 @contextlib.contextmanager

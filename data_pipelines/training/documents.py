@@ -34,7 +34,15 @@ def task_draft(
       task: "asr" asks for the text, "tts" for the units.
       vocabulary: the id space.
       patching, align, noise_rng: see `speech_draft`.
+
+    Raises:
+      ValueError: the utterance has no words.
     """
+    if not len(utterance.pieces):
+        raise ValueError(
+            f"utterance {utterance.file_id!r} has no words, expected records with transcripts for "
+            f"the task {task}"
+        )
     speech = speech_draft(utterance, vocabulary, None, patching, align, noise_rng)
     text = np.array([vocabulary.text_mode_id, *utterance.pieces], np.int32)
     # bos and eos of the speech document take the text between them, behind or before the speech.

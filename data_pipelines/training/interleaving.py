@@ -10,6 +10,8 @@ given as text with blocks of words given as speech (Section 3 of the paper):
 * the last block has the words that are left, and where these are under 3 it is merged into the
   block before.
 
+An utterance without words is one speech block, in static patches.
+
 The silence between two blocks is cut in half (the first half gets the smaller part of an odd
 number of units). Text never contains silence: the half on a text block's side disappears together
 with the speech of that block's words.
@@ -82,7 +84,7 @@ def speech_draft(
       rng: where the choice of blocks comes from; without it the whole utterance is one speech
         block, with every unit of it.
       patching: what aligned patches are.
-      align: whether to give the patches by words as well.
+      align: whether to give the patches by words as well, where there are words.
       noise_rng: moves boundaries by `patching.boundary_noise`, after `rng` where it is the same;
         without it they stay.
 
@@ -99,7 +101,9 @@ def speech_draft(
     unit_cuts = _unit_cuts(utterance, unit_ends, spoken, first_words)
     piece_ends = np.cumsum(utterance.piece_counts[spoken])
     piece_cuts = [0, *piece_ends[first_words[1:] - 1].tolist()] if len(spoken) else [0, 0]
-    by_patches = patching.may_align and not vocabulary.units.is_plain
+    # Nothing says when a word ends where there is none: patches are static.
+    align = align and len(spoken) > 0
+    by_patches = patching.may_align and not vocabulary.units.is_plain and len(spoken) > 0
     entries = _aligned_entries(utterance, patching) if align or by_patches else None
     parts: list[Sequence[int] | np.ndarray] = [[vocabulary.bos_id]]
     lengths: list[Sequence[int] | np.ndarray] = [[1]]

@@ -40,13 +40,32 @@ def make_utterance(entries):
     )
 
 
+def test_an_utterance_without_words_is_one_block_in_static_patches():
+    utterance = make_utterance([(0, 30)])
+    patching = PatchingConfig("aligned")
+    for units in (None, UnitEncoding(pieces=((1, 2),))):
+        vocabulary = VOCABULARY if units is None else dataclasses.replace(VOCABULARY, units=units)
+        draft = speech_draft(
+            utterance,
+            vocabulary,
+            np.random.default_rng(0),
+            patching,
+            True,
+            np.random.default_rng(1),
+        )
+        assert draft.aligned_lengths is None
+        document = patch_document(draft.tokens, patching, vocabulary, draft.aligned_lengths)
+        assert document.speech and not document.aligned
+        assert document.patch_lengths.max() == patching.patch_size
+
+
 ENTRIES = st.lists(
     st.one_of(
         st.tuples(st.just(0), st.integers(1, 6)), st.tuples(st.integers(1, 3), st.integers(0, 8))
     ),
     min_size=1,
     max_size=90,
-).filter(lambda entries: any(units for _, units in entries))
+).filter(lambda entries: all(map(any, zip(*entries, strict=True))))  # a word, and a unit
 
 
 def split_segments(tokens, vocabulary=VOCABULARY):

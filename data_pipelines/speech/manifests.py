@@ -1,0 +1,115 @@
+"""Fields and lines of manifests, each held to what it should be; errors name their place."""
+
+from __future__ import annotations
+
+import gzip
+import pathlib
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lst_jax.files import check_regular, read_numbered_lines
+from lst_jax.settings import list_names, quote
+from lst_jax.strict_json import parse_object
+
+
+def split_lines(path: pathlib.Path, mark: str, expected: str) -> Iterator[tuple[str, str]]:
+    """Yields what is before and after the first mark of every line."""
+    for number, line in read_numbered_lines(path):
+        name, found, rest = decode_text(line, f"{path}:{number}").partition(mark)
+        if not found or not name.strip() or not rest.strip():
+            raise ValueError(f"{path}:{number}: the line is {quote(line)}, expected {expected}")
+        yield name.strip(), rest.strip()
+
+
+def read_table(
+    path: pathlib.Path, columns: tuple[str, ...]
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yields the rows of a table with tabs, each with its place."""
+    header: list[str] | None = None
+    for number, line in read_numbered_lines(path):
+        cells = decode_text(line, f"{path}:{number}").split("\t")
+        if header is None:
+            header = cells
+            for column in columns:
+                if column not in header:
+                    raise ValueError(
+                        f"{path} has the columns {list_names(header)}, expected {column}"
+                    )
+        elif len(cells) != len(header):
+            raise ValueError(f"{path}:{number} has {len(cells)} cells, expected {len(header)}")
+        else:
+            yield f"{path}:{number}", dict(zip(header, map(str.strip, cells), strict=True))
+
+
+def read_jsonl(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields the objects of a file of lines, compressed or not, each with its place."""
+    if path.suffix != ".gz":
+        for number, line in read_numbered_lines(path):
+            yield f"{path}:{number}", parse_line(line, f"{path}:{number}")
+        return
+    check_regular(path)
+    try:
+        with gzip.open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                yield f"{path}:{number}", parse_line(line, f"{path}:{number}")
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path} is no whole gzip file: {error}") from error
+
+
+def parse_line(data: bytes, place: str) -> dict[str, Any]:
+    """Returns the object that JSON stands for."""
+    try:
+        return parse_object(data)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None
+
+
+def decode_text(data: bytes, place: object) -> str:
+    """Returns UTF-8 as text without NUL."""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{place} is not UTF-8: byte {data[error.start]:#04x}") from None
+    if "\0" in text:
+        raise ValueError(f"{place} has a NUL character, expected text")
+    return text
+
+
+def find_text(fields: Mapping[str, Any], key: str, place: object) -> str | None:
+    """Returns a text that may be there; None where it is absent, null or blank."""
+    value = fields.get(key)
+    if value is None:
+        return None
+    if isinstance(value, int) and not isinstance(value, bool):  # speakers are often numbers
+        value = str(value)
+    if not isinstance(value, str):
+        raise ValueError(f"{place}: {key} is {quote(value)}, expected text")
+    return " ".join(value.split()) or None
+
+
+def need_text(fields: Any, key: str, place: object) -> str:
+    """Returns a text that must be there."""
+    text = find_text(fields, key, place) if isinstance(fields, dict) else None
+    if text is None:
+        raise ValueError(f"{place}: no {key}, expected one")
+    return text
+
+
+def need_objects(fields: Any, key: str, place: object) -> list[Any]:
+    """Returns a list of objects that must be there."""
+    value = fields.get(key) if isinstance(fields, dict) else None
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise ValueError(f"{place}: {key} is {quote(value)}, expected a list of objects")
+    return value
+
+
+def need_seconds(value: Any, place: object) -> float:
+    """Returns a time, given as a number or in digits."""
+    try:
+        number = float(value) if not isinstance(value, bool) else -1.0
+    except (TypeError, ValueError):
+        number = -1.0
+    if not 0 <= number < 1e9:
+        raise ValueError(f"{place}: a time is {quote(value)}, expected seconds")
+    return number
