@@ -36,6 +36,7 @@ TEXTS = {
     "train_tokenizer": set(),
     "train_unit_vocabulary": set(),
     "verify_reference": set(),
+    "verify_speech": set(),
 }
 NAMES = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if "__" not in path.name)
 NO_PATHS = (
@@ -74,6 +75,7 @@ REFUSED = {
     "train_tokenizer": ["--input=none", "--format=text", "--vocab_size=99", "--output=out"],
     "train_unit_vocabulary": ["--records=none", "--deduplicate", "--output=out"],
     "verify_reference": ["--case=none"],
+    "verify_speech": ["--case=none"],
 }
 HOSTILE = (
     *("false", "no", "off", "7", "abc", "2.5", "-1", "2.0", "1e3", "nan", "inf", "-inf", "1e999"),
@@ -238,6 +240,8 @@ READERS = {
         *("train", "--gin.TEXT_RECORDS={}/text_records", "--gin.INITIAL_CHECKPOINT=None"),
     ),
     "case/case.json": ("verify_reference", "--case={}/case"),
+    "case/config.json": ("verify_speech", "--case={}/case"),
+    "alignments.npz": ("verify_speech", "--case={}"),
 }
 
 
