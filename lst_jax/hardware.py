@@ -148,7 +148,7 @@ def check_memory(shapes: Any, mesh: jax.sharding.Mesh, what: str) -> None:
     if there and needed > there:
         raise ValueError(
             f"{what}: {needed / 1e9:,.1f} GB on each device, expected at most {there / 1e9:,.1f} "
-            "GB, its memory: a smaller model, or more devices"
+            "GB, its memory: a smaller model, fewer or shorter rows, or more devices"
         )
 
 

@@ -33,7 +33,9 @@ def task_draft(
       utterance: with its units and its text.
       task: "asr" asks for the text, "tts" for the units.
       vocabulary: the id space.
-      patching, align, noise_rng: see `speech_draft`.
+      patching: see `speech_draft`.
+      align: see `speech_draft`.
+      noise_rng: see `speech_draft`.
 
     Raises:
       ValueError: the utterance has no words.

@@ -26,7 +26,7 @@ from lst_jax.training.loop import TrainResult
 from lst_jax.training.lst import train_lst
 from lst_jax.training.optimizers import OptimizerConfig, make_optimizer
 from lst_jax.training.starts import flatten_settings
-from lst_jax.training.step import TrainingConfig
+from lst_jax.training.step import TrainingConfig, check_rows_fit
 from lst_jax.training.writers import WRITERS
 from lst_jax.unit_encoding import UnitEncoding, read_unit_encoding
 from lst_jax.vocabulary import TextTokenizer
@@ -128,7 +128,15 @@ def check_experiment(experiment: Experiment) -> jax.sharding.Mesh:
     """
     mesh = make_mesh(experiment.mesh)
     check_rows(experiment.data.batch_size, mesh, experiment.training.accumulation_steps)
-    check_heads(experiment.model(vocab_size=1), mesh)
+    model = experiment.model(vocab_size=1)
+    check_heads(model, mesh)
+    check_rows_fit(
+        model,
+        experiment.data.batch_size // experiment.training.accumulation_steps,
+        experiment.data.patches_per_row,
+        experiment.data.tokens_per_row,
+        mesh,
+    )
     make_optimizer(experiment.optimizer, experiment.training.num_steps)
     for name in experiment.writers:
         if name in _EXTRAS:

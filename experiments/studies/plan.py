@@ -291,6 +291,10 @@ def read_steps(study: Study, workdir: Workdir) -> dict[str, int]:
     Raises:
       OSError, ValueError: nothing was planned in the workdir, or another study.
     """
+    if not workdir.plan.exists():
+        raise FileNotFoundError(
+            f"{workdir.plan}: no such file, expected a study that `plan` or `run` has planned there"
+        )
     kept = read_json_object(workdir.plan)
     here = json.loads(json.dumps(dataclasses.asdict(study)))
     changed = next(differences(kept["identity"]["study"], here), None)

@@ -13,16 +13,24 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.sharding import NamedSharding, PartitionSpec
 
 from lst_jax.batch import Batch
 from lst_jax.checkpoints.train_state import TrainState, param_shapes, state_shardings
-from lst_jax.config import ModelConfig
+from lst_jax.config import LSTConfig, ModelConfig
+from lst_jax.hardware import check_memory
 from lst_jax.model.flops import training_flops
 from lst_jax.model.losses import token_nll
 from lst_jax.model.models import build_model, hidden_states, output_kernel
 from lst_jax.paths import PathText
 from lst_jax.settings import PositiveInt, Seed32, configuration, require
-from lst_jax.sharding import DEFAULT_RULES, LogicalRules, batch_sharding, replicated
+from lst_jax.sharding import (
+    DEFAULT_RULES,
+    LogicalRules,
+    batch_sharding,
+    mesh_axes,
+    replicated,
+)
 from lst_jax.training.hooks import LossSums, Sums, TrainStep
 from lst_jax.training.optimizers import OptimizerConfig, learning_rate_schedule, make_optimizer
 
@@ -71,6 +79,40 @@ class TrainingConfig:
             self.keep_every,
             f"a multiple of checkpoint_every = {self.checkpoint_every}",
         )
+
+
+def check_rows_fit(
+    config: ModelConfig,
+    rows: int,
+    num_patches: int,
+    num_tokens: int,
+    mesh: jax.sharding.Mesh,
+    rules: LogicalRules = DEFAULT_RULES,
+) -> None:
+    """Checks that the hidden states that layers begin with can be on the devices at all.
+
+    The backward pass needs these whatever `remat` is, so that a step takes more memory than this.
+    Filling rows of any length takes minutes, before XLA would refuse them.
+
+    Args:
+      config: of the model.
+      rows: of a microbatch on all devices.
+      num_patches: P, patch slots of a row.
+      num_tokens: N, token slots of a row.
+      mesh: the device mesh.
+      rules: logical axis to mesh axes.
+
+    Raises:
+      ValueError: they are larger than a device's memory.
+    """
+    kept = [(config.num_layers_global, rows, num_patches, config.dim_global)]
+    if isinstance(config, LSTConfig):
+        kept.append((config.num_layers_decoder, rows, num_tokens, config.dim_local))
+    axes = mesh_axes(rules, "layers", "batch", "length", "embed_activation")
+    sharding = NamedSharding(mesh, PartitionSpec(*axes))
+    shapes = [jax.ShapeDtypeStruct(shape, config.dtype, sharding=sharding) for shape in kept]
+    what = f"hidden states of {rows} rows of {num_patches} patches and {num_tokens} tokens"
+    check_memory(shapes, mesh, what)
 
 
 def make_train_step(

@@ -19,7 +19,13 @@ from lst_jax.patching import PatchingConfig, patch_document
 from lst_jax.sharding import make_mesh, mesh_context, shard_batch
 from lst_jax.training.held_out import HeldOutLoss, target_amounts
 from lst_jax.training.optimizers import OptimizerConfig, learning_rate_schedule, make_optimizer
-from lst_jax.training.step import TrainingConfig, batch_sums, make_loss, make_train_step
+from lst_jax.training.step import (
+    TrainingConfig,
+    batch_sums,
+    check_rows_fit,
+    make_loss,
+    make_train_step,
+)
 from tests.lst_jax.batches import VOCABULARY as V
 from tests.lst_jax.batches import aligned_lengths, random_tokens, stack_rows
 from tests.lst_jax.training.training_runs import TINY
@@ -209,3 +215,14 @@ def test_numbers_of_an_update_are_those_of_the_update():
     gradient = np.einsum("bnd,bnv->dv", hidden, wrong * batch.loss_weights[..., None]) / weight
     found = kernel(adam.mu)[:, : SMALL.vocab_size] / 0.1
     np.testing.assert_allclose(found, gradient, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("config", "rows", "patches", "tokens"),
+    [(TINY, 1, 2**40, 8), (TINY, 1, 8, 2**40), (TINY, 2**40, 8, 8), (SMALL, 1, 2**40, 2**40)],
+)
+def test_rows_larger_than_the_memory_are_refused(config, rows, patches, tokens):
+    mesh = make_mesh(devices=jax.devices()[:1])
+    check_rows_fit(config, 4, 64, 64, mesh)
+    with pytest.raises(ValueError, match=f"hidden states of {rows} rows of {patches} patches"):
+        check_rows_fit(config, rows, patches, tokens, mesh)
