@@ -1,6 +1,7 @@
 r"""What every study under experiments/configs/studies takes: cells, steps, patches, tokens, FLOPs.
 
     python -m experiments.benchmarks.study_bills --corpus=runs/demo/corpus \
+        --gin.PAIRS="('pairs.jsonl',)" --gin.RECOGNIZER="'cat'" \
         --output=experiments/benchmarks/results/study_bills.json
 
 Nothing is trained: each study is planned on the corpus, in which the unit vocabularies that
@@ -19,6 +20,7 @@ from lst_jax.files import write_json
 
 _CORPUS = define_path("corpus", "Folder of the built-in corpus.", required=True)
 _OUTPUT = define_path("output", "JSON file for the results.", required=True)
+_GIN_BINDING = flags.DEFINE_multi_string("gin_binding", [], "What studies require: NAME=VALUE.")
 _STUDIES = flags.DEFINE_multi_string("study", [], "Name of a study; all where none is given.")
 
 
@@ -29,7 +31,8 @@ def main(argv: list[str]) -> None:
     for file in study_files():
         if _STUDIES.value and file.stem not in _STUDIES.value:
             continue
-        plan = make_plan(read_study([str(file)], [f"CORPUS={_CORPUS.value!r}"]))
+        bindings = [f"CORPUS={_CORPUS.value!r}", *_GIN_BINDING.value]
+        plan = make_plan(read_study([str(file)], bindings))
         cells = [
             (plan.costs[cell.group].step, plan.steps[cell.name]) for cell in plan.study.cells()
         ]

@@ -23,6 +23,8 @@ from lst_jax.files import write_file
 _ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 RESULTS = _ROOT / "experiments" / "benchmarks" / "results"
 PAGES = _ROOT / "docs" / "results"
+# What study files require, of which pages say nothing.
+_REQUIRED = ("CORPUS='CORPUS'", "PAIRS=('PAIRS',)", "RECOGNIZER='RECOGNIZER'")
 
 _MODELS = ("420m", "630m", "810m", "1b", "1_1b", "1_4b", "1_8b", "7b")
 _CONTENTS = {
@@ -59,7 +61,7 @@ def pages(results: pathlib.Path = RESULTS) -> dict[str, str]:
         "demo.md": model_results.demo_page(read("demo")),
         "speech.md": model_results.speech_page(read("demo_asr"), read("demo_tts")),
         "studies.md": study_results.studies_page(
-            {file.stem: read_study([str(file)], ["CORPUS=CORPUS"]) for file in study_files()},
+            {file.stem: read_study([str(file)], _REQUIRED) for file in study_files()},
             read("study_bills")["bills"],
             {
                 path.stem: json.loads(path.read_text(encoding="utf-8"))

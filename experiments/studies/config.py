@@ -17,6 +17,7 @@ import gin
 from data_pipelines.microworld.corpus import TEST_SETS, MicroworldPaths
 from data_pipelines.training.config import Share
 from experiments.common import gin_config
+from experiments.studies.measures import KINDS, Measure
 from lst_jax.evaluation.story_completion import DIRECTIONS, Direction
 from lst_jax.paths import PathText, local_path
 from lst_jax.settings import (
@@ -90,6 +91,21 @@ def corpus_folder(
     )
 
 
+def corpus_file(root: str, name: str) -> str:
+    """Returns the path of a file of such a folder."""
+    return str(local_path(root, "CORPUS").absolute() / name)
+
+
+def flag(name: str, value: Any) -> str:
+    """Returns `--NAME=VALUE`, for a measure's flag whose value a macro has.
+
+    Raises:
+      ValueError: the macro has none.
+    """
+    require(value is not None, f"--{name}", value, "a value, by a macro of the study")
+    return f"--{name}={value}"
+
+
 def binding(name: str, value: Any) -> str:
     """Returns `NAME=VALUE`, for an arm's binding whose value a macro has."""
     return f"{name}={value!r}"
@@ -125,8 +141,8 @@ class Comparison:
       arm: which is measured,
       against: and what against.
       metric: `SET/DIRECTION`, accuracy of story completion; `mean/DIRECTION`, its mean over the
-        sets; `speech`, nats a second of speech, or `text`, bits a byte of text, of held-out
-        records (lower is better).
+        sets; `KIND/NAME` of a measure (`studies.measures`); or, of held-out records, `speech`, nats
+        a second of speech, or `text`, bits a byte of text (lower is better).
       model: size that it is measured at; None: the study's last.
       budget: at which; None: the study's largest.
     """
@@ -140,7 +156,8 @@ class Comparison:
     def __post_init__(self) -> None:
         name, slash, direction = self.metric.partition("/")
         known = direction in DIRECTIONS if slash else name in LOSSES
-        expected = "SET/DIRECTION, mean/DIRECTION, speech or text"
+        known |= name in KINDS and bool(direction)
+        expected = f"SET/DIRECTION, mean/DIRECTION, speech, text, or {'/…, '.join(KINDS)}/…"
         require(bool(name) and known, "Comparison.metric", self.metric, expected)
         require(self.arm != self.against, "Comparison.against", self.against, "another arm")
 
@@ -171,6 +188,7 @@ class Study:
         FLOPs; "own", each arm's own budget (with "flops", an isoFLOP grid).
       reference: name of an arm; None: the first.
       directions: of story completion.
+      measures: what cells are measured by besides, each kind at most once.
       primary: the one comparison that is not corrected.
       secondary: further ones, corrected together (Holm).
       held_out_share: share of the records that the losses are measured on.
@@ -196,6 +214,7 @@ class Study:
     protocol: Protocol = "compute"
     reference: str | None = None
     directions: tuple[Direction, ...] = ("S-S", "T-T")
+    measures: tuple[Measure, ...] = ()
     secondary: tuple[Comparison, ...] = ()
     held_out_share: Share = 0.02
     held_out_batches: PositiveInt = 8
@@ -209,6 +228,8 @@ class Study:
             require(bool(getattr(self, name)), f"Study.{name}", getattr(self, name), "one or more")
         ascending = list(self.budgets) == sorted(self.budgets)
         require(ascending, "Study.budgets", self.budgets, "amounts in ascending order")
+        kinds = [measure.kind for measure in self.measures]
+        require(len(set(kinds)) == len(kinds), "Study.measures", kinds, "kinds that differ")
         names = [arm.name for arm in self.arms]
         require(self.reference in (None, *names), "Study.reference", self.reference, _one_of(names))
         for comparison in (self.primary, *self.secondary):
@@ -230,7 +251,13 @@ class Study:
         require(value in (None, *models), "Comparison.model", value, _one_of(models))
         value = comparison.budget
         require(value in (None, *self.budgets), "Comparison.budget", value, _one_of(self.budgets))
-        direction = comparison.metric.partition("/")[2]
+        name, _, direction = comparison.metric.partition("/")
+        if name in KINDS:
+            measures = {measure.kind: measure for measure in self.measures}
+            expected = f"one of the kinds of Study.measures, {', '.join(measures) or 'none'}"
+            require(name in measures, "Comparison.metric", comparison.metric, expected)
+            measures[name].check_metric(direction)
+            return
         require(
             direction in ("", *self.directions),
             "Comparison.metric",
@@ -333,5 +360,7 @@ def study_files() -> list[pathlib.Path]:
 
 gin.external_configurable(corpus_folder)
 gin.external_configurable(binding)
-for _configurable in (StudyData, Arm, Comparison, Study):
+gin.external_configurable(corpus_file)
+gin.external_configurable(flag)
+for _configurable in (StudyData, Arm, Comparison, Measure, Study):
     gin.external_configurable(_configurable)

@@ -24,6 +24,7 @@ from data_pipelines.training.config import effective_settings
 from data_pipelines.training.dataset import make_training_dataset
 from experiments.studies.cells import RESULT, Workdir, configure
 from experiments.studies.config import LOSSES, Arm, Cell, Study
+from experiments.studies.measures import KINDS
 from experiments.studies.protocols import (
     Branch,
     StepCost,
@@ -244,12 +245,16 @@ def _measure_cost(cell: Cell, sets: dict[str, Any]) -> tuple[GroupCost, Any]:
             names = dict.fromkeys(example.set_name for example in examples)
             digest = hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
             sets[path] = {"sets": [*names], "sha256": digest}
+    for measure in study.measures:
+        measure.check_files(description)
     identity = {"settings": settings, "data": dataset.documents.fingerprint()["config"]}
     return GroupCost(step, count_parameters(description.model)), identity
 
 
 def _check_metric(study: Study, metric: str, sets: Sequence[str]) -> None:
     """Checks that a study measures a metric."""
+    if metric.partition("/")[0] in KINDS:
+        return  # `Study` has checked it
     if metric in LOSSES:
         expected = "a study with a held_out_share above 0"
         require(study.held_out_share > 0, "Comparison.metric", metric, expected)

@@ -21,7 +21,8 @@ from experiments.reports.templating import render
 from experiments.studies.config import LOSSES
 from experiments.studies.fit_figures import draw_fits
 from experiments.studies.fitting import ArmFit
-from experiments.studies.results import metric_text
+from experiments.studies.measures import KINDS
+from experiments.studies.results import metric_scale, metric_text
 from lst_jax.files import write_file
 from lst_jax.training.metrics import format_duration
 
@@ -30,6 +31,7 @@ matplotlib.use("Agg")
 # Colors that color-blind readers tell apart (Okabe and Ito), one for each model and arm.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _LABELS = {"speech": "nats a second of speech", "text": "bits a byte of text"}
+_MEASURES = dict(zip(KINDS, ("pairs", "recognition", "synthesis", "word patches"), strict=True))
 
 Results = Mapping[str, Any]
 
@@ -77,12 +79,14 @@ def write_report(
 def metric_label(metric: str) -> str:
     """Returns a metric as people read it: "mean S→S", "nats a second of speech"."""
     name, _, direction = metric.partition("/")
+    if name in _MEASURES:
+        return f"{_MEASURES[name]} {direction}"
     return f"{name} {direction.replace('-', '→')}" if direction else _LABELS[metric]
 
 
 def _shown_metrics(results: Results) -> list[str]:
     found = dict.fromkeys(entry["metric"] for entry in results["means"])
-    return [metric for metric in found if metric in LOSSES or metric.startswith("mean/")]
+    return [x for x in found if x in LOSSES or x.partition("/")[0] in ("mean", *KINDS)]
 
 
 def _series(entry: Mapping[str, Any]) -> str:
@@ -93,7 +97,7 @@ def metric_figure(results: Results, metric: str) -> Figure:
     """Draws a metric against training FLOPs and against steps, a point a cell, a line an arm."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), sharey=True, layout="constrained")
     means = [entry for entry in results["means"] if entry["metric"] == metric]
-    scale = 1 if metric in LOSSES else 100
+    scale = metric_scale(metric)
     cells = {}
     for entry in results["cells"]:
         if entry["state"] == "scored":
@@ -124,7 +128,7 @@ def metric_figure(results: Results, metric: str) -> Figure:
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     label = metric_label(metric)
-    axes[0].set_ylabel(label if metric in LOSSES else f"{label} accuracy [%]")
+    axes[0].set_ylabel(label if scale == 1 else f"{label} [%]")
     axes[0].legend(frameon=False)
     return figure
 

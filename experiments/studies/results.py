@@ -51,6 +51,9 @@ def score_cell(cell: Cell, steps: int, run: pathlib.Path, stories: pathlib.Path)
         chances |= _means(chances)
     if evaluations:
         metrics |= _losses(evaluations[-1])
+    for measure in cell.study.measures:
+        found, chance = measure.read(run.parent)
+        metrics, chances = metrics | found, chances | chance
     return {
         "cell": cell.name,
         "steps": steps,
@@ -237,9 +240,15 @@ def pilot_spread(path: pathlib.Path, metric: str) -> float:
     )
 
 
+def metric_scale(metric: str) -> int:
+    """Returns 100 for shares, which people read in percent, and 1 for losses and similarities."""
+    return 1 if metric in LOSSES or metric.startswith("patches/") else 100
+
+
 def metric_text(metric: str, value: float) -> str:
-    """Returns a value of a metric: accuracies in percent, losses as they are."""
-    return f"{value:.3f}" if metric in LOSSES else f"{100 * value:.1f}"
+    """Returns a value of a metric: shares in percent, others as they are."""
+    scale = metric_scale(metric)
+    return f"{scale * value:.{3 if scale == 1 else 1}f}"
 
 
 def format_csv(results: Mapping[str, Any]) -> str:

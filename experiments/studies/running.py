@@ -254,6 +254,9 @@ def _run_cell(
     _train(cell, bindings, folder, workdir, children)
     if cell.data.stories:
         _call(children, evaluate_command(cell, folder), folder / LOG)
+    for measure in cell.study.measures:
+        if not measure.output(folder).is_dir():  # which appears whole, and is not replaced
+            _call(children, measure.command(folder / RUN, folder), folder / LOG)
     write_json(folder / RESULT, score_cell(cell, steps, folder / RUN, folder / STORIES))
 
 

@@ -32,6 +32,7 @@ from experiments.demonstration.plan import Plan
 from experiments.inspection.loss_runs import RunSettings
 from experiments.inspection.word_patches import SampleConfig
 from experiments.studies.config import Arm, Comparison, Study, StudyData
+from experiments.studies.measures import Measure
 from lst_jax import config as config_module
 from lst_jax import settings as settings_module
 from lst_jax.checkpoints.description import (
@@ -304,6 +305,7 @@ CONFIGURATIONS = [
     *(GlobalTransformerOptions(), DataDescription(PATCHING)),
     ModelDescription(LSTConfig(518, 8, 16, 1, 1, 1, 2, 2), Vocabulary(10), "0" * 64),
     *(Plan(20.0, 20, 1.0, 1.0, 1e9, 1e9), STUDY_DATA, ARMS[0], COMPARISON, SampleConfig()),
+    Measure("asr", ("a",)),
     Study("a", STUDY_DATA, (), ARMS, (5.0,), COMPARISON),
     read_unit_set("mhubert-base-25hz"),
     PlausibilityConfig(),

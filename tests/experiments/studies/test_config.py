@@ -15,7 +15,7 @@ def read(*bindings, file=PILOT):
 
 @pytest.mark.parametrize("file", study_files(), ids=lambda file: file.stem)
 def test_every_study_file_is_a_study_of_that_name(file):
-    study = read(file=str(file))
+    study = read("PAIRS=('pairs.jsonl',)", "RECOGNIZER='cat'", file=str(file))
     assert (study.name, bool(study.question)) == (file.stem, True)
 
 
@@ -53,6 +53,7 @@ def test_an_arm_may_have_data_of_its_own():
         ("primary/Comparison.against='curriculum'", "another arm"),
         ("primary/Comparison.metric='accuracy'", "SET/DIRECTION"),
         ("primary/Comparison.metric='mean/T-S'", "S-S, T-T"),
+        ("primary/Comparison.metric='asr/wer'", "one of the kinds of Study.measures, none"),
         ("primary/Comparison.budget=7", "one of 1000.0"),
         ("primary/Comparison.model='7b'", "no names"),
         ("Study.bindings=('SEED=3',)", "expected none of NUM_STEPS"),
