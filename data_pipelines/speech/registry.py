@@ -80,7 +80,10 @@ _ALIGNERS = _Room(
     "aligner",
     "lst_jax.aligners",
     interfaces.Aligner,
-    {"pocketsphinx": "data_pipelines.speech.sphinx:open_aligner"},
+    {
+        "ctc": "data_pipelines.speech.ctc_models:open_aligner",
+        "pocketsphinx": "data_pipelines.speech.sphinx:open_aligner",
+    },
 )
 _RECOGNIZERS = _Room(
     "recognizer",
@@ -90,6 +93,7 @@ _RECOGNIZERS = _Room(
         "command": "data_pipelines.speech.programs:open_command_recognizer",
         "pocketsphinx": "data_pipelines.speech.sphinx:open_recognizer",
         "python": "data_pipelines.speech.programs:open_python_recognizer",
+        "ctc": "data_pipelines.speech.ctc_models:open_recognizer",
     },
 )
 _SYNTHESIZERS = _Room(

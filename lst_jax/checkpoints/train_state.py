@@ -77,13 +77,13 @@ def _state_shardings(
     step = jax.ShapeDtypeStruct((), jnp.int32)
     with no_mesh():
         boxed = TrainState(cast(Any, step), params, jax.eval_shape(optimizer.init, params))
-        return _with_shardings(boxed, mesh, rules)
+        return place_state(boxed, mesh, rules)
 
 
 def param_shapes(config: ModelConfig, mesh: AnyMesh, rules: LogicalRules = DEFAULT_RULES) -> Any:
     """Returns the parameter tree as `jax.ShapeDtypeStruct`s with their shardings on `mesh`."""
     with no_mesh():
-        return _with_shardings(abstract_params(config), mesh, rules)[0]
+        return place_state(abstract_params(config), mesh, rules)[0]
 
 
 def init_state(
@@ -146,7 +146,8 @@ def state_from_params(
         )(params)
 
 
-def _with_shardings(boxed: Any, mesh: AnyMesh, rules: LogicalRules) -> tuple[Any, Any]:
+def place_state(boxed: Any, mesh: AnyMesh, rules: LogicalRules) -> tuple[Any, Any]:
+    """Returns the shapes of an abstract tree in Flax's boxes, and where each array lives."""
     shardings = tree_shardings(boxed, mesh, rules)
     shapes = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),

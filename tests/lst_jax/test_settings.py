@@ -21,10 +21,12 @@ import lst_jax
 from data_pipelines.microworld.build import MicroworldConfig
 from data_pipelines.microworld.speech import Voice
 from data_pipelines.records.storage import RecordMetadata, Shard, Totals
+from data_pipelines.speech.ctc_examples import CTCDataConfig
 from data_pipelines.speech.unit_sets import read_unit_set
 from data_pipelines.speech.units import MelFeatures
 from data_pipelines.training.dataset import DataConfig, SourceConfig
 from data_pipelines.training.packing import PackingConfig
+from experiments.common.ctc_experiment import CTCExperiment
 from experiments.common.evaluators import EvaluationConfig
 from experiments.common.experiment import Experiment
 from experiments.common.step_config import StepConfig
@@ -308,7 +310,7 @@ CONFIGURATIONS = [
     Measure("asr", ("a",)),
     Study("a", STUDY_DATA, (), ARMS, (5.0,), COMPARISON),
     read_unit_set("mhubert-base-25hz"),
-    PlausibilityConfig(),
+    *(PlausibilityConfig(), CTCDataConfig(), CTCExperiment(TrainingConfig(5), Wav2Vec2Config())),
 ]
 FIELDS = [(config, f.name) for config in CONFIGURATIONS for f in dataclasses.fields(config)]
 FIELD_IDS = [f"{type(config).__name__}.{name}" for config, name in FIELDS]

@@ -1,0 +1,345 @@
+"""A CTC model's training as one configuration, its data, and what its results are measured by."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+from soxr import resample
+
+from data_pipelines.microworld import voices
+from data_pipelines.microworld.speech import Speech
+from data_pipelines.speech.audio import read_audio
+from data_pipelines.speech.ctc_examples import (
+    SAMPLE_RATE,
+    Clip,
+    CTCBatches,
+    CTCDataConfig,
+    make_labels,
+    spell_clip,
+)
+from data_pipelines.speech.ctc_models import CTCModel
+from data_pipelines.speech.hugging_face import SpeechModel, write_model
+from data_pipelines.speech.spelling import Speller
+from lst_jax.evaluation.error_rates import character_error_rate, count_errors, word_error_rate
+from lst_jax.files import read_numbered_lines, write_json
+from lst_jax.paths import PathText, local_path
+from lst_jax.settings import (
+    Name,
+    NaturalFloat,
+    NaturalInt,
+    PositiveInt,
+    configuration,
+    quote,
+    require,
+)
+from lst_jax.sharding import MeshConfig, make_mesh, row_share
+from lst_jax.speech.interfaces import Rejection, TimedText
+from lst_jax.speech.wav2vec2_config import Wav2Vec2Config
+from lst_jax.strict_json import parse_object, read_json_object
+from lst_jax.training.ctc import CTCBatch, make_ctc_trainable
+from lst_jax.training.hooks import Hook
+from lst_jax.training.log import report
+from lst_jax.training.loop import TrainResult, train
+from lst_jax.training.optimizers import OptimizerConfig
+from lst_jax.training.starts import flatten_settings
+from lst_jax.training.step import TrainingConfig
+
+MODEL, RESULTS, DESCRIPTION = "model", "results.json", "ctc.json"
+_ENGLISH = "ABCDEFGHIJKLMNOPQRSTUVWXYZ'"
+_CACHED_CLIPS = 4096
+_MOST_HELD_OUT = 0.1  # share of given recordings
+_GOOD_MS = 100
+_TRAIN_SEED, _HELD_OUT_SEED = 1_000_003, 2_000_003  # of stories that are not the corpus'
+
+
+@configuration
+class CTCExperiment:
+    """Everything that a run is determined by; `train_ctc` in Gin files.
+
+    Attributes:
+      training: length, records, checkpoints.
+      model: its shape; labels decide `vocab_size`.
+      data: rows.
+      optimizer: AdamW and its schedule.
+      mesh: devices along each mesh axis.
+      ctc_weight: of CTC's loss beside that of frames whose letters are known.
+      recordings: JSONL of recordings of a few seconds; None: the built-in corpus.
+      corpus_clips: sentences of the built-in corpus.
+      language: ISO 639-1, of numbers and symbols.
+      held_out: recordings that are measured and not trained on, at most a tenth of given ones.
+    """
+
+    training: TrainingConfig
+    model: Wav2Vec2Config
+    data: CTCDataConfig = dataclasses.field(default_factory=CTCDataConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    ctc_weight: NaturalFloat = 0.3
+    recordings: PathText | None = None
+    corpus_clips: PositiveInt = 3000
+    language: Name = "en"
+    held_out: NaturalInt = 200
+
+    def settings(self) -> dict[str, Any]:
+        """Returns what the record of starts holds besides the training."""
+        names = ("ctc_weight", "recordings", "corpus_clips", "language", "held_out")
+        parts = flatten_settings(self.model, self.data, self.optimizer, self.mesh)
+        return parts | {f"train_ctc.{name}": getattr(self, name) for name in names}
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """A recording and what is said in it.
+
+    Attributes:
+      read: returns its samples at 16 kHz, when its phonemes start (None: unknown), and its words,
+        whose times are 0 where they are unknown.
+      timed: whether words have times.
+    """
+
+    read: Callable[[], tuple[np.ndarray, Sequence[Sequence[float]] | None, Sequence[TimedText]]]
+    timed: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class _Corpus:
+    """Recordings to train on and to measure, the latter by name of their group."""
+
+    letters: Sequence[str]
+    recordings: Sequence[Recording]
+    held_out: Mapping[str, Sequence[Recording]]
+
+
+def run_ctc_experiment(
+    experiment: CTCExperiment,
+    workdir: str | pathlib.Path,
+    config_text: Callable[[], str] | None = None,
+    hooks: Sequence[Hook] = (),
+) -> TrainResult:
+    """Trains, or continues to train, in `workdir`; then writes the model and its results there.
+
+    `model/` is a directory of Hugging Face's, for `ctc:WORKDIR/model`; `results.json` says what it
+    reaches on recordings held out.
+
+    Raises:
+      OSError, ValueError: files are missing or settings do not fit together.
+      NonFiniteLossError: see `lst_jax.training.loop.train`.
+    """
+    began = time.monotonic()
+    workdir = pathlib.Path(workdir)
+    mesh = make_mesh(experiment.mesh)
+    require(row_share(mesh).count == 1, "processes", row_share(mesh).count, "one, for a CTC model")
+    corpus = _open_corpus(experiment)
+    labels = make_labels(corpus.letters)
+    config = dataclasses.replace(experiment.model, vocab_size=len(labels), pad_token_id=0)
+    trainable = make_ctc_trainable(
+        config, experiment.ctc_weight, experiment.optimizer, experiment.training, mesh
+    )
+    speller = Speller(frozenset(corpus.letters), experiment.language)
+    batches = CTCBatches(
+        _clip_reader(corpus, speller), len(corpus.recordings), labels, config, experiment.data
+    )
+    result = train(
+        trainable,
+        experiment.training,
+        _Batches(batches),
+        workdir,
+        mesh,
+        description=_Description(config, labels),
+        settings=experiment.settings(),
+        config_text=config_text,
+        hooks=hooks,
+    )
+    if result.finished and not (workdir / RESULTS).exists():
+        params = {"params": result.state.params}
+        model = SpeechModel(config, params, head=True, normalize=True, labels=labels)
+        if not (workdir / MODEL).exists():
+            write_model(workdir / MODEL, model)
+        progress = result.progress.to_json()
+        trained = {
+            "steps": experiment.training.num_steps,
+            "parameters": sum(x.size for x in jax.tree.leaves(result.state.params)),
+            "audio_hours": progress["audio_seconds"] / 3600,
+            "training_seconds": progress["seconds"],
+        }
+        opened = CTCModel(workdir / MODEL, language=experiment.language)
+        measured = {
+            name: measure(opened, recordings) for name, recordings in corpus.held_out.items()
+        }
+        trained["seconds"] = time.monotonic() - began
+        write_json(workdir / RESULTS, {"training": trained, "held_out": measured})
+    return result
+
+
+def measure(model: CTCModel, recordings: Sequence[Recording]) -> dict[str, float]:
+    """Returns how far word ends are off, where they are known, and error rates of transcripts."""
+    read = [recording.read() for recording in recordings]
+    waveforms = [samples for samples, _, _ in read]
+    texts = [" ".join(word.text for word in words) for _, _, words in read]
+    heard = model.recognize(waveforms)
+    counted = [
+        count_errors(str(i), text, " ".join(word.text for word in words))
+        for i, (text, words) in enumerate(zip(texts, heard, strict=True))
+    ]
+    result: dict[str, float] = {
+        "recordings": len(recordings),
+        "wer": word_error_rate(counted).rate,
+        "cer": character_error_rate(counted).rate,
+    }
+    errors_ms, rejected = [], 0
+    aligned = model.align(waveforms, texts)
+    for found, recording, (_, _, words) in zip(aligned, recordings, read, strict=True):
+        if isinstance(found, Rejection):
+            rejected += 1
+        elif recording.timed:
+            pairs = zip(found.words, words, strict=True)
+            errors_ms += [1000 * abs(a.end_s - b.end_s) for a, b in pairs]
+    result["rejected"] = rejected
+    if errors_ms:
+        result |= {
+            "words": len(errors_ms),
+            "median_ms": float(np.median(errors_ms)),
+            "p95_ms": float(np.percentile(errors_ms, 95)),
+            f"within_{_GOOD_MS}_ms": float(np.mean(np.array(errors_ms) <= _GOOD_MS)),
+        }
+    return result
+
+
+class _Batches(grain.DatasetIterator):
+    """Gives the loop its own kind of batch; an iterator of Grain's, whose state is saved."""
+
+    def __init__(self, batches: CTCBatches) -> None:
+        super().__init__()
+        self._batches = batches
+
+    def __next__(self) -> CTCBatch:
+        row: tuple[Any, ...] = next(self._batches)
+        return CTCBatch(*row)
+
+    def get_state(self) -> dict[str, Any]:
+        return self._batches.get_state()
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._batches.set_state(state)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Description:
+    """`ctc.json`: model and labels of a run's checkpoints."""
+
+    config: Wav2Vec2Config
+    labels: dict[str, int]
+
+    def _values(self) -> dict[str, Any]:
+        shape = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self.config).items()}
+        return {"config": shape, "labels": self.labels}
+
+    def check(self, workdir: pathlib.Path) -> None:
+        if not (workdir / DESCRIPTION).exists():
+            return
+        there = read_json_object(workdir / DESCRIPTION)
+        for name, value in self._values().items():
+            if there.get(name) != value:
+                raise ValueError(
+                    f"{workdir / DESCRIPTION}: {name} is {quote(there.get(name))}, expected "
+                    f"{quote(value)}, that of this run"
+                )
+
+    def write(self, workdir: pathlib.Path) -> None:
+        write_json(workdir / DESCRIPTION, self._values())
+
+
+def _clip_reader(corpus: _Corpus, speller: Speller) -> Callable[[int], Clip | None]:
+    """Returns a function from a number to its clip; None where it cannot be spelled or read."""
+
+    @functools.lru_cache(maxsize=_CACHED_CLIPS)
+    def read(index: int) -> Clip | None:
+        recording = corpus.recordings[index]
+        samples, starts, words = recording.read()
+        clip = spell_clip(samples, words, starts, speller, timed=recording.timed)
+        if isinstance(clip, Rejection):
+            report(f"recording {index} is left out: {clip.reason}")
+            return None
+        return clip
+
+    return read
+
+
+def _open_corpus(experiment: CTCExperiment) -> _Corpus:
+    if experiment.recordings is not None:
+        return _read_recordings(experiment)
+
+    def spoken(seed: int, index: int, held_out: bool) -> Recording:
+        return Recording(
+            lambda: _resample(voices.speak(seed, index, held_out=held_out)), timed=True
+        )
+
+    seed, count = experiment.data.seed, experiment.corpus_clips
+    held_out = range(experiment.held_out)
+    return _Corpus(
+        _ENGLISH,
+        [spoken(seed + _TRAIN_SEED, i, False) for i in range(count)],
+        {"voices held out": [spoken(seed + _HELD_OUT_SEED, i, True) for i in held_out]}
+        if held_out
+        else {},
+    )
+
+
+def _resample(
+    speech: Speech,
+) -> tuple[np.ndarray, Sequence[Sequence[float]], Sequence[TimedText]]:
+    wave = resample(voices.full_scale(speech), speech.sample_rate, SAMPLE_RATE)
+    return wave.astype(np.float32), speech.phoneme_starts_s, speech.words
+
+
+def _read_recordings(experiment: CTCExperiment) -> _Corpus:
+    """Reads JSONL: `audio`, a path from the file's folder; `text`; perhaps `words` with times."""
+    assert experiment.recordings is not None
+    path = local_path(experiment.recordings, "recordings")
+    speller = Speller(None, experiment.language)
+    recordings, letters = [], set()
+    for number, line in read_numbered_lines(path):
+        recording, text = _read_line(f"{path}:{number}", path.parent, line)
+        recordings.append(recording)
+        for word in text.split():
+            spelled = speller.spell(word)
+            if isinstance(spelled, Rejection):
+                raise ValueError(f"{path}:{number}: {spelled.reason}")
+            letters.update(spelled.upper().replace(" ", ""))
+    count = min(experiment.held_out, int(_MOST_HELD_OUT * len(recordings)))
+    kept = len(recordings) - count
+    require(kept > 0, f"{path}", len(recordings), "recordings to train on")
+    held_out = {"recordings held out": recordings[kept:]} if count else {}
+    return _Corpus(sorted(letters), recordings[:kept], held_out)
+
+
+def _read_line(place: str, folder: pathlib.Path, line: bytes) -> tuple[Recording, str]:
+    try:
+        fields = parse_object(line)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
+    for name in ("audio", "text"):
+        value = fields.get(name)
+        require(isinstance(value, str) and value != "", f"{place}: {name}", value, "text")
+    file, text = folder / fields["audio"], fields["text"]
+    if not file.is_file():
+        raise FileNotFoundError(f"{place}: no file {file}")
+    given = fields.get("words")
+    words = [TimedText(word, 0.0, 0.0) for word in text.split()]
+    if given is not None:
+        try:
+            words = [TimedText(w["word"], float(w["start_s"]), float(w["end_s"])) for w in given]
+        except (TypeError, KeyError, ValueError):
+            words = []
+        texts = [word.text for word in words]
+        expected = "objects with word, start_s and end_s, for each word of the text"
+        require(texts == text.split(), f"{place}: words", given, expected)
+    return Recording(lambda: (read_audio(file, SAMPLE_RATE), None, words), given is not None), text

@@ -1,0 +1,66 @@
+"""Trains a small wav2vec 2.0 model with a CTC head, to align and to recognize.
+
+    python -m experiments.train_ctc --gin_file=experiments/configs/ctc/small.gin --workdir=runs/ctc
+
+It learns the built-in corpus' sentences, spoken by many voices whose word and phoneme times are
+known, or recordings of your own, in any language: `--gin.RECORDINGS=recordings.jsonl`, a line each
+
+    {"audio": "a.flac", "text": "what is said", "words": [{"word": …, "start_s": …, "end_s": …}, …]}
+
+of a few seconds (at most `ROW_S`). `words` may be missing. The last tenth, at most `HELD_OUT`, is
+measured and not learned.
+
+The workdir gets `model/`, a directory of Hugging Face's for `--aligner=ctc:WORKDIR/model` and
+`--recognizer=…`, and `results.json`: how far word ends are off in recordings held out, and error
+rates of transcripts. Everything else is as in `experiments.train`: starting again with the same
+workdir continues, to the same bits.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+
+import gin
+
+from data_pipelines.speech.ctc_examples import CTCDataConfig
+from experiments.common import cli, gin_config
+from experiments.common.ctc_experiment import MODEL, RESULTS, CTCExperiment, run_ctc_experiment
+from experiments.common.outputs import check_writable, leaving_nothing
+from experiments.common.paths import define_path
+from lst_jax.speech.wav2vec2_config import Wav2Vec2Config
+from lst_jax.training.lock import WorkdirLockedError
+from lst_jax.training.loop import NonFiniteLossError
+
+gin.external_configurable(CTCExperiment, "train_ctc")
+gin.external_configurable(CTCDataConfig)
+gin.external_configurable(Wav2Vec2Config)
+gin_config.define_flags()
+_WORKDIR = define_path("workdir", "Directory of the run.", required=True)
+
+
+def main(argv: list[str]) -> None:
+    """Trains as the flags say."""
+    cli.check_no_arguments(argv)
+    workdir = pathlib.Path(_WORKDIR.value)
+    gin_config.parse_flags()
+    with gin_config.calling_gin():
+        experiment: CTCExperiment = gin.get_configurable("train_ctc")()
+    check_writable(workdir)
+    try:
+        with leaving_nothing(workdir):
+            result = run_ctc_experiment(experiment, workdir, gin.operative_config_str)
+    except NonFiniteLossError as error:
+        cli.end_with_error(error, cli.ExitCode.NOT_FINITE)
+    except WorkdirLockedError as error:
+        cli.end_with_error(error, cli.ExitCode.LOCKED)
+    if not result.finished:
+        print(f"stopped by {result.signal} after step {int(result.state.step)}", flush=True)
+        sys.exit(int(cli.ExitCode.STOPPED))
+    print((workdir / RESULTS).read_text(), end="")
+    print(f"the model is in {workdir / MODEL}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.argv = gin_config.rewrite_arguments(sys.argv)
+    cli.run_main(main)
