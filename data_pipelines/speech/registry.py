@@ -73,6 +73,7 @@ _ENCODERS = _Room(
     "lst_jax.unit_encoders",
     interfaces.UnitEncoder,
     {
+        "hubert": "data_pipelines.speech.hubert_encoder:open_hubert",
         "mel": "data_pipelines.speech.units:open_mel",
     },
 )

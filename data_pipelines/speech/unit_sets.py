@@ -6,7 +6,6 @@ A set is a JSON file, here for those in use (`sets/`), or beside the centroids t
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 from typing import Annotated, Any, Literal
 
@@ -40,7 +39,8 @@ class UnitSet:
     Attributes:
       model: whose hidden states are quantized.
       frame_rate: units a second.
-      layer: of the hidden states, counted as `lst_jax.speech.wav2vec2` does.
+      layer: of the hidden states, counted as `lst_jax.speech.wav2vec2` does. None: what follows
+        the last one's norm.
       normalize: whether the waveform is normalized, whatever the model's files say.
       quantizer: of which kind it is.
       unit_count: ids of units; a linear quantizer's blank has the last one.
@@ -55,7 +55,7 @@ class UnitSet:
 
     model: Name
     frame_rate: PositiveFloat
-    layer: NaturalInt
+    layer: NaturalInt | None
     normalize: bool | None
     quantizer: Literal["k-means", "linear"]
     unit_count: UnitCount
@@ -90,11 +90,6 @@ def read_unit_set(name: str) -> UnitSet:
         raise ValueError(f"set is {quote(name)}, expected a .json file, or one of {known}")
     file = pathlib.Path(name) if is_file else _FOLDER / f"{name}.json"
     return validate_fields(UnitSet, read_json_object(file), file)
-
-
-def unit_set_values(units: UnitSet) -> dict[str, Any]:
-    """Returns what the file of a set holds."""
-    return {name: x for name, x in dataclasses.asdict(units).items() if x is not None}
 
 
 def read_quantizer(path: str | pathlib.Path) -> Quantizer:

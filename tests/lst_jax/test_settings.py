@@ -22,6 +22,7 @@ from data_pipelines.microworld.build import MicroworldConfig
 from data_pipelines.microworld.speech import Voice
 from data_pipelines.records.storage import RecordMetadata, Shard, Totals
 from data_pipelines.speech.ctc_examples import CTCDataConfig
+from data_pipelines.speech.hubert_encoder import EncoderOptions
 from data_pipelines.speech.unit_sets import read_unit_set
 from data_pipelines.speech.units import MelFeatures
 from data_pipelines.training.dataset import DataConfig, SourceConfig
@@ -298,7 +299,7 @@ CONFIGURATIONS = [
     *(PATCHING, SOURCE, MODEL, DATA, Vocabulary(10), MeshConfig(), OptimizerConfig()),
     *(TokenTransformerConfig(10, 16, 1, 2), TrainingConfig(5), SamplingConfig()),
     *(GenerationLimits(), ScoringShape(), PackingConfig(64, 96), MicroworldConfig()),
-    *(Voice("gmw/en-US", "", 260, 50), MelFeatures()),
+    *(Voice("gmw/en-US", "", 260, 50), MelFeatures(), EncoderOptions(6)),
     Experiment(LSTConfig, "t.model", DATA, TrainingConfig(5)),
     StepConfig(MODEL, Vocabulary(10), OptimizerConfig(), TrainingConfig(5), PATCHING, 64, 96, 8),
     *(Totals(3), Shard("a", 3, 5), EvaluationConfig(5), RunSettings()),

@@ -1,5 +1,6 @@
 """Properties of named unit sets and of the files of quantizers."""
 
+import dataclasses
 import json
 
 import joblib
@@ -12,7 +13,6 @@ from data_pipelines.speech.unit_sets import (
     read_quantizer,
     read_unit_set,
     unit_set_names,
-    unit_set_values,
 )
 from lst_jax.speech.quantizers import KMeans, LinearQuantizer, linear_sizes
 
@@ -45,10 +45,10 @@ def test_the_sets_in_use_are_known_by_name():
 def test_an_unknown_set_names_those_that_there_are(tmp_path):
     with pytest.raises(ValueError, match=r"set is 'hubert', expected a \.json.*mhubert-base-25hz"):
         read_unit_set("hubert")
-    values = unit_set_values(read_unit_set("mhubert-base-25hz"))
+    values = dataclasses.asdict(read_unit_set("mhubert-base-25hz"))
     file = tmp_path / "a.json"
     file.write_text(json.dumps(values))
-    assert unit_set_values(read_unit_set(str(file))) == values
+    assert dataclasses.asdict(read_unit_set(str(file))) == values
     for name, value in [("quantizer_file", "../km.npy"), ("layer", "11"), ("unit_count", 0)]:
         file.write_text(json.dumps({**values, name: value}))
         with pytest.raises(ValueError, match=rf"a\.json: UnitSet\.{name} is"):
