@@ -1,7 +1,7 @@
 r"""What every study under experiments/configs/studies takes: cells, steps, patches, tokens, FLOPs.
 
     python -m experiments.benchmarks.study_bills --corpus=runs/demo/corpus \
-        --gin.PAIRS="('pairs.jsonl',)" --gin.RECOGNIZER="'cat'" \
+        --gin.PAIRS="('pairs.jsonl',)" --gin.RECOGNIZER="'lst:RUN'" \
         --output=experiments/benchmarks/results/study_bills.json
 
 Nothing is trained: each study is planned on the corpus, in which the unit vocabularies that
