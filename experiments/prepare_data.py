@@ -82,26 +82,7 @@ def main(argv: list[str]) -> None:
     finally:
         if skipped is not None:
             print(skipped, flush=True)
-    print(f"wrote {_OUTPUT.value}: {len(metadata.shards)} shards, {summarize(metadata)}")
-
-
-def summarize(metadata: records.RecordMetadata) -> str:
-    """Returns the totals of records in one line."""
-    totals = metadata.totals
-    summary = (
-        f"{totals.documents:,} documents, {totals.words:,} words, "
-        f"{totals.text_tokens:,} text tokens"
-    )
-    if metadata.unknown_pieces:
-        share = metadata.unknown_pieces / totals.text_tokens
-        summary += f" ({metadata.unknown_pieces:,} of them unknown, {share:.2%})"
-    if metadata.kind == "text":
-        return summary
-    return (
-        f"{summary}, {totals.silences:,} silences, {totals.units:,} units; "
-        f"mean length of a word {totals.mean_word_length:.2f} units, "
-        f"of a silence {totals.mean_silence_length:.2f}"
-    )
+    print(f"wrote {_OUTPUT.value}: {len(metadata.shards)} shards, {metadata.summary()}")
 
 
 def _report_progress(items: Iterable[records.Record]) -> Iterator[records.Record]:

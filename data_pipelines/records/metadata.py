@@ -85,6 +85,24 @@ class RecordMetadata:
             del fields["encoder_fingerprint"]
         return fields
 
+    def summary(self) -> str:
+        """Returns the totals in one line."""
+        totals = self.totals
+        summary = (
+            f"{totals.documents:,} documents, {totals.words:,} words, "
+            f"{totals.text_tokens:,} text tokens"
+        )
+        if self.unknown_pieces:
+            share = self.unknown_pieces / totals.text_tokens
+            summary += f" ({self.unknown_pieces:,} of them unknown, {share:.2%})"
+        if self.kind == "text":
+            return summary
+        return (
+            f"{summary}, {totals.silences:,} silences, {totals.units:,} units; "
+            f"mean length of a word {totals.mean_word_length:.2f} units, "
+            f"of a silence {totals.mean_silence_length:.2f}"
+        )
+
     def to_json(self) -> str:
         """Returns the contents of `metadata.json`."""
         version = {"format": _FORMAT, "format_version": FORMAT_VERSION}

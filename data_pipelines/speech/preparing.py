@@ -31,6 +31,7 @@ _SILENT = 1e-4  # full scale is 1: recordings that never reach it have no sound
 _DECODED_TOGETHER = 8  # recordings that a worker decodes at a time
 _STEP_S = 0.02  # frames of which the quietest is where a long recording is cut
 _CUT_WITHIN = 0.2  # share of a piece, its end, in which it is cut
+_ROUNDED_S = 0.02  # by which words of a file may overlap
 _OVERSHOOT_S = 0.1  # by which words of a file may end after the recording
 _PLAUSIBLE = PlausibilityConfig()
 
@@ -359,7 +360,7 @@ def _known_words(piece: Piece, tools: Tools) -> Any:
     if found and found[0] is not None:
         words = _within(found[0], found[1], found[1] + piece.duration_s + _OVERSHOOT_S)
     if words is not None:
-        return _match_transcript(_clip(words, piece.duration_s), recording.transcript)
+        return _match_transcript(_tidy(words, piece.duration_s), recording.transcript)
     if recording.transcript is None:
         return None
     if tools.aligner is not None:
@@ -369,16 +370,19 @@ def _known_words(piece: Piece, tools: Tools) -> Any:
     )
 
 
-def _clip(words: Sequence[TimedText], duration_s: float) -> tuple[TimedText, ...]:
-    """Returns words with ends rounded to the recording's where they are hardly later."""
-    return tuple(
-        dataclasses.replace(
-            word, start_s=min(word.start_s, duration_s), end_s=min(word.end_s, duration_s)
-        )
-        if duration_s < word.end_s <= duration_s + _OVERSHOOT_S
-        else word
-        for word in words
-    )
+def _tidy(words: Sequence[TimedText], duration_s: float) -> tuple[TimedText, ...]:
+    """Returns words of a file without the overlaps and the end that rounding gave them."""
+    tidy: list[TimedText] = []
+    last = 0.0
+    for word in words:
+        start, end = word.start_s, word.end_s
+        if start < last <= start + _ROUNDED_S:
+            start, end = last, max(end, last)
+        if duration_s < end <= duration_s + _OVERSHOOT_S:
+            start, end = min(start, duration_s), duration_s
+        tidy.append(dataclasses.replace(word, start_s=start, end_s=end))
+        last = end
+    return tuple(tidy)
 
 
 def _match_transcript(

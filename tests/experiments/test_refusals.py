@@ -31,6 +31,7 @@ TEXTS = {
     "generate": {"text", "units"},
     "port_checkpoint": set(),
     "prepare_data": set(),
+    "prepare_speech": {"aligner", "encoder", "recognizer", "shard"},
     "study": {"cell", "cells", "device", "gin_binding", "mesh", "topology"},
     "train": {"coordinator_address", "gin_binding", "profile_steps"},
     "train_ctc": {"gin_binding"},
@@ -65,6 +66,9 @@ REFUSED = {
     "generate": [*MODEL, "--units=999999", "--output=out"],
     "port_checkpoint": [f"--input={RUN}", "--output=out", "--to=safetensors", "--tokenizer=none"],
     "prepare_data": ["--input=none", "--format=text", f"--tokenizer={TOKENIZER}", "--output=out"],
+    "prepare_speech": [
+        *("--input=none", "--format=folder", f"--tokenizer={TOKENIZER}", "--output=out"),
+    ],
     "study": ["plan", "--gin_file=studies/pilot.gin", "--gin.CORPUS=none", "--workdir=out"],
     "train": [
         *(f"--gin_file={name}.gin" for name in ("models/tiny", "data/speech_text", "runs/tiny")),

@@ -157,6 +157,17 @@ def test_marks_and_case_of_the_transcript_stay_where_words_come_with_times(tmp_p
     assert _one(recording).words == ("Hello,", "[SIL]", "You're!", "[SIL]")
 
 
+def test_words_of_a_file_may_overlap_and_end_late_as_far_as_they_are_rounded(tmp_path):
+    sound = _wav(tmp_path / "a.wav")
+    words = (TimedText("a", 0.0, 0.51), TimedText("b", 0.5, 0.505), TimedText("c", 0.6, 1.05))
+    result = _one(Recording("a", sound, None, words))
+    spoken = [time for word, time in zip(result.words, result.word_times_ms.tolist(), strict=True)
+              if word != "[SIL]"]  # fmt: skip
+    assert spoken == [[0, 510], [510, 510], [600, 1000]]
+    for late in ((TimedText("a", 0.0, 1.2),), (words[2], words[0])):
+        assert _one(Recording("a", sound, None, late)).kind == "word-times"
+
+
 def _index(path: pathlib.Path, text: str, **more: str) -> pathlib.Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
