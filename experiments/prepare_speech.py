@@ -30,7 +30,7 @@ from data_pipelines.records.storage import METADATA_NAME
 from data_pipelines.speech import registry
 from data_pipelines.speech.imports import open_alignments, open_transcripts, open_units
 from data_pipelines.speech.parts import Decoders, Parts, batched, write_parts
-from data_pipelines.speech.preparing import Tools, UnitSource, prepare_utterances
+from data_pipelines.speech.preparing import Outcome, Tools, UnitSource, prepare_utterances
 from data_pipelines.speech.readers import FORMATS, read_corpus
 from data_pipelines.speech.recordings import Recording
 from experiments.common import cli
@@ -194,7 +194,9 @@ def _make_parts(
             done = parts.summary(number, recordings)
             if done is None:
                 decoded = decoders.decode(recordings, tools)
-                outcomes = progress.follow(prepare_utterances(recordings, tools, decoded))
+                outcomes = progress.follow(
+                    prepare_utterances(recordings, tools, decoded), len(recordings)
+                )
                 done = parts.write(number, recordings, outcomes)
             progress.end_part(len(recordings), done)
     finally:
@@ -212,41 +214,41 @@ class _Progress:
         size = _PART.value
         mine = range(shard * size, count, shards * size)
         self._total = sum(min(size, count - begin) for begin in mine)
-        self._recordings = self._kept = self._rejected = 0
-        self._hours = 0.0
+        self._done = self._kept = self._rejected = 0  # of whole parts
+        self._made_hours = 0.0
+        self._made = self._pieces = 0  # in this process; of the part that is being made
         self._start = self._last = time.monotonic()
-        self._made_hours = self._made = 0.0
         self._first_reject: dict[str, str] | None = None
 
-    def follow(self, outcomes: Any) -> Iterator[Any]:
-        """Passes outcomes on, and says now and then how far it is."""
+    def follow(self, outcomes: Iterator[Outcome], size: int) -> Iterator[Outcome]:
+        """Passes the outcomes of so many recordings on, and says now and then how far it is."""
         for outcome in outcomes:
             yield outcome
             self._made_hours += outcome.duration_s / 3600
+            self._pieces = min(self._pieces + 1, size)
             if time.monotonic() - self._last >= _SECONDS_BETWEEN_REPORTS:
                 self._report()
+        self._made += size
+        self._pieces = 0
 
     def end_part(self, recordings: int, done: dict[str, Any]) -> None:
         """Counts a part that is there."""
-        self._recordings += recordings
+        self._done += recordings
         self._kept += len(done["kept"])
         self._rejected += len(done["rejects"])
-        self._hours += sum(seconds for seconds, _ in done["kept"]) / 3600
         self._first_reject = self._first_reject or next(iter(done["rejects"]), None)
         certain = max(self._total, self._kept + self._rejected)
         if self._rejected > _MAX_REJECT_SHARE.value * certain:
             raise ValueError(_too_many(self._rejected, certain, self._first_reject))
 
     def _report(self) -> None:
-        now = time.monotonic()
-        self._last = now
-        seconds = now - self._start
-        hours = max(self._hours, self._made_hours)
-        share = max(self._recordings / max(1, self._total), 1e-9)
-        left = f", {seconds * (1 - share) / share / 60:.0f} min left" if self._recordings else ""
+        self._last = time.monotonic()
+        seconds = self._last - self._start
+        done, made = self._done + self._pieces, self._made + self._pieces
+        left_s = seconds / made * (self._total - done)
         print(
-            f"{self._recordings:,} of {self._total:,} recordings, {hours:.2f} h of audio, "
-            f"{3600 * self._made_hours / seconds:.1f} times real time{left}",
+            f"{done:,} of {self._total:,} recordings, {self._made_hours:.2f} h of audio made, "
+            f"{3600 * self._made_hours / seconds:.1f} times real time, {left_s / 60:.0f} min left",
             flush=True,
         )
 

@@ -18,6 +18,7 @@ from lst_jax.files import check_regular, write_file
 from lst_jax.settings import one_line, quote
 
 _FULL_SCALE = 32768  # of int16
+_LOUDEST = 2  # where full scale is 1; what is beyond has another scale
 _SAMPLE_RATES = (1_000, 384_000)  # that a file may have; the lowest and the highest in use
 _BLOCK = 1 << 17  # samples a channel that are in memory at a time, besides the result
 _MOST_CHANNELS = 64
@@ -53,7 +54,7 @@ def float_samples(samples: np.ndarray) -> np.ndarray:
     if not np.isfinite(samples).all():
         raise ValueError("samples holds NaN or infinity, expected finite numbers")
     loudest = float(np.abs(samples).max())
-    if loudest > 2:
+    if loudest > _LOUDEST:
         raise ValueError(f"samples reach {loudest:g}, expected floating point within ±1")
     return samples.astype(np.float32)
 
@@ -175,7 +176,8 @@ def _read(
 
 
 def _to_bytes(samples: np.ndarray) -> bytes:
-    return samples.astype(np.float32).tobytes()
+    # Resampling may overshoot what `float_samples` allows.
+    return samples.clip(-_LOUDEST, _LOUDEST).astype(np.float32).tobytes()
 
 
 def _blocks(file: Any, start: int, end: int | None) -> Iterator[np.ndarray]:

@@ -22,14 +22,14 @@ from data_pipelines.processes import end_with_parent
 from data_pipelines.records.metadata import RecordMetadata
 from data_pipelines.records.payloads import decode_record, encode_record
 from data_pipelines.records.storage import Utterance, write_records
-from data_pipelines.speech.preparing import Outcome, Tools, decode, expand, group_parts
+from data_pipelines.speech.preparing import Outcome, Tools, decode, expand
 from data_pipelines.speech.recordings import Recording
 from lst_jax.files import write_file, write_json
 from lst_jax.settings import quote
 from lst_jax.speech.interfaces import Rejection
 from lst_jax.strict_json import read_json_object
 
-_AHEAD = 2  # groups of recordings for every worker
+_AHEAD = 8  # recordings for every worker
 _LENGTH = struct.Struct("<I")
 
 
@@ -149,16 +149,17 @@ class Decoders:
         )
         self._ahead = max(1, num_workers * _AHEAD)
 
-    def decode(self, recordings: Sequence[Recording], tools: Tools) -> Iterator[list[Any]]:
+    def decode(self, recordings: Sequence[Recording], tools: Tools) -> Iterator[Any]:
         """Yields what `prepare_utterances` takes as decoded."""
-        groups = group_parts(list(expand(recordings, tools)))
+        options = tools.sample_rates, tools.longest_s
+        parts = expand(recordings, tools)
         if self._pool is None:
-            for group in groups:
-                yield decode(group, tools.sample_rates, tools.longest_s)
+            for part in parts:
+                yield decode(part, *options)
             return
-        running: collections.deque[futures.Future[list[Any]]] = collections.deque()
-        for group in groups:
-            running.append(self._pool.submit(decode, group, tools.sample_rates, tools.longest_s))
+        running: collections.deque[futures.Future[Any]] = collections.deque()
+        for part in parts:
+            running.append(self._pool.submit(decode, part, *options))
             if len(running) >= self._ahead:
                 yield running.popleft().result()
         while running:

@@ -28,7 +28,7 @@ from lst_jax.speech.plausibility import PlausibilityConfig, check_plausible
 from lst_jax.vocabulary import TextTokenizer
 
 _SILENT = 1e-4  # full scale is 1: recordings that never reach it have no sound
-_DECODED_TOGETHER = 8  # recordings that a worker decodes at a time
+_TOGETHER, _TOGETHER_S = 64, 1800.0  # recordings, and seconds of them, that are encoded at a time
 _STEP_S = 0.02  # frames of which the quietest is where a long recording is cut
 _CUT_WITHIN = 0.2  # share of a piece, its end, in which it is cut
 _ROUNDED_S = 0.02  # by which words of a file may overlap
@@ -123,26 +123,34 @@ class Outcome:
 
 
 def prepare_utterances(
-    recordings: Sequence[Recording], tools: Tools, decoded: Iterable[list[Any]] | None = None
+    recordings: Sequence[Recording], tools: Tools, decoded: Iterable[Any] | None = None
 ) -> Iterator[Outcome]:
     """Yields what becomes of recordings, in order.
 
     Args:
       recordings: of a corpus.
       tools: what makes utterances of them.
-      decoded: what `decode` returns of the recordings that `expand` makes of these, as many at a
-        time as `group` says. None: they are decoded here.
+      decoded: what `decode` returns of the recordings that `expand` makes of these, one at a time.
+        None: they are decoded here.
 
     Raises:
       ValueError: a file of units, alignments or transcripts is not what it should be.
     """
     parts = list(expand(recordings, tools))
     if decoded is None:
-        decoded = (
-            decode(group, tools.sample_rates, tools.longest_s) for group in group_parts(parts)
-        )
-    for group, waveforms in zip(group_parts(parts), decoded, strict=True):
-        yield from _prepare_group(group, waveforms, tools)
+        decoded = (decode(part, tools.sample_rates, tools.longest_s) for part in parts)
+    # So many that a device has work, and so few that they fit in memory.
+    group: list[tuple[Recording, Any]] = []
+    seconds = 0.0
+    for part, waveforms in zip(parts, decoded, strict=True):
+        group.append((part, waveforms))
+        if not isinstance(waveforms, Rejection):
+            rate, samples = next(iter(waveforms.items()))
+            seconds += len(samples) / rate
+        if len(group) == _TOGETHER or seconds >= _TOGETHER_S:
+            yield from _prepare_group(group, tools)
+            group, seconds = [], 0.0
+    yield from _prepare_group(group, tools)
 
 
 def expand(recordings: Sequence[Recording], tools: Tools) -> Iterator[Recording]:
@@ -190,24 +198,10 @@ def _within(words: Sequence[TimedText], begin_s: float, end_s: float) -> tuple[T
     )
 
 
-def group_parts(parts: Sequence[Recording]) -> list[list[Recording]]:
-    """Returns parts as many at a time as are decoded, encoded and aligned together."""
-    return [
-        list(parts[begin : begin + _DECODED_TOGETHER])
-        for begin in range(0, len(parts), _DECODED_TOGETHER)
-    ]
-
-
 def decode(
-    recordings: Sequence[Recording], sample_rates: Sequence[int], longest_s: float
-) -> list[Any]:
-    """Returns for every recording its waveforms by rate, or a rejection."""
-    return [_decode(recording, sample_rates, longest_s) for recording in recordings]
-
-
-def _decode(
     recording: Recording, sample_rates: Sequence[int], longest_s: float
 ) -> dict[int, np.ndarray] | Rejection:
+    """Returns the waveforms of a recording by rate, or why there are none."""
     if recording.rejection:
         return recording.rejection
     try:
@@ -223,11 +217,9 @@ def _decode(
     return waveforms
 
 
-def _prepare_group(
-    recordings: Sequence[Recording], decoded: Sequence[Any], tools: Tools
-) -> Iterator[Outcome]:
+def _prepare_group(group: Sequence[tuple[Recording, Any]], tools: Tools) -> Iterator[Outcome]:
     pieces: list[Piece | Outcome] = []
-    for recording, waveforms in zip(recordings, decoded, strict=True):
+    for recording, waveforms in group:
         if isinstance(waveforms, Rejection):
             pieces.append(Outcome(recording.id, waveforms))
         else:

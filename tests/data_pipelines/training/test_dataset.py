@@ -256,6 +256,29 @@ def test_an_epoch_holds_every_unit_and_text_token_once(config, largest_gap):
     assert (targets == VOCABULARY.eos_id).sum() == NUM_UTTERANCES + NUM_TEXTS
 
 
+def test_utterances_without_words_are_learned_whole_in_static_patches(tmp_path, config):
+    nothing, silence = np.zeros(0, np.int32), np.zeros(1, np.int32)
+    records = [utterance(number) for number in range(20)]
+    for number in (0, 5):  # unit n is in utterance n alone
+        units, counts = np.full(37, number, np.int32), np.array([37], np.int32)
+        records[number] = Utterance("w", ("[SIL]",), nothing, silence, units, counts)
+    write_records(tmp_path / "speech", "speech", records, TOKENIZER)
+    source = SourceConfig(str(tmp_path / "speech"), "speech")
+    patching = PatchingConfig("aligned")
+    config = dataclasses.replace(
+        config, sources=(source,), num_epochs=1, patching=patching, largest_gap=1.0
+    )
+    learned = np.zeros(2, np.int64)
+    for batch in take(make_training_dataset(config, VOCABULARY, prefetch=0), None):
+        for place, number in enumerate((0, 5)):
+            unit = VOCABULARY.first_unit_id + number
+            learned[place] += ((batch.targets == unit) & (batch.loss_weights > 0)).sum()
+            for tokens, patches in zip(batch.tokens, batch.patch_ids, strict=True):
+                sizes = np.unique(patches[tokens == unit], return_counts=True)[1]
+                assert not len(sizes) or sizes.max() == patching.patch_size
+    assert learned.tolist() == [37, 37]
+
+
 @pytest.mark.slow
 def test_epochs_end_alike_with_workers(config):
     config = dataclasses.replace(config, num_epochs=1)
