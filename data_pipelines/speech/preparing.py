@@ -225,13 +225,19 @@ def _prepare_group(group: Sequence[tuple[Recording, Any]], tools: Tools) -> Iter
         else:
             pieces += _cut(recording, waveforms, tools)
     pieces = _recognize(pieces, tools)
-    units = _find_units([p for p in pieces if isinstance(p, Piece)], tools.units)
-    words = _find_words([p for p in pieces if isinstance(p, Piece)], tools)
+    known = [piece for piece in pieces if isinstance(piece, Piece)]
+    words = dict(zip(map(id, known), _find_words(known, tools), strict=True))
+    kept = [piece for piece in known if not isinstance(words[id(piece)], Rejection)]
+    units = dict(zip(map(id, kept), _find_units(kept, tools.units), strict=True))
     for piece in pieces:
         if isinstance(piece, Outcome):
             yield piece
+            continue
+        spoken = words[id(piece)]
+        if isinstance(spoken, Rejection):
+            yield Outcome(piece.recording.id, spoken, piece.duration_s)
         else:
-            yield _make_record(piece, next(units), next(words), tools)
+            yield _make_record(piece, units[id(piece)], spoken, tools)
 
 
 def _cut(
@@ -351,7 +357,7 @@ def _known_words(piece: Piece, tools: Tools) -> Any:
     found = tools.alignments.find(recording.id, recording.sound) if tools.alignments else None
     if found and found[0] is not None:
         words = _within(found[0], found[1], found[1] + piece.duration_s + _OVERSHOOT_S)
-    if words is not None:
+    if words or (words is not None and recording.transcript is not None):
         return _match_transcript(_tidy(words, piece.duration_s), recording.transcript)
     if recording.transcript is None:
         return None
@@ -417,7 +423,7 @@ def _letters(text: str) -> str:
 def _make_record(
     piece: Piece,
     units: np.ndarray | Rejection,
-    words: tuple[TimedText, ...] | Rejection | None,
+    words: tuple[TimedText, ...] | None,
     tools: Tools,
 ) -> Outcome:
     recording, duration = piece.recording, piece.duration_s
@@ -425,10 +431,8 @@ def _make_record(
     def reject(rejection: Rejection) -> Outcome:
         return Outcome(recording.id, rejection, duration)
 
-    for result in (units, words):
-        if isinstance(result, Rejection):
-            return reject(result)
-    assert isinstance(units, np.ndarray) and not isinstance(words, Rejection)
+    if isinstance(units, Rejection):
+        return reject(units)
     rate = tools.units.frame_rate
     expected = duration * rate
     if abs(len(units) - expected) > 2 + duration / 50:

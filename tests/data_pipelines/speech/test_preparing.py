@@ -97,6 +97,7 @@ def test_a_recording_becomes_an_utterance_with_all_that_is_known(tmp_path):
 def test_without_words_an_utterance_is_one_silence_of_speech(tmp_path):
     utterance = _one(Recording("a", _wav(tmp_path / "a.wav")))
     assert utterance.words == ("[SIL]",)
+    assert _one(Recording("a", Sound(tmp_path / "a.wav"), None, ())).words == ("[SIL]",)
     assert utterance.unit_counts.tolist() == [25]
     assert utterance.word_times_ms.tolist() == [[0, 1000]]
 
