@@ -39,7 +39,8 @@ collect_ignore = ["lst_jax/model/test_mosaic_gpu_attention.py"] if _JAXLIB < (0,
 
 # Tests with one of these markers need a package that the README's install brings. An environment
 # without it leaves them out: Python 3.13 torch, which is gigabytes there, macOS and ARM libtpu.
-_PACKAGES = {"torch": "torch", "tpu_compile": "libtpu"}
+# Real recordings are heard in lane `speech`, which alone has transformers, the oracle.
+_PACKAGES = {"torch": "torch", "tpu_compile": "libtpu", "recordings": "transformers"}
 _LEFT_OUT = [name for name, package in _PACKAGES.items() if not importlib.util.find_spec(package)]
 _WHOLE_FILE = re.compile(rf"^pytestmark = .*\bmark\.({'|'.join(_LEFT_OUT)})\b", re.MULTILINE)
 

@@ -28,6 +28,7 @@ TEXTS = {
     "evaluate_asr": {"coordinator_address"},
     "evaluate_pairs": {"coordinator_address"},
     "evaluate_tts": {"coordinator_address"},
+    "fetch_speech": set(),
     "generate": {"text", "units"},
     "port_checkpoint": set(),
     "prepare_data": set(),
@@ -63,6 +64,7 @@ REFUSED = {
         "--output=out",
         "--recognizer=python:os:getcwd,takes=units",
     ],
+    "fetch_speech": ["--output=out", "--sdist=none"],
     "generate": [*MODEL, "--units=999999", "--output=out"],
     "port_checkpoint": [f"--input={RUN}", "--output=out", "--to=safetensors", "--tokenizer=none"],
     "prepare_data": ["--input=none", "--format=text", f"--tokenizer={TOKENIZER}", "--output=out"],
@@ -245,6 +247,7 @@ READERS = {
     "text_records/text-00000-of-00001.array_record": (
         *("train", "--gin.TEXT_RECORDS={}/text_records", "--gin.INITIAL_CHECKPOINT=None"),
     ),
+    "sdist.tar.gz": ("fetch_speech", "--sdist={}"),
     "case/case.json": ("verify_reference", "--case={}/case"),
     "case/config.json": ("verify_speech", "--case={}/case"),
     "alignments.npz": ("verify_speech", "--case={}"),
