@@ -32,6 +32,7 @@ _TOGETHER, _TOGETHER_S = 64, 1800.0  # recordings, and seconds of them, that are
 _STEP_S = 0.02  # frames of which the quietest is where a long recording is cut
 _CUT_WITHIN = 0.2  # share of a piece, its end, in which it is cut
 _ROUNDED_S = 0.02  # by which words of a file may overlap
+_DURATION_S, _DURATION_SHARE = 0.2, 0.02  # by which a manifest may err
 _OVERSHOOT_S = 0.1  # by which words of a file may end after the recording
 _PLAUSIBLE = PlausibilityConfig()
 
@@ -180,6 +181,7 @@ def expand(recordings: Sequence[Recording], tools: Tools) -> Iterator[Recording]
                     sound=dataclasses.replace(sound, start_s=first, end_s=last),
                     transcript=text,
                     words=None,
+                    duration_s=None,
                 )
 
 
@@ -211,7 +213,15 @@ def decode(
         waveforms = {rate: sound.load(rate, longest_s) for rate in sample_rates}
     except ValueError as error:
         return Rejection("unreadable", one_line(str(error)))
-    loudest = float(np.abs(next(iter(waveforms.values()))).max())
+    rate, samples = next(iter(waveforms.items()))
+    lasts, expected = len(samples) / rate, recording.duration_s
+    if expected is None or lasts > longest_s:
+        expected = lasts
+    # A file that was cut short, or whose header has another sample rate.
+    if abs(lasts - expected) > _DURATION_S + _DURATION_SHARE * expected:
+        reason = f"it lasts {lasts:.2f} s, expected {expected:.2f} s by its manifest"
+        return Rejection("duration", reason)
+    loudest = float(np.abs(samples).max())
     if loudest < _SILENT:
         return Rejection("silent", f"its loudest sample is {loudest:g}, expected {_SILENT:g}")
     return waveforms

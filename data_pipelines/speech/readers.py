@@ -139,13 +139,18 @@ def _read_peoples_speech(root: pathlib.Path) -> Iterator[Recording]:
                     raise ValueError(
                         f"{path} has the columns {list_names(names)}, expected {column}"
                     )
+            columns = [name for name in ("id", "text", "duration_ms") if name in names]
             for group in range(file.num_row_groups):
-                rows = file.read_row_group(group, columns=["id", "text"]).to_pylist()
+                rows = file.read_row_group(group, columns=columns).to_pylist()
                 for row, fields in enumerate(rows):
                     name = need_text(fields, "id", f"{path}: row {row} of group {group}")
                     sound = Sound(path, name, (group, row))
                     text = find_text(fields, "text", path)
-                    yield Recording(name, sound, text, source="People's Speech")
+                    said = fields.get("duration_ms")
+                    duration = None if said is None else need_seconds(said, path) / 1000
+                    yield Recording(
+                        name, sound, text, source="People's Speech", duration_s=duration
+                    )
         except (arrow.ArrowException, OSError) as error:
             raise ValueError(one_line(f"{path} cannot be read as Parquet: {error}")) from error
 
@@ -202,6 +207,7 @@ def _read_gigaspeech(root: pathlib.Path) -> Iterator[Recording]:
                 " ".join(words) or None,
                 speaker=None if speaker == "N/A" else speaker,
                 source="GigaSpeech",
+                duration_s=end - start,
                 rejection=None if words else Rejection("no-speech", f"the corpus says {tags}"),
             )
 
@@ -298,6 +304,7 @@ def _lhotse_recording(
         " ".join(texts) or None,
         tuple(word for word in words if word.text) or None,
         speaker,
+        duration_s=end - start,
     )
 
 
@@ -319,8 +326,8 @@ def _read_nemo(root: pathlib.Path) -> Iterator[Recording]:
         for place, fields in read_jsonl(path):
             name = need_text(fields, "audio_filepath", place)
             start = need_seconds(fields.get("offset", 0), place)
-            duration = fields.get("duration")
-            end = None if duration is None else start + need_seconds(duration, place)
+            said = fields.get("duration")
+            duration = None if said is None else need_seconds(said, place)
             shard = fields.get("shard_id")
             if shard is None:
                 sound = Sound(path.parent / name)
@@ -329,12 +336,12 @@ def _read_nemo(root: pathlib.Path) -> Iterator[Recording]:
                 if number not in shards:
                     shards[number] = _nemo_shard(path.parent, number, place)
                 sound = _look_up(shards[number], name, place)
-            if start:
+            if "offset" in fields:
+                end = None if duration is None else start + duration
                 sound = Sound(sound.path, sound.member, sound.place, start, end)
             stem = name if not start else f"{name}@{start:g}"
-            yield Recording(
-                stem, sound, find_text(fields, "text", place), None, *_about(fields, place)
-            )
+            text = find_text(fields, "text", place)
+            yield Recording(stem, sound, text, None, *_about(fields, place), duration)
 
 
 def _nemo_shard(folder: pathlib.Path, number: int, place: str) -> dict[str, Sound]:

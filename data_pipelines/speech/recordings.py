@@ -84,6 +84,7 @@ class Recording:
       transcript: what is said. None: unknown.
       words: when each word is said, from the start of the sound. None: unknown.
       speaker, license, source: see `Utterance`.
+      duration_s: how long it is by its manifest, in seconds. None: it does not say.
       rejection: why the corpus itself says that this is no speech to learn from.
     """
 
@@ -94,4 +95,5 @@ class Recording:
     speaker: str | None = None
     license: str | None = None
     source: str | None = None
+    duration_s: float | None = None
     rejection: Rejection | None = None

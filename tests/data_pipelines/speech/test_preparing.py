@@ -134,6 +134,7 @@ def test_a_recognizer_says_what_nothing_else_does(tmp_path):
         ({"words": (TimedText("one", 0.5, 0.4),)}, {}, "word-times"),
         ({"transcript": "x " * 30}, {}, "few-units"),
         ({"rejection": Rejection("no-speech", "music")}, {}, "no-speech"),
+        ({"duration_s": 1.5}, {}, "duration"),
         ({}, {"longest_s": 0.5}, "too-long"),
     ],
 )
