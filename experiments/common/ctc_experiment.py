@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +29,7 @@ from data_pipelines.speech.ctc_examples import (
 from data_pipelines.speech.ctc_models import CTCModel
 from data_pipelines.speech.hugging_face import SpeechModel, write_model
 from data_pipelines.speech.spelling import Speller
+from experiments.benchmarks.machine import device_name, process_age
 from lst_jax.evaluation.error_rates import character_error_rate, count_errors, word_error_rate
 from lst_jax.files import read_numbered_lines, write_json
 from lst_jax.paths import PathText, local_path
@@ -82,7 +84,7 @@ class CTCExperiment:
     data: CTCDataConfig = dataclasses.field(default_factory=CTCDataConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
-    ctc_weight: NaturalFloat = 0.3
+    ctc_weight: NaturalFloat = 2.0
     recordings: PathText | None = None
     corpus_clips: PositiveInt = 3000
     language: Name = "en"
@@ -133,7 +135,6 @@ def run_ctc_experiment(
       OSError, ValueError: files are missing or settings do not fit together.
       NonFiniteLossError: see `lst_jax.training.loop.train`.
     """
-    began = time.monotonic()
     workdir = pathlib.Path(workdir)
     mesh = make_mesh(experiment.mesh)
     require(row_share(mesh).count == 1, "processes", row_share(mesh).count, "one, for a CTC model")
@@ -147,6 +148,7 @@ def run_ctc_experiment(
     batches = CTCBatches(
         _clip_reader(corpus, speller), len(corpus.recordings), labels, config, experiment.data
     )
+    began = time.monotonic()
     result = train(
         trainable,
         experiment.training,
@@ -164,17 +166,22 @@ def run_ctc_experiment(
         if not (workdir / MODEL).exists():
             write_model(workdir / MODEL, model)
         progress = result.progress.to_json()
+        earlier = max(progress["seconds"] - (time.monotonic() - began), 0.0)  # starts before this
         trained = {
             "steps": experiment.training.num_steps,
             "parameters": sum(x.size for x in jax.tree.leaves(result.state.params)),
             "audio_hours": progress["audio_seconds"] / 3600,
             "training_seconds": progress["seconds"],
+            "device": device_name(),
+            "cores": len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count(),
         }
         opened = CTCModel(workdir / MODEL, language=experiment.language)
         measured = {
             name: measure(opened, recordings) for name, recordings in corpus.held_out.items()
         }
-        trained["seconds"] = time.monotonic() - began
+        trained["seconds"] = process_age() + earlier
         write_json(workdir / RESULTS, {"training": trained, "held_out": measured})
     return result
 

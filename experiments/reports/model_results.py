@@ -109,6 +109,33 @@ def speech_page(asr: Record, tts: Record) -> str:
     return page("speech", count=count, sampling=sampling, errors=table(columns, rows))
 
 
+def alignment_page(trained: Record, compare: Record) -> str:
+    """Returns the page of the small CTC model and of aligners on real sentences."""
+    ends = {
+        "words": lambda x: x["words"],
+        "median": lambda x: f"{x['median_ms']:.0f} ms",
+        "95 % within": lambda x: f"{x['p95_ms']:.0f} ms",
+        "within 100 ms": lambda x: f"{x['within_100_ms']:.1%}",
+    }
+    columns = {
+        "": lambda x: x["name"],
+        "sentences": lambda x: x["recordings"],
+        **ends,
+        "WER": lambda x: f"{x['wer']:.1%}",
+        "CER": lambda x: f"{x['cer']:.1%}",
+        "refused": lambda x: x["rejected"],
+    }
+    held_out = [{"name": name, **x} for name, x in trained["held_out"].items()]
+    pairs = {"": lambda x: x["one"], "and": lambda x: x["other"], **ends}
+    return page(
+        "alignment",
+        train=trained["training"],
+        compare=compare,
+        held_out=table(columns, held_out),
+        pairs=table(pairs, compare["pairs"]),
+    )
+
+
 def _kind(result: Record) -> str:
     return "LST" if result["model"] == "LatentSpeechTextTransformer" else "baseline"
 

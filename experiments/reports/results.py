@@ -31,6 +31,7 @@ _CONTENTS = {
     "models.md": "sizes of the model files",
     "demo.md": "story completion of the demo's models",
     "speech.md": "recognition and synthesis on the built-in corpus",
+    "alignment.md": "word ends of aligners on voices held out and on real sentences",
     "studies.md": "the paper's questions, a study file each, and what each costs",
     "conventions.md": "what the published model's conventions do to the loss",
     "aot.md": "training steps compiled for TPU pods: memory, FLOPs, traffic",
@@ -60,6 +61,7 @@ def pages(results: pathlib.Path = RESULTS) -> dict[str, str]:
         "models.md": model_results.models_page(models),
         "demo.md": model_results.demo_page(read("demo")),
         "speech.md": model_results.speech_page(read("demo_asr"), read("demo_tts")),
+        "alignment.md": model_results.alignment_page(read("train_ctc"), read("alignment")),
         "studies.md": study_results.studies_page(
             {file.stem: read_study([str(file)], _REQUIRED) for file in study_files()},
             read("study_bills")["bills"],
