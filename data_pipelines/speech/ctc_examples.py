@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
 from data_pipelines.speech.alignment import time_pieces
 from data_pipelines.speech.hugging_face import normalize_waveform
 from data_pipelines.speech.spelling import Speller
-from lst_jax.settings import BatchRows, Fraction, PositiveFloat, Seed32, configuration
+from lst_jax.settings import BatchRows, Bounds, Fraction, Seed32, configuration, require
 from lst_jax.speech.interfaces import Rejection, TimedText
 from lst_jax.speech.wav2vec2_config import (
     Wav2Vec2Config,
@@ -43,7 +43,7 @@ class CTCDataConfig:
     """
 
     batch_size: BatchRows = 16
-    row_s: PositiveFloat = 4.0
+    row_s: Annotated[float, Bounds(above=0, most=120)] = 4.0
     seed: Seed32 = 0
     clean_share: Fraction = 0.25
 
@@ -166,6 +166,7 @@ class CTCBatches:
         self._labels, self._config = labels, config
         self._samples = round(config.row_s * SAMPLE_RATE)
         self._frames = frame_count(model, self._samples)
+        require(self._frames > 0, "CTCDataConfig.row_s", config.row_s, "seconds of a frame or more")
         first, step = receptive_field(model) / 2, samples_per_frame(model)
         self._centers = first + step * np.arange(self._frames)  # in samples
         self._batch = 0

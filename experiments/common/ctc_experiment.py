@@ -8,7 +8,7 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import grain
 import jax
@@ -34,10 +34,9 @@ from lst_jax.evaluation.error_rates import character_error_rate, count_errors, w
 from lst_jax.files import read_numbered_lines, write_json
 from lst_jax.paths import PathText, local_path
 from lst_jax.settings import (
+    Bounds,
     Name,
     NaturalFloat,
-    NaturalInt,
-    PositiveInt,
     configuration,
     quote,
     require,
@@ -86,9 +85,9 @@ class CTCExperiment:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     ctc_weight: NaturalFloat = 2.0
     recordings: PathText | None = None
-    corpus_clips: PositiveInt = 3000
+    corpus_clips: Annotated[int, Bounds(least=1, most=10**6)] = 2500
     language: Name = "en"
-    held_out: NaturalInt = 200
+    held_out: Annotated[int, Bounds(least=0, most=10**5)] = 200
 
     def settings(self) -> dict[str, Any]:
         """Returns what the record of starts holds besides the training."""

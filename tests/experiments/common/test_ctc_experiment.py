@@ -117,6 +117,13 @@ def test_lines_that_are_no_recordings_are_refused(tmp_path, changes, message):
         ctc_experiment._open_corpus(_write_recordings(tmp_path, **changes))
 
 
+def test_rows_shorter_than_a_frame_are_refused(tmp_path):
+    short = dataclasses.replace(EXPERIMENT, data=CTCDataConfig(batch_size=8, row_s=0.01))
+    with pytest.raises(ValueError, match="CTCDataConfig.row_s is 0.01, expected"):
+        run_ctc_experiment(short, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
 def test_filters_rise_on_the_mel_scale():
     bank = filter_bank(128, 9)
     assert bank.shape == (128, 9) and bank.dtype == np.float32
