@@ -119,7 +119,7 @@ def test_lines_that_are_no_recordings_are_refused(tmp_path, changes, message):
 
 def test_rows_shorter_than_a_frame_are_refused(tmp_path):
     short = dataclasses.replace(EXPERIMENT, data=CTCDataConfig(batch_size=8, row_s=0.01))
-    with pytest.raises(ValueError, match="CTCDataConfig.row_s is 0.01, expected"):
+    with pytest.raises(ValueError, match=r"CTCDataConfig\.row_s is 0\.01, expected"):
         run_ctc_experiment(short, tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
