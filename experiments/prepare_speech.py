@@ -34,6 +34,7 @@ from data_pipelines.speech.preparing import Outcome, Tools, UnitSource, prepare_
 from data_pipelines.speech.readers import FORMATS, read_corpus
 from data_pipelines.speech.recordings import Recording
 from experiments.common import cli
+from experiments.common.encoders import define_specification
 from experiments.common.outputs import check_writable
 from experiments.common.paths import define_path
 from lst_jax.extras import check_extra
@@ -46,13 +47,13 @@ _INPUT = define_path("input", "Folder of the corpus, or a manifest in it.", requ
 _FORMAT = flags.DEFINE_enum("format", None, list(FORMATS), "Layout of the corpus.", required=True)
 _TOKENIZER = define_path("tokenizer", "SentencePiece model file.", required=True)
 _OUTPUT = define_path("output", "Folder of the results.", required=True)
-_ENCODER = flags.DEFINE_string("encoder", None, "Makes the units: KIND:ARGUMENT,OPTION=VALUE.")
+_ENCODER = define_specification("encoder", "Makes the units: KIND:ARGUMENT,OPTION=VALUE.")
 _UNITS = define_path("units", "Units that are there: a file or folder, in place of --encoder.")
 _UNIT_COUNT = flags.DEFINE_integer("unit_count", None, "Size of the unit set of --units.", 1, 2**20)
 _FRAME_RATE = flags.DEFINE_float("frame_rate", None, "Units a second of --units.", 1, 1000)
-_ALIGNER = flags.DEFINE_string("aligner", None, "Says when words are spoken: KIND:ARGUMENT.")
+_ALIGNER = define_specification("aligner", "Says when words are spoken: KIND:ARGUMENT.")
 _ALIGNMENT = define_path("alignment", "Alignments that are there: a file or folder.")
-_RECOGNIZER = flags.DEFINE_string("recognizer", None, "Hears what has no transcript: KIND.")
+_RECOGNIZER = define_specification("recognizer", "Hears what has no transcript: KIND.")
 _TRANSCRIPTS = define_path("transcripts", "What a recognizer heard: a file or folder.")
 _SHARD = flags.DEFINE_string("shard", "0/1", "i/n: makes every n-th part, the i-th first.")
 _NUM_WORKERS = flags.DEFINE_integer(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from absl import flags
 
@@ -42,9 +43,11 @@ class SpecificationParser(flags.ArgumentParser):
         return [specification.argument or "", *specification.options.values()]
 
 
-def define_specification(name: str, help_text: str, *, required: bool = False) -> None:
+def define_specification(
+    name: str, help_text: str, *, required: bool = False
+) -> flags.FlagHolder[Any]:
     """Defines a flag of one specification; None where it is not given."""
-    flags.DEFINE(SpecificationParser(), name, None, help_text, required=required)
+    return flags.DEFINE(SpecificationParser(), name, None, help_text, required=required)
 
 
 def load_encoder(specification: str | None, checkpoints: Sequence[str]) -> UnitEncoder | None:

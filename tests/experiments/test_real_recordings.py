@@ -154,8 +154,7 @@ def test_pocketsphinx_hears_most_words(speech):
     assert np.mean(right) > 0.5
 
 
-@pytest.mark.parametrize("aligner", ["pocketsphinx", "ctc"])
-def test_recordings_become_records_that_train(root, hubert, ctc, aligner, tmp_path):
+def test_recordings_become_records_that_train(root, hubert, tmp_path):
     _, folder = hubert
     texts = tmp_path / "texts.txt"
     texts.write_text(
@@ -176,15 +175,14 @@ def test_recordings_become_records_that_train(root, hubert, ctc, aligner, tmp_pa
         (
             "prepare_speech",
             *(f"--input={root}/recordings", "--format=folder", f"--encoder={encoder}"),
-            f"--aligner={ctc if aligner == 'ctc' else aligner}",
-            *("--tokenizer=tokenizer.model", "--output=prepared"),
+            *("--aligner=pocketsphinx", "--tokenizer=tokenizer.model", "--output=prepared"),
         ),
         (
             "train",
             *(f"--gin_file={x}.gin" for x in ("models/tiny", "data/speech")),
-            *("--gin_file=runs/tiny.gin", "--gin.NUM_STEPS=2"),
+            *("--gin_file=runs/tiny.gin", "--gin.NUM_STEPS=2", "--gin.WARMUP_STEPS=1"),
             *("--gin.TOKENIZER=tokenizer.model", "--gin.SPEECH_RECORDS=prepared/records"),
-            *(f"--gin.UNIT_COUNT={UNITS}", "--workdir=run"),
+            *(f"--gin.UNIT_COUNT={UNITS}", "--gin.BATCH_ROWS=2", "--workdir=run"),
         ),
     ]
     for binary, *arguments in steps:

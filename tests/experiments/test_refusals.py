@@ -32,7 +32,7 @@ TEXTS = {
     "generate": {"text", "units"},
     "port_checkpoint": set(),
     "prepare_data": set(),
-    "prepare_speech": {"aligner", "encoder", "recognizer", "shard"},
+    "prepare_speech": {"shard"},
     "study": {"cell", "cells", "device", "gin_binding", "mesh", "topology"},
     "train": {"coordinator_address", "gin_binding", "profile_steps"},
     "train_ctc": {"gin_binding"},
