@@ -71,7 +71,9 @@ def pages(results: pathlib.Path = RESULTS) -> dict[str, str]:
             },
         ),
         "conventions.md": model_results.conventions_page(read("conventions")),
-        "aot.md": speed_results.aot_page(read("aot")),
+        "aot.md": speed_results.aot_page(
+            read("aot"), read("encoder_aot") if (results / "encoder_aot.json").exists() else None
+        ),
         "cpu.md": speed_results.cpu_page(
             read("data_throughput"),
             read("attention"),

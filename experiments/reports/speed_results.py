@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from experiments.benchmarks.aot_tables import format_tables
-from experiments.reports.tables import Record, page, table
+from experiments.reports.tables import Record, gib, page, table
 
 _MIB = 2.0**20
 
 
-def aot_page(report: Record) -> str:
-    """Returns the page of training steps compiled for TPU pods."""
+def aot_page(report: Record, encoder: Record | None) -> str:
+    """Returns the page of training steps, and of the encoder of units, compiled for TPUs."""
     reports = report["reports"]
     pods, scaling, policies, meshes = format_tables(reports).split("\n\n")
     setup = next(iter(reports.values()))["setup"]
@@ -25,7 +25,24 @@ def aot_page(report: Record) -> str:
         scaling=scaling,
         policies=policies,
         meshes=meshes,
+        encoder=encoder,
+        encoding=_encoding(encoder) if encoder else "",
     )
+
+
+def _encoding(encoder: Record) -> str:
+    columns = {
+        "chip": lambda x: x["chip"],
+        "products": lambda x: x["dtype"],
+        "GFLOP a second of audio": lambda x: f"{x['flops'] / seconds / 1e9:.1f}",
+        "HBM traffic a second of audio": lambda x: gib(x["memory_bytes"] / seconds),
+        "temporaries": lambda x: gib(x["temporary_bytes"]),
+        "time of products": lambda x: f"{x['compute_seconds'] * 1e3:.1f} ms",
+        "of memory": lambda x: f"{x['memory_seconds'] * 1e3:.1f} ms",
+        "hours of audio an hour, at most": lambda x: f"{x['hours_an_hour']:,.0f}",
+    }
+    seconds = encoder["rows"] * encoder["seconds"]
+    return table(columns, encoder["results"])
 
 
 def cpu_page(
