@@ -44,8 +44,8 @@ from lst_jax.speech.wav2vec2_config import Padding, Wav2Vec2Config, frame_count
 CONVOLUTION_EPSILON = 1e-5  # of norms between convolutions, whatever the configuration says
 
 _LOWEST = -1e30  # score of a key that is padding; finite, as a row may have no key
-_LONGEST_SCORES = 1024  # frames: of more, queries take turns
-_QUERY_BLOCK = 512
+_MOST_SCORES = 2**22  # that are there at once, if queries are more than
+_LEAST_QUERIES = 128
 
 
 class HiddenStates(NamedTuple):
@@ -383,25 +383,31 @@ def attend_to_all(
 ) -> Float[Array, "B L H D"]:
     """Returns softmax(query · key) value over the keys that are real; queries are scaled already.
 
-    The scores of a long row are not all there at once: blocks of queries take turns.
+    Blocks of queries take turns, so that the scores of a block are few: a cache holds them.
     """
-    length = query.shape[1]
-    if length <= _LONGEST_SCORES:
-        return _attend(query, key, value, real)
-    count = -(-length // _QUERY_BLOCK)
-    query = jnp.pad(query, ((0, 0), (0, count * _QUERY_BLOCK - length), (0, 0), (0, 0)))
-    blocks = query.reshape(query.shape[0], count, _QUERY_BLOCK, *query.shape[2:]).swapaxes(0, 1)
-    out = jax.lax.map(lambda block: _attend(block, key, value, real), blocks)
-    return out.swapaxes(0, 1).reshape(query.shape)[:, :length]
+    rows, length, heads, width = query.shape
+    block = max(_LEAST_QUERIES, _MOST_SCORES // (rows * heads * length))
+    count = -(-length // block)
+    block = -(-length // count)
+    # With the heads first and the keys turned over, products need no copies of their own.
+    query, value = query.swapaxes(1, 2), value.swapaxes(1, 2)
+    key = key.transpose(0, 2, 3, 1)
+    if count == 1:
+        return _attend(query, key, value, real).swapaxes(1, 2)
+    query = jnp.pad(query, ((0, 0), (0, 0), (0, count * block - length), (0, 0)))
+    blocks = query.reshape(rows, heads, count, block, width).transpose(2, 0, 1, 3, 4)
+    out = jax.lax.map(lambda part: _attend(part, key, value, real), blocks)
+    return out.transpose(1, 0, 3, 2, 4).reshape(rows, count * block, heads, width)[:, :length]
 
 
 def _attend(query: Array, key: Array, value: Array, real: Array | None) -> Array:
+    """Maps queries (B, H, Q, D), keys (B, H, D, K) and values (B, H, K, D) to (B, H, Q, D)."""
     precision = _precision(query)
-    scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, precision=precision).astype(jnp.float32)
+    scores = jnp.matmul(query, key, precision=precision).astype(jnp.float32)
     if real is not None:
         scores = jnp.where(real[:, None, None], scores, _LOWEST)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights, value, precision=precision)
+    return jnp.matmul(weights, value, precision=precision)
 
 
 def _parameter(

@@ -150,8 +150,8 @@ def test_queries_that_take_turns_attend_to_the_same(monkeypatch):
     q, k, v = rng.normal(size=(3, 2, 11, 2, 4)).astype(np.float32)
     q, k, v, real = map(jnp.asarray, (q, k, v, np.arange(11) < np.array([[11], [6]])))
     at_once = wav2vec2.attend_to_all(q, k, v, real)
-    monkeypatch.setattr(wav2vec2, "_LONGEST_SCORES", 8)
-    monkeypatch.setattr(wav2vec2, "_QUERY_BLOCK", 4)
+    monkeypatch.setattr(wav2vec2, "_MOST_SCORES", 4 * 11 * 2 * 2)
+    monkeypatch.setattr(wav2vec2, "_LEAST_QUERIES", 2)
     np.testing.assert_allclose(wav2vec2.attend_to_all(q, k, v, real), at_once, atol=1e-6)
 
 
