@@ -36,6 +36,9 @@ if _JAXLIB < (0, 11):
 
 # No interpreter for Mosaic GPU kernels yet; lane `accelerator` runs them.
 collect_ignore = ["lst_jax/model/test_mosaic_gpu_attention.py"] if _JAXLIB < (0, 11) else []
+# Lane `speech` has the package.
+if not importlib.util.find_spec("transformers"):
+    collect_ignore.append("data_pipelines/speech/test_transformers.py")
 
 # Tests with one of these markers need a package that the README's install brings. An environment
 # without it leaves them out: Python 3.13 torch, which is gigabytes there, macOS and ARM libtpu.

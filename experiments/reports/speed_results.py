@@ -45,6 +45,29 @@ def _encoding(encoder: Record) -> str:
     return table(columns, encoder["results"])
 
 
+def encoders_page(report: Record) -> str:
+    """Returns the page of the speech encoder beside transformers' PyTorch."""
+    times = {
+        "batch": lambda x: f"{x['rows']} × {x['seconds']} s",
+        "part": lambda x: x["part"],
+        "here": lambda x: f"{x['ours_ms']:,.0f} ms",
+        "PyTorch": lambda x: f"{x['theirs_ms']:,.0f} ms",
+        "speed, PyTorch's is 1": lambda x: f"{x['speed']:.2f}",
+        "largest difference": lambda x: f"{x['largest_difference']:.1e}",
+    }
+    flops = {
+        "part": lambda x: x["part"],
+        "products": lambda x: f"{x['products'] / 1e9:.2f} G",
+        "everything, by XLA's count": lambda x: f"{x['xla'] / 1e9:.2f} G",
+    }
+    return page(
+        "encoders",
+        report=report,
+        times=table(times, report["results"]),
+        flops=table(flops, report["flops_per_second"]),
+    )
+
+
 def cpu_page(
     data: Record,
     attention: Record,
