@@ -263,6 +263,8 @@ def config_from_json(values: Mapping[str, Any]) -> Config:
     # How the Flax model is computed says nothing of what it computes.
     for name in ("dtype", "remat", "attention"):
         model.pop(name, None)
+    _require_absent("hash_ngram_sizes", model.pop("hash_ngram_sizes", None) or None)
+    model.pop("hash_table_size", None)  # of tables that the model then has not
     return Config(
         model=kinds[kind](**model),
         vocabulary=Vocabulary(**_section(values, "vocabulary")),

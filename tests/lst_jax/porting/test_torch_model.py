@@ -588,6 +588,7 @@ def test_missing_folders_and_files_are_named(folder, tmp_path):
         ("model", {"document_cross_masking": "no"}, "document_cross_masking='no'"),
         ("model", {"kind": "BLT"}, "kind='BLT'"),
         ("model", {"experts": 8}, "experts"),
+        ("model", {"hash_ngram_sizes": [3]}, "hash_ngram_sizes"),
         ("model", {"vocab_size": 7}, "vocab_size=7"),
         ("vocabulary", {"unit_count": -1}, "unit_count=-1"),
         ("vocabulary", {"bos_id": -1}, "bos_id=-1"),
