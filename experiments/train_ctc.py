@@ -23,18 +23,13 @@ import sys
 
 import gin
 
-from data_pipelines.speech.ctc_examples import CTCDataConfig
 from experiments.common import cli, gin_config
 from experiments.common.ctc_experiment import MODEL, RESULTS, CTCExperiment, run_ctc_experiment
 from experiments.common.outputs import check_writable, leaving_nothing
 from experiments.common.paths import define_path
-from lst_jax.speech.wav2vec2_config import Wav2Vec2Config
 from lst_jax.training.lock import WorkdirLockedError
 from lst_jax.training.loop import NonFiniteLossError
 
-gin.external_configurable(CTCExperiment, "train_ctc")
-gin.external_configurable(CTCDataConfig)
-gin.external_configurable(Wav2Vec2Config)
 gin_config.define_flags()
 _WORKDIR = define_path("workdir", "Directory of the run.", required=True)
 

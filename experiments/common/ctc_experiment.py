@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
+import gin
 import grain
 import jax
 import numpy as np
@@ -349,3 +350,8 @@ def _read_line(place: str, folder: pathlib.Path, line: bytes) -> tuple[Recording
         expected = "objects with word, start_s and end_s, for each word of the text"
         require(texts == text.split(), f"{place}: words", given, expected)
     return Recording(lambda: (read_audio(file, SAMPLE_RATE), None, words), given is not None), text
+
+
+gin.external_configurable(CTCExperiment, "train_ctc")
+gin.external_configurable(CTCDataConfig)
+gin.external_configurable(Wav2Vec2Config)

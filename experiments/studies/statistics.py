@@ -219,8 +219,10 @@ def _mean_and_error(values: np.ndarray, name: str) -> tuple[float, float, int]:
     """Returns the mean, its standard error and n."""
     n = len(values)
     require(n >= 2, f"number of seeds of {name}", n, "at least 2: one seed has no spread")
-    if np.ptp(values) <= _ROUNDING * np.abs(values).max():
+    error = float(values.std(ddof=1)) / math.sqrt(n)
+    # The squares of differences below 1e-160 are zero.
+    if error == 0 or np.ptp(values) <= _ROUNDING * np.abs(values).max():
         raise ValueError(
             f"{name} is {quote(float(values[0]))} for all {n} seeds, expected a spread between them"
         )
-    return float(values.mean()), float(values.std(ddof=1)) / math.sqrt(n), n
+    return float(values.mean()), error, n

@@ -182,7 +182,7 @@ def test_a_value_of_another_kind_is_refused_by_name_or_means_what_it_says(tmp_pa
         message = str(error)
         assert message.startswith(f"{file}: ") and "\n" not in message and len(message) < 600
         return
-    back = description_to_json(description)
+    back = json.loads(json.dumps(description_to_json(description)))
     for key in place[:-1]:
         back = back[key]
     found = back[place[-1]]
