@@ -53,7 +53,7 @@ ENOUGH_SECONDS, HANGING_SECONDS = 90, 240
 # What tests import, so that children of the process have it already; no device is touched.
 LIBRARIES = (
     *("jax", "flax.linen", "optax", "orbax.checkpoint", "grain.python", "jax.experimental.pallas"),
-    *("hypothesis", "numpy", "pydantic", "pytest", "safetensors", "scipy.stats", "sentencepiece"),
+    *("hypothesis", "numpy", "pydantic", "pytest", "safetensors", "scipy.signal", "sentencepiece"),
 )
 OUTCOMES = ("caught", "did not end", "survived")
 # Tests that look at every module, by no import that can be seen.
