@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lst_jax.checkpoints.train_state import init_state
@@ -144,11 +144,12 @@ BAD_FIELD = st.tuples(st.sampled_from(["id", "set", "members", "correct"]), JSON
 
 
 @settings(max_examples=100, deadline=None)
+@example(b"\xfe\xff")
 @given(HOSTILE)
 def test_any_other_bytes_are_refused_with_file_and_line(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "hostile.jsonl"
     path.write_bytes(data)
-    with pytest.raises(ValueError, match=r"hostile.jsonl:\d+: "):
+    with pytest.raises(ValueError, match=r"hostile.jsonl(:\d+: | is UTF-16)"):
         read_speech_pairs([path], UNIT_COUNT)
 
 
