@@ -35,7 +35,8 @@ test_newest() {  # MARKERS PATH…
   work=$(mktemp -d)
   trap 'rm -rf "$work"' EXIT
   make_venv "$work/venv" 3.13
-  "$work/venv/bin/pip" install --quiet -e '.[demo,tpu]' pytest pytest-xdist hypothesis
+  "$work/venv/bin/pip" install --quiet -e '.[demo,speech,align,parquet,tpu]' pytest \
+    pytest-xdist hypothesis
   print_versions "$work/venv"
   JAX_PLATFORMS=cpu "$work/venv/bin/pytest" -m "$markers" "$@"
 }

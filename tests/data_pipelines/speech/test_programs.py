@@ -65,7 +65,6 @@ def test_a_function_speaks():
 
 
 def test_espeak_speaks():
-    pytest.importorskip("espeakng_loader")
     slow, fast = (open_synthesizer(f"espeak:gmw/en-US+f2,rate={rate}") for rate in (100, 300))
     (long,), (short,) = slow.synthesize(["one two"]), fast.synthesize(["one two"])
     assert long.dtype == np.float32 and len(long) > 1.5 * len(short)

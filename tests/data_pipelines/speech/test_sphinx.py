@@ -2,13 +2,11 @@
 
 import numpy as np
 import pytest
+import soxr
 
 from data_pipelines.microworld.speech import Voice, synthesize
 from data_pipelines.speech import sphinx
 from lst_jax.speech.interfaces import Alignment, Rejection
-
-pytest.importorskip("pocketsphinx")
-soxr = pytest.importorskip("soxr")
 
 TEXT = "Anna walked to the station, and then 2 friends \u2014 Zzorbin was one \u2014 came."
 

@@ -6,7 +6,6 @@ import json
 import joblib
 import numpy as np
 import pytest
-import torch
 from sklearn.cluster import MiniBatchKMeans
 
 from data_pipelines.speech.unit_sets import (
@@ -57,6 +56,8 @@ def test_an_unknown_set_names_those_that_there_are(tmp_path):
 
 @pytest.mark.torch
 def test_centroids_are_read_from_whatever_holds_them(tmp_path):
+    import torch
+
     model = MiniBatchKMeans(6, n_init=1)
     model.cluster_centers_, model.n_clusters = CENTROIDS, 6
     writers = {
@@ -76,6 +77,8 @@ def test_centroids_are_read_from_whatever_holds_them(tmp_path):
 
 
 def linear_file(path, dim=24, upstream=30, count=9, **changes):
+    import torch
+
     weights = {}
     for index, (inputs, outputs) in zip((0, 2, 4), linear_sizes(dim, upstream, count), strict=True):
         weights[f"{index}.weight"] = torch.randn(outputs, inputs)
@@ -88,6 +91,8 @@ def linear_file(path, dim=24, upstream=30, count=9, **changes):
 
 @pytest.mark.torch
 def test_the_linear_quantizer_is_read(tmp_path):
+    import torch
+
     weights = linear_file(tmp_path / "q.pt")
     quantizer = read_quantizer(tmp_path / "q.pt")
     assert isinstance(quantizer, LinearQuantizer)
@@ -105,6 +110,8 @@ def test_the_linear_quantizer_is_read(tmp_path):
 
 @pytest.mark.torch
 def test_what_is_no_quantizer_is_named(tmp_path):
+    import torch
+
     file = tmp_path / "q"
     for content, reason in [
         ({"model_cfg": {}, "model_weight": {}}, "model_cfg with dim"),

@@ -21,8 +21,6 @@ from lst_jax.training.ctc import filter_bank
 from lst_jax.training.optimizers import OptimizerConfig
 from lst_jax.training.step import TrainingConfig
 
-pytest.importorskip("espeakng_loader")
-
 MODEL = Wav2Vec2Config(
     model_type="wav2vec2",
     hidden_size=16,
