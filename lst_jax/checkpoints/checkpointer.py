@@ -248,16 +248,20 @@ class Checkpointer:
             yield
         except (OSError, ValueError) as error:
             if jax.process_index() == 0:
-                for path in self.directory.glob("*.orbax-checkpoint-tmp"):
-                    shutil.rmtree(path, ignore_errors=True)
+                self._remove_unfinished()
             reason = " ".join(str(error).split())[:300]
             raise OSError(f"a checkpoint in {self.directory} cannot be saved: {reason}") from error
 
     def _open(self) -> ocp.CheckpointManager:
-        self._hide_damaged_metrics()
+        if jax.process_index() == 0:
+            # Orbax would do so in a thread that `close` does not wait for, and that fails loudly
+            # where the process ends before it.
+            self._remove_unfinished()
+            self._hide_damaged_metrics()
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("checkpoints looked at")
         options = ocp.CheckpointManagerOptions(
             enable_async_checkpointing=True,
-            cleanup_tmp_directories=True,
             temporary_path_class=DigestedPath,
             **self._retention.manager_options(),
         )
@@ -268,16 +272,18 @@ class Checkpointer:
 
         The step is found to be damaged when it is restored: its digests miss the file.
         """
-        if jax.process_index() == 0:
-            for step in list_steps(self.workdir):
-                file = self.step_directory(step) / "metrics" / "metrics"
-                if exists(file):
-                    try:
-                        json.loads(file.read_bytes())
-                    except ValueError:
-                        file.rename(file.with_name("metrics.damaged"))
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("metrics looked at")
+        for step in list_steps(self.workdir):
+            file = self.step_directory(step) / "metrics" / "metrics"
+            if exists(file):
+                try:
+                    json.loads(file.read_bytes())
+                except ValueError:
+                    file.rename(file.with_name("metrics.damaged"))
+
+    def _remove_unfinished(self) -> None:
+        """Removes what saves that did not end left."""
+        for path in self.directory.glob("*.orbax-checkpoint-tmp"):
+            shutil.rmtree(path, ignore_errors=True)
 
     def _set_aside(self, step: int, name: str) -> None:
         """Moves a step out of the way: its name is needed when training reaches it again."""

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import shutil
+import threading
 
 import grain
 import jax
@@ -115,6 +116,19 @@ def test_an_unfinished_save_does_not_stop_a_restart(tmp_path):
     check_restored(tmp_path, 2)
     save_steps(tmp_path, 4)
     check_restored(tmp_path, 4)
+
+
+def test_a_closed_checkpointer_leaves_neither_threads_nor_unfinished_saves(tmp_path):
+    """A thread that outlives it would fail loudly where the process ends right after."""
+    save_steps(tmp_path, 2)
+    unfinished = tmp_path / "checkpoints" / "4.orbax-checkpoint-tmp"
+    for number in range(200):  # a thread would be busy for a while
+        (unfinished / str(number)).mkdir(parents=True)
+    before = set(threading.enumerate())
+    checkpointer = Checkpointer(tmp_path, Retention(5))
+    checkpointer.close()
+    assert not {thread.name for thread in set(threading.enumerate()) - before}
+    assert not unfinished.exists()
 
 
 def cut_file(path):
