@@ -120,12 +120,15 @@ class Arm:
       files: Gin files, after the study's.
       bindings: `NAME=VALUE`, after the study's.
       data: in place of the study's, where the arm's units are others.
+      same_flops_as: name of an arm whose training FLOPs this one spends, whatever the protocol
+        makes of the others' budgets; None: the protocol's.
     """
 
     name: str
     files: tuple[str, ...] = ()
     bindings: tuple[str, ...] = ()
     data: StudyData | None = None
+    same_flops_as: str | None = None
 
     def __post_init__(self) -> None:
         expected = "letters, digits, dots and underscores"
@@ -140,9 +143,10 @@ class Comparison:
     Attributes:
       arm: which is measured,
       against: and what against.
-      metric: `SET/DIRECTION`, accuracy of story completion; `mean/DIRECTION`, its mean over the
-        sets; `KIND/NAME` of a measure (`studies.measures`); or, of held-out records, `speech`, nats
-        a second of speech, or `text`, bits a byte of text (lower is better).
+      metric: `SET/DIRECTION`, accuracy of story completion; `SET+SET/DIRECTION`, its mean over
+        sets; `mean/DIRECTION`, over all of them; `KIND/NAME` of a measure (`studies.measures`); or,
+        of held-out records, `speech`, nats a second of speech, or `text`, bits a byte of text
+        (lower is better).
       model: size that it is measured at; None: the study's last.
       budget: at which; None: the study's largest.
     """
@@ -232,6 +236,13 @@ class Study:
         require(len(set(kinds)) == len(kinds), "Study.measures", kinds, "kinds that differ")
         names = [arm.name for arm in self.arms]
         require(self.reference in (None, *names), "Study.reference", self.reference, _one_of(names))
+        by_protocol = [arm.name for arm in self.arms if arm.same_flops_as is None]
+        for arm in self.arms:
+            value = arm.same_flops_as
+            good = value in (None, *by_protocol)
+            require(good, f"Arm.same_flops_as of {arm.name}", value, _one_of(by_protocol))
+        good = self.reference_arm.same_flops_as is None
+        require(good, "Study.reference", self.reference_arm.name, _one_of(by_protocol))
         for comparison in (self.primary, *self.secondary):
             self._check_comparison(comparison)
         if self.decay is not None:

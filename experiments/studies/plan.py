@@ -163,6 +163,10 @@ def plan_steps(study: Study, costs: Mapping[str, GroupCost]) -> dict[str, int]:
                     found = data_controlled(step_costs, reference, length)
                 else:
                     found = flop_controlled(step_costs, reference, length)
+            for arm in study.arms:
+                if (other := arm.same_flops_as) is not None:
+                    pair = {name: step_costs[name] for name in (other, arm.name)}
+                    found[arm.name] = flop_controlled(pair, other, found[other])[arm.name]
         steps |= {(cells[name].group, budget): count for name, count in found.items()}
     return {cell.name: steps[cell.group, cell.budget] for cell in study.cells()}
 
@@ -259,8 +263,9 @@ def _check_metric(study: Study, metric: str, sets: Sequence[str]) -> None:
         expected = "a study with a held_out_share above 0"
         require(study.held_out_share > 0, "Comparison.metric", metric, expected)
     else:
-        name, expected = metric.partition("/")[0], f"one of the sets {', '.join(sets)}"
-        require(name in sets and len(sets) > 1, "Comparison.metric", metric, expected)
+        names, expected = metric.partition("/")[0].split("+"), f"of the sets {', '.join(sets)}"
+        known = all(name in sets for name in names) and len({*names}) == len(names)
+        require(known and len(sets) > 1, "Comparison.metric", metric, expected)
 
 
 def load_plan(study: Study, workdir: Workdir, machine: str) -> Plan:

@@ -154,10 +154,23 @@ def _cell_entry(cell: Cell, steps: Mapping[str, int], workdir: Workdir) -> dict[
         "steps": steps[cell.name],
     }
     if (folder / RESULT).exists():
-        return entry | {"state": "scored"} | read_json_object(folder / RESULT)
+        scored = read_json_object(folder / RESULT)
+        for metric in _compared_means(cell.study):
+            names, _, direction = metric.rpartition("/")
+            for values in (scored["metrics"], scored["chances"]):
+                parts = [values.get(f"{name}/{direction}") for name in names.split("+")]
+                if None not in parts:
+                    values[metric] = float(np.mean(parts))
+        return entry | {"state": "scored"} | scored
     if (folder / FAILURE).exists():
         return entry | {"state": "failed", "error": read_json_object(folder / FAILURE)["error"]}
     return entry | {"state": "missing"}
+
+
+def _compared_means(study: Study) -> list[str]:
+    """Returns the metrics of comparisons that are means of sets, named each."""
+    comparisons = (study.primary, *study.secondary)
+    return [found.metric for found in comparisons if "+" in found.metric.rpartition("/")[0]]
 
 
 def _group_key(entry: Mapping[str, Any]) -> tuple[str, str, float]:

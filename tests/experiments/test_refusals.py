@@ -21,6 +21,7 @@ from tests.test_version1 import VERSION1
 TEXTS = {
     "analyze_patches": set(),
     "aot_compile": {"gin_binding", "topology", "mesh"},
+    "build_corpus": set(),
     "compare_losses": {"gin_a", "gin_b", "gin_binding", "mesh_a", "mesh_b"},
     "demo": {"gin_binding"},
     "describe": {"gin_binding", "mesh"},
@@ -53,6 +54,7 @@ MODEL = [f"--checkpoint={RUN}", f"--tokenizer={TOKENIZER}"]
 REFUSED = {
     "analyze_patches": [*MODEL, "--records=none", "--output=out"],
     "aot_compile": ["--topology=v9:9x9", "--gin_file=models/tiny.gin"],
+    "build_corpus": ["--test_items=0", "--output=out"],
     "compare_losses": ["--gin_file=none.gin"],
     "demo": ["--workdir=out", "--gin.NUM_STEPS=x"],
     "describe": ["--gin_file=models/tiny.gin", "--gin_file=none.gin"],

@@ -59,6 +59,8 @@ def test_an_arm_may_have_data_of_its_own():
         ("Study.bindings=('SEED=3',)", "expected none of NUM_STEPS"),
         ("base/Arm.name='a b'", "letters, digits"),
         ("Study.arms=()", "one or more"),
+        ("base/Arm.same_flops_as='curriculum'", "Study.reference is 'base'"),
+        ("curriculum/Arm.same_flops_as='x'", "Arm.same_flops_as of curriculum"),
         ("Study.decay=1.0", "inside 0"),
     ],
 )

@@ -91,6 +91,16 @@ def test_compute_optimal_budgets_are_multiples_of_the_rule():
     assert found["base-0.5optimal-seed1"] == 150
 
 
+def test_an_arm_may_spend_the_flops_of_another_whatever_the_protocol():
+    arms = ["Study.arms=(@base/Arm(), @curriculum/Arm(), @more/Arm())", "more/Arm.name='more'"]
+    study = read("SEEDS=(0,)", *arms, "more/Arm.same_flops_as='curriculum'")
+    found = plan_steps(study, COSTS | {"more": COSTS["base"]})
+    assert [found[f"{name}-1000steps-seed0"] for name in ("base", "curriculum", "more")] == [
+        *(1000, 1000),
+        1200,  # steps of 1e6 FLOPs for 1000 of 1.2e6
+    ]
+
+
 def test_a_protocol_that_cannot_be_met_is_one_line_that_names_the_budget():
     other = dataclasses.replace(LST, patches=50)
     with pytest.raises(ValueError, match=r"budget 1000 steps: compute-controlled: base has 100"):
@@ -222,6 +232,21 @@ def ran(tmp_path):
     lengths = plan_steps(study, COSTS)
     failed = run_cells(study.cells(), lengths, workdir, children, lambda: None)
     return study, lengths, workdir, failed, children
+
+
+def test_a_mean_over_named_sets_is_compared_and_shown(tmp_path):
+    study, workdir = read("primary/Comparison.metric='B+A/S-S'"), Workdir(tmp_path)
+    lengths = plan_steps(study, COSTS)
+    for index, cell in enumerate(study.cells()):
+        accuracies = {"A/S-S": 0.1 * index, "B/S-S": 0.3, "C/S-S": 0.9, "mean/S-S": 0.5}
+        entry = {"metrics": accuracies, "chances": dict.fromkeys(accuracies, 0.5)}
+        workdir.cell(cell).mkdir(parents=True)
+        training = {"training": {"total_flops": 1.0}}
+        (workdir.cell(cell) / RESULT).write_text(json.dumps(entry | training))
+    results = collect(study, lengths, workdir)
+    (shown, *_) = (x for x in results["means"] if (x["arm"], x["metric"]) == ("base", "B+A/S-S"))
+    assert shown["values"] == pytest.approx([0.15, 0.25]) and shown["chance"] == 0.5
+    assert results["comparisons"][0]["differences"] == pytest.approx([0.05, 0.05])
 
 
 def test_a_failed_cell_is_kept_and_the_others_go_on(ran):
