@@ -2,8 +2,8 @@ r"""Whether models of speech and alignment compute what an oracle computed.
 
     python -m experiments.verify_speech --case=tests/testdata/speech/tiny_hubert
 
-reads a case, a folder of a model or a file of alignments (`experiments/inspection/speech_cases.py`
-says of what), and prints one JSON line:
+reads a case, a folder of a model or vocoder, or a file of alignments
+(`experiments/inspection/speech_cases.py` says of what), and prints one JSON line:
 
 | key                                          | what                                         |
 |----------------------------------------------|----------------------------------------------|
@@ -12,6 +12,8 @@ says of what), and prints one JSON line:
 | units_equal                                  | share of frames with a clear unit that agree |
 | alignment_score                              | largest absolute difference of path scores   |
 | alignment_spans_equal                        | share of unique paths that agree             |
+| waveform                                     | largest absolute difference of waveforms     |
+| durations_equal                              | share of durations that agree                |
 | compared                                     | arrays that were compared                    |
 
 A key is there if something was compared under it. The exit status is 0 where all is within what

@@ -151,6 +151,72 @@ def write_model(directory: str | pathlib.Path, model: SpeechModel) -> None:
             write_json(partial / "vocab.json", dict(model.labels))
 
 
+def check_tensors(
+    tensors: Mapping[str, np.ndarray],
+    shapes: Mapping[str, tuple[int, ...]],
+    file: pathlib.Path,
+    passed_over: tuple[str, ...] = (),
+) -> _Arrays:
+    """Returns tensors in float32 that are all there, of the right shapes, and finite.
+
+    Args:
+      tensors: of the file.
+      shapes: of those that a configuration wants.
+      file: its path, for messages.
+      passed_over: beginnings of names of others that may be there.
+
+    Raises:
+      ValueError: naming the file, what is not as expected.
+    """
+    missing = [name for name in shapes if name not in tensors]
+    if missing:
+        raise ValueError(f"{file} is without {list_names(missing)}, which its config.json has")
+    others = [name for name in tensors if name not in shapes and not name.startswith(passed_over)]
+    if others:
+        raise ValueError(f"{file} has {list_names(others)}, which its config.json does not have")
+    wrong = [name for name, shape in shapes.items() if tensors[name].shape != shape]
+    if wrong:
+        name = wrong[0]
+        raise ValueError(
+            f"{file}: {name} has shape {tensors[name].shape}, expected {shapes[name]} by its "
+            f"config.json; not as expected are {list_names(wrong)}"
+        )
+    wide = {name: tensors[name].astype(np.float32) for name in shapes}
+    broken = [name for name, x in wide.items() if not np.isfinite(x).all()]
+    if broken:
+        raise ValueError(f"{file} has numbers that are not finite in {list_names(broken)}")
+    return wide
+
+
+def read_torch_tensors(file: pathlib.Path, key: str | None = None) -> _Arrays:
+    """Returns the tensors of a file of PyTorch's, counts left out; see `read_torch`.
+
+    Args:
+      file: its path.
+      key: of a mapping of them in the file, if it has such a key.
+
+    Raises:
+      ValueError: it holds something else, or tensors that are not of floating-point numbers.
+    """
+    found: Any = read_torch(file)
+    if key is not None and key in found:
+        found = found[key]
+        require(isinstance(found, dict), f"{file}: {key}", type(found).__name__, "tensors by name")
+    strange = [name for name, x in found.items() if not isinstance(x, np.ndarray)]
+    if strange:
+        raise ValueError(f"{file} has {list_names(strange)}, which are no tensors")
+    _check_floats(file, {name: x.dtype.name for name, x in found.items()})
+    return {name: x for name, x in found.items() if not _is_count(name)}
+
+
+def read_safetensors(directory: pathlib.Path) -> _Arrays:
+    """Returns the tensors of a directory's safetensors; see `read_torch_tensors`."""
+    folder = SafetensorsFolder(directory)
+    kinds = {name: spec.dtype for name, spec in folder.specs.items()}
+    _check_floats(directory, kinds)
+    return {name: folder.read(name) for name in kinds if not _is_count(name)}
+
+
 def _read_preprocessor(directory: pathlib.Path) -> tuple[int, bool | None]:
     """Returns the sample rate, and whether waveforms are normalized where a file says so."""
     file = directory / "preprocessor_config.json"
@@ -186,19 +252,11 @@ def _read_labels(directory: pathlib.Path, config: Wav2Vec2Config) -> dict[str, i
 def _read_tensors(directory: pathlib.Path) -> tuple[pathlib.Path, _Arrays]:
     """Returns the file that is named where something is wrong, and its tensors."""
     if is_safetensors_folder(directory):
-        folder = SafetensorsFolder(directory)
-        kinds = {name: spec.dtype for name, spec in folder.specs.items()}
-        _check_floats(directory, kinds)
-        return directory, {name: folder.read(name) for name in kinds if not _is_count(name)}
+        return directory, read_safetensors(directory)
     file = directory / _TORCH_FILE
     if not file.is_file():
         raise FileNotFoundError(f"{directory}: expected model.safetensors or {_TORCH_FILE}")
-    found = read_torch(file)
-    strange = [name for name, x in found.items() if not isinstance(x, np.ndarray)]
-    if strange:
-        raise ValueError(f"{file} has {list_names(strange)}, which are no tensors")
-    _check_floats(file, {name: x.dtype.name for name, x in found.items()})
-    return file, {name: x for name, x in found.items() if not _is_count(name)}
+    return file, read_torch_tensors(file)
 
 
 def _is_count(name: str) -> bool:
@@ -293,23 +351,7 @@ def _params_of(
     positional = _positional_shapes(config, _NORMED[1] if old else _NORMED[0])
     shapes = {name: place.shape for name, place in places.items()}
     shapes |= {f"{_POSITIONAL}.{name}": shape for name, shape in positional.items()}
-    missing = [name for name in shapes if name not in tensors]
-    if missing:
-        raise ValueError(f"{file} is without {list_names(missing)}, which its config.json has")
-    others = [name for name in tensors if name not in shapes and not name.startswith(_TRAINING)]
-    if others:
-        raise ValueError(f"{file} has {list_names(others)}, which its config.json does not have")
-    wrong = [name for name, shape in shapes.items() if tensors[name].shape != shape]
-    if wrong:
-        name = wrong[0]
-        raise ValueError(
-            f"{file}: {name} has shape {tensors[name].shape}, expected {shapes[name]} by its "
-            f"config.json; not as expected are {list_names(wrong)}"
-        )
-    wide = {name: tensors[name].astype(np.float32) for name in shapes}
-    broken = [name for name, x in wide.items() if not np.isfinite(x).all()]
-    if broken:
-        raise ValueError(f"{file} has numbers that are not finite in {list_names(broken)}")
+    wide = check_tensors(tensors, shapes, file, _TRAINING)
     flat = {p.path: wide[name].T if p.turn else wide[name] for name, p in places.items()}
     found = {name: wide[f"{_POSITIONAL}.{name}"] for name in positional}
     flat["positional/bias"] = found["conv.bias"]

@@ -112,6 +112,7 @@ _VOCODERS = _Room(
     "lst_jax.vocoders",
     interfaces.Vocoder,
     {
+        "hifigan": "data_pipelines.speech.hifigan_vocoder:open_hifigan",
         "mel": "data_pipelines.speech.vocoder:open_mel_vocoder",
     },
 )

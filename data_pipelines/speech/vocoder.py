@@ -111,7 +111,7 @@ class MelVocoder:
         The same units always give the same samples. An utterance that would exceed full scale is
         made quieter as a whole.
         """
-        return [self._decode(_check_units(sequence, self.unit_count)) for sequence in units]
+        return [self._decode(check_units(sequence, self.unit_count)) for sequence in units]
 
     def _decode(self, units: np.ndarray) -> np.ndarray:
         signal = self._excitation(units)
@@ -209,7 +209,7 @@ def _voicing(log_mels: np.ndarray) -> np.ndarray:
     return low / (low + high)
 
 
-def _check_units(units: np.ndarray, unit_count: int) -> np.ndarray:
+def check_units(units: np.ndarray, unit_count: int) -> np.ndarray:
     units = np.asarray(units)
     if units.ndim != 1 or units.size == 0:
         raise ValueError(f"units has shape {units.shape}, expected (U,) with U at least 1")

@@ -10,6 +10,10 @@ A case of a model is a Hugging Face directory (`data_pipelines.speech.hugging_fa
     unit_layer ()             with `centroids.npy` (K, d) beside
     alone_i/units (frames,)   and `alone_i/unit_margin`, how much nearer than the next centroid
 
+A case of a vocoder is a directory of one (`data_pipelines.speech.hifigan_checkpoints`) and
+`io.npz` with `units (U,)` and `waveform (n,)`, or `dedup_units (U,)` with `durations (U,)` and
+`dedup_waveform (n,)`, all by `speaker ()` and `style ()` where the vocoder has them.
+
 A case of alignment is a file `.npz` with, for i = 0, 1, …, `log_probs_i (T, V)`, `targets_i (L,)`,
 `score_i ()` and `spans_i (L, 2)`, −1 where several paths are best; the blank is 0.
 
@@ -30,7 +34,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data_pipelines.speech.hifigan_checkpoints import read_vocoder
+from data_pipelines.speech.hifigan_vocoder import HiFiGANVocoder
 from data_pipelines.speech.hugging_face import SpeechModel, read_model
+from data_pipelines.speech.vocoder import check_units
 from data_pipelines.speech.weights import read_weights
 from lst_jax.settings import list_names, require
 from lst_jax.speech.ctc import CTCPath, align_ctc_rows
@@ -85,10 +92,9 @@ def verify_case(case: pathlib.Path) -> Comparison:
     if case.is_dir():
         settings = read_json_object(case / "config.json")
         if "model_type" not in settings and "upsample_rates" in settings:
-            raise ValueError(
-                f"{case} is a case of a vocoder, expected one of hubert, wav2vec2 or alignment"
-            )
-        _compare_model(case, comparison)
+            _compare_vocoder(case, comparison)
+        else:
+            _compare_model(case, comparison)
     else:
         _compare_alignments(case, comparison)
     if not comparison.compared:
@@ -138,6 +144,63 @@ def _compare_model(case: pathlib.Path, comparison: Comparison) -> None:
         for total, found in enumerate(_compare_units(case, i, io, alone, file)):
             units[total] += found
     comparison.add_share("units_equal", units[0], units[1], units[2])
+
+
+def _compare_vocoder(case: pathlib.Path, comparison: Comparison) -> None:
+    trained, file = read_vocoder(case), case / "io.npz"
+    io, config = _read_io(file), trained.config
+    known = ("units", "waveform", "dedup_units", "durations", "dedup_waveform", "speaker", "style")
+    others = [name for name in io if name not in known]
+    if others:
+        raise ValueError(f"{file} has {list_names(others)}, expected {', '.join(known)}")
+    ids: dict[str, int | None] = {"speaker": None, "style": None}
+    for name in ids:
+        if name in io:
+            right = io[name].size == 1 and io[name].dtype.kind in "iu"
+            require(right, f"{file}: {name}", io[name].shape, "an integer")
+            ids[name] = int(io[name].item())
+    predict = "dedup_units" in io
+    try:
+        vocoder = HiFiGANVocoder(trained, **ids, predict_durations=predict)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    for prefix in ("", "dedup_"):
+        has = f"{prefix}units" in io
+        wanted = {f"{prefix}waveform"} | ({"durations"} if prefix else set())
+        there = sorted(wanted & set(io))
+        fits = has == bool(there)
+        require(
+            fits, f"{file}: {prefix}units", sorted(io), f"it where there is its {prefix}waveform"
+        )
+        if not has:
+            continue
+        units = io[f"{prefix}units"]
+        try:
+            check_units(units, config.num_embeddings)
+        except ValueError as error:
+            raise ValueError(f"{file}: {prefix}{error}") from None
+        durations = np.ones(len(units), np.int32)
+        if prefix:
+            durations = vocoder.durations(units)
+            if "durations" in io:
+                theirs = io["durations"]
+                right = theirs.shape == units.shape and theirs.dtype.kind in "iu"
+                described = f"{theirs.dtype} {theirs.shape}"
+                require(right, f"{file}: durations", described, f"integers {units.shape}")
+                equal = int(np.sum(theirs == durations))
+                comparison.add_share("durations_equal", equal, len(units), 1)
+        if f"{prefix}waveform" in io:
+            theirs = io[f"{prefix}waveform"]
+            described = f"{theirs.dtype} {theirs.shape}"
+            right = theirs.ndim == 1 and theirs.dtype.kind == "f"
+            require(right, f"{file}: {prefix}waveform", described, "floating-point numbers (n,)")
+            ours = vocoder.speak(np.repeat(units, durations))
+            same = ours.shape == theirs.shape
+            expected = f"{ours.shape}, {config.code_hop_size} samples a unit"
+            # Other durations than ours make another length, which is a difference.
+            require(same or bool(prefix), f"{file}: waveform", theirs.shape, expected)
+            difference = _difference(ours, theirs) if same else _FARTHEST
+            comparison.add_difference("waveform", difference, 1.0)
 
 
 def _read_io(file: pathlib.Path) -> _Arrays:

@@ -163,9 +163,9 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         init = nn.initializers.normal(0.02)
-        kernel = _parameter(self, "kernel", init, (x.shape[-1], self.features), self.axes)
-        bias = _parameter(self, "bias", nn.initializers.zeros, (self.features,), self.axes[1:])
-        return _product(x, kernel) + bias.astype(x.dtype)
+        kernel = parameter(self, "kernel", init, (x.shape[-1], self.features), self.axes)
+        bias = parameter(self, "bias", nn.initializers.zeros, (self.features,), self.axes[1:])
+        return product(x, kernel) + bias.astype(x.dtype)
 
 
 class LayerNorm(nn.Module):
@@ -175,8 +175,8 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        scale = _parameter(self, "scale", nn.initializers.ones, x.shape[-1:], ("norm",))
-        bias = _parameter(self, "bias", nn.initializers.zeros, x.shape[-1:], ("norm",))
+        scale = parameter(self, "scale", nn.initializers.ones, x.shape[-1:], ("norm",))
+        bias = parameter(self, "bias", nn.initializers.zeros, x.shape[-1:], ("norm",))
         wide = x.astype(jnp.float32)
         wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
         variance = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
@@ -189,8 +189,8 @@ class GroupNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Array, counts: Array | None) -> Array:
         """Maps x (B, T, C) by the statistics of all frames, or of the first counts (B,) of them."""
-        scale = _parameter(self, "scale", nn.initializers.ones, x.shape[-1:], ("norm",))
-        bias = _parameter(self, "bias", nn.initializers.zeros, x.shape[-1:], ("norm",))
+        scale = parameter(self, "scale", nn.initializers.ones, x.shape[-1:], ("norm",))
+        bias = parameter(self, "bias", nn.initializers.zeros, x.shape[-1:], ("norm",))
         wide = x.astype(jnp.float32)
 
         def mean(values: Array) -> Array:
@@ -240,10 +240,10 @@ class StridedConvolution(nn.Module):
         """Maps (B, T, C) to (B, (T - taps) // stride + 1, features)."""
         shape = (self.taps, x.shape[-1], self.features)
         init = nn.initializers.variance_scaling(2.0, "fan_in", "normal", (0, 1), 2)
-        kernel = _parameter(self, "kernel", init, shape, (None, None, "embed"))
-        x = _product(_patches(x, self.taps, self.stride), kernel.reshape(-1, self.features))
+        kernel = parameter(self, "kernel", init, shape, (None, None, "embed"))
+        x = product(_patches(x, self.taps, self.stride), kernel.reshape(-1, self.features))
         if self.has_bias:
-            bias = _parameter(self, "bias", nn.initializers.zeros, shape[-1:], ("embed",))
+            bias = parameter(self, "bias", nn.initializers.zeros, shape[-1:], ("embed",))
             x = x + bias.astype(x.dtype)
         return x
 
@@ -284,21 +284,21 @@ class PositionalConvolution(nn.Module):
         outer = taps // inner
         if config.conv_pos_batch_norm:
             # Trained statistics: a scale and a shift.
-            scale = _parameter(self, "scale", nn.initializers.ones, (width,), ("norm",))
-            shift = _parameter(self, "shift", nn.initializers.zeros, (width,), ("norm",))
+            scale = parameter(self, "scale", nn.initializers.ones, (width,), ("norm",))
+            shift = parameter(self, "shift", nn.initializers.zeros, (width,), ("norm",))
             x = x * scale.astype(x.dtype) + shift.astype(x.dtype)
             x = x if real is None else jnp.where(real[..., None], x, 0)
         init = nn.initializers.normal(2 * (taps * channels) ** -0.5)
         shape = positional_kernel_shape(config)
-        kernel = _parameter(self, "kernel", init, shape, (None, None, None, None, "embed"))
-        bias = _parameter(self, "bias", nn.initializers.zeros, (width,), ("embed",))
+        kernel = parameter(self, "kernel", init, shape, (None, None, None, None, "embed"))
+        bias = parameter(self, "bias", nn.initializers.zeros, (width,), ("embed",))
 
         before = taps // 2  # on both sides; of an even kernel the last frame is dropped
         x = jnp.pad(x, ((0, 0), (before, taps - 1 - before), (0, 0)))
         x = x.reshape(rows, -1, groups, channels).transpose(2, 0, 1, 3)
         count = length + taps - inner
         patches = jnp.stack([x[:, :, i : i + count] for i in range(inner)], axis=3)
-        products = _product(
+        products = product(
             patches.reshape(groups, rows * count, inner * channels),
             kernel.reshape(groups, inner * channels, outer * channels),
         ).reshape(groups, rows, count, outer, channels)
@@ -402,7 +402,7 @@ def attend_to_all(
 
 def _attend(query: Array, key: Array, value: Array, real: Array | None) -> Array:
     """Maps queries (B, H, Q, D), keys (B, H, D, K) and values (B, H, K, D) to (B, H, Q, D)."""
-    precision = _precision(query)
+    precision = precision_of(query)
     scores = jnp.matmul(query, key, precision=precision).astype(jnp.float32)
     if real is not None:
         scores = jnp.where(real[:, None, None], scores, _LOWEST)
@@ -410,7 +410,7 @@ def _attend(query: Array, key: Array, value: Array, real: Array | None) -> Array
     return jnp.matmul(weights, value, precision=precision)
 
 
-def _parameter(
+def parameter(
     module: nn.Module,
     name: str,
     init: Initializer,
@@ -422,15 +422,15 @@ def _parameter(
     return module.param(name, boxed, shape, jnp.float32, unbox=True)
 
 
-def _precision(x: Array) -> jax.lax.Precision:
+def precision_of(x: Array) -> jax.lax.Precision:
     """Returns that of x's products: accelerators otherwise multiply float32 in fewer bits."""
     highest = x.dtype == jnp.float32
     return jax.lax.Precision.HIGHEST if highest else jax.lax.Precision.DEFAULT
 
 
-def _product(x: Array, kernel: Array) -> Array:
+def product(x: Array, kernel: Array) -> Array:
     """Returns x (…, n) @ kernel (…, n, m) in x's dtype."""
-    return jnp.matmul(x, kernel.astype(x.dtype), precision=_precision(x))
+    return jnp.matmul(x, kernel.astype(x.dtype), precision=precision_of(x))
 
 
 def _gelu(x: Array) -> Array:

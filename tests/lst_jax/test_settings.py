@@ -67,6 +67,7 @@ from lst_jax.settings import (
     validate_value,
 )
 from lst_jax.sharding import MeshConfig
+from lst_jax.speech.hifigan_config import DurationPredictorConfig, HiFiGANConfig
 from lst_jax.speech.plausibility import PlausibilityConfig
 from lst_jax.speech.wav2vec2_config import Wav2Vec2Config
 from lst_jax.training.optimizers import OptimizerConfig
@@ -311,6 +312,7 @@ CONFIGURATIONS = [
     Measure("asr", ("a",)),
     Study("a", STUDY_DATA, (), ARMS, (5.0,), COMPARISON),
     read_unit_set("mhubert-base-25hz"),
+    *(HiFiGANConfig(), DurationPredictorConfig()),
     *(PlausibilityConfig(), CTCDataConfig(), CTCExperiment(TrainingConfig(5), Wav2Vec2Config())),
 ]
 FIELDS = [(config, f.name) for config in CONFIGURATIONS for f in dataclasses.fields(config)]
