@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 import time
 
@@ -14,8 +15,11 @@ def end_with_parent() -> None:
     """Makes a worker process end soon after the one that started it, however that one ended.
 
     A worker waits for work on pipes whose other ends it holds itself, so it would wait forever for
-    a process that was killed.
+    a process that was killed. What a terminal sends to all is the main process's to answer.
     """
+    if is_worker():
+        for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
     parent = os.getppid()  # of a process from a fork server that is the server
 
     def watch() -> None:

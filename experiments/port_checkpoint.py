@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import collections
 import signal
-import sys
 from typing import cast
 
 import jax
@@ -80,7 +79,7 @@ def _port(stopping: list[int]) -> Checkpoint:
         def on_tensor(spec: TensorSpec) -> None:
             # Between two tensors nothing is being written that would be in the way of cleaning up.
             if stopping:
-                sys.exit(128 + stopping[0])
+                raise KeyboardInterrupt(signal.Signals(stopping[0]).name)
             bar.update(spec.num_bytes)
 
         write_checkpoint(

@@ -54,6 +54,9 @@ def write_file(path: str | pathlib.Path, contents: str | bytes) -> pathlib.Path:
     try:
         partial.write_bytes(contents if isinstance(contents, bytes) else contents.encode("utf-8"))
         return partial.replace(path)
+    except OSError as error:  # a full disk names no file
+        error.filename, error.filename2 = str(path), None
+        raise
     finally:
         partial.unlink(missing_ok=True)
 
@@ -113,17 +116,15 @@ def refuse_to_replace(path: pathlib.Path) -> None:
 
 
 def _take_place(partial: pathlib.Path, path: pathlib.Path) -> None:
-    if not path.exists():
-        partial.rename(path)
-        return
     old = path.with_name(f"{path.name}.replaced-{os.getpid()}")
-    path.rename(old)
     try:
+        if path.exists():
+            path.rename(old)
         partial.rename(path)
-    except OSError:  # another directory came between the two
-        old.rename(path)
-        raise
-    shutil.rmtree(old)
+    finally:
+        if old.exists() and not path.exists():  # an error or a signal came between the two
+            old.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def check_regular(path: pathlib.Path) -> None:

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.speech.manifests import need_seconds, parse_line
+from data_pipelines.speech.manifests import decode_text, need_seconds, parse_line
 from data_pipelines.speech.recordings import Sound
-from lst_jax.files import check_regular, read_numbered_lines
+from data_pipelines.speech.weights import read_weights
+from lst_jax.files import check_encoding, check_regular, read_numbered_lines
 from lst_jax.settings import quote
 from lst_jax.speech.interfaces import TimedText
 from lst_jax.strict_json import read_json_object
@@ -116,8 +117,10 @@ def open_units(path: pathlib.Path) -> Index:
             raise ValueError(f"{path} has {len(lines)} lines, expected {len(names)} as {manifest}")
         for name, (place, offset) in zip(names, lines, strict=True):
             index.add(
-                _stem(name.split(b"\t")[0].decode()),
-                lambda place=place, offset=offset: _spelled(_line(path, offset).decode(), place),
+                _stem(decode_text(name, manifest).split("\t")[0]),
+                lambda place=place, offset=offset: _spelled(
+                    decode_text(_line(path, offset), place), place
+                ),
             )
     else:
         for place, offset in _offsets(path):
@@ -166,8 +169,8 @@ def open_transcripts(path: pathlib.Path) -> Index:
     index = Index("a transcript", path)
     for file, name in _files(path, (".json", ".jsonl")):
         lines = list(_offsets(file))
-        first = _line(file, 0) if len(lines) > 1 or file.suffix == ".jsonl" else b""
-        if first.rstrip().endswith(b"}"):  # lines of objects, whatever the suffix
+        # Lines of objects, whatever the suffix.
+        if file.suffix == ".jsonl" or (len(lines) > 1 and _line(file, 0).rstrip().endswith(b"}")):
             for place, offset in lines:
                 fields = parse_line(_line(file, offset), place)
                 name = _first(fields, _NAMES, place)
@@ -185,20 +188,25 @@ def open_transcripts(path: pathlib.Path) -> Index:
 
 
 def _npy(file: pathlib.Path) -> np.ndarray:
-    check_regular(file)
-    try:
-        units = np.load(file, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{file} is no array: {str(error)[:200]}") from error
-    return _check_units(units, None, file)
+    return _check_units(read_weights(file), None, file)
 
 
 def _jsonl(line: bytes, place: str) -> np.ndarray:
     fields = parse_line(line, place)
     units = _first(fields, _UNITS, place)
-    values = _spelled(units, place) if isinstance(units, str) else np.asarray(units)
+    values = _spelled(units, place) if isinstance(units, str) else _integers(units)
     lengths = fields.get("duration", fields.get("durations"))
-    return _check_units(values, lengths if isinstance(lengths, list) else None, place)
+    if isinstance(lengths, list):
+        return _check_units(values, lengths, place)
+    if lengths is not None:  # of the whole recording
+        need_seconds(lengths, place)
+    return _check_units(values, None, place)
+
+
+def _integers(values: Any) -> Any:
+    """Returns a list of integers as an array, anything else as it is."""
+    is_list = isinstance(values, list) and all(type(x) is int and abs(x) < 2**63 for x in values)
+    return np.array(values, np.int64) if is_list else values
 
 
 def _spelled(text: str, place: object) -> np.ndarray:
@@ -208,16 +216,15 @@ def _spelled(text: str, place: object) -> np.ndarray:
     return _check_units(np.array([int(unit[:18]) for unit in found], np.int64), None, place)
 
 
-def _check_units(units: np.ndarray, lengths: list[Any] | None, place: object) -> np.ndarray:
-    if units.ndim != 1 or not units.size or not np.issubdtype(units.dtype, np.integer):
-        raise ValueError(
-            f"{place}: units have shape {units.shape} and dtype {units.dtype}, expected whole "
-            "numbers in a row"
-        )
+def _check_units(units: Any, lengths: list[Any] | None, place: object) -> np.ndarray:
+    is_array = isinstance(units, np.ndarray)
+    if not is_array or units.ndim != 1 or not units.size or units.dtype.kind not in "iu":
+        found = f"{units.dtype} {units.shape}" if is_array else quote(units)
+        raise ValueError(f"{place}: units are {found}, expected whole numbers in a row")
     if lengths is None:
         return units.astype(np.int64)
-    repeats = np.asarray(lengths)
-    if repeats.shape != units.shape or not np.issubdtype(repeats.dtype, np.integer):
+    repeats = _integers(lengths)
+    if not isinstance(repeats, np.ndarray) or repeats.shape != units.shape:
         raise ValueError(f"{place}: {len(lengths)} durations, expected {units.size} whole numbers")
     if (repeats < 1).any() or repeats.sum(dtype=np.float64) > _MOST_UNITS:
         raise ValueError(f"{place}: durations sum to {repeats.sum()}, expected at least 1 each")
@@ -226,6 +233,7 @@ def _check_units(units: np.ndarray, lengths: list[Any] | None, place: object) ->
 
 def _text_grid(file: pathlib.Path) -> tuple[TimedText, ...]:
     """Returns the words of a TextGrid; long and short ones hold the same values in one order."""
+    check_regular(file)
     data = file.read_bytes()
     wide = data[:2] in (b"\xff\xfe", b"\xfe\xff")
     try:
@@ -238,9 +246,11 @@ def _text_grid(file: pathlib.Path) -> tuple[TimedText, ...]:
     def number() -> float:
         quoted, digits = next(values)
         try:
-            return float(digits)
+            if abs(value := float(digits)) < 1e9:
+                return value
         except ValueError:
-            raise ValueError(f"{file}: found {quote(quoted)}, expected a number") from None
+            pass
+        raise ValueError(f"{file}: found {quote(digits or quoted)}, expected a number below 1e9")
 
     tiers: dict[str, list[tuple[float, float, str]]] = {}
     try:
@@ -270,7 +280,7 @@ def _ctm(file: pathlib.Path) -> dict[str, list[TimedText]]:
     found: dict[str, list[TimedText]] = {}
     for number, line in read_numbered_lines(file):
         place = f"{file}:{number}"
-        cells = line.decode("utf-8", "replace").split()
+        cells = decode_text(line, place).split()
         if not cells or cells[0].startswith(";;"):
             continue
         if len(cells) < 5:
@@ -332,11 +342,15 @@ def _words(items: Any, key: str, place: object) -> list[TimedText]:
         known = item.get("start") is not None and item.get("end") is not None
         start, end = (need_seconds(item[k], place) if known else -1.0 for k in ("start", "end"))
         found.append(TimedText(text, start, end))
+    later = 0.0
+    ends = []  # of words without times, which WhisperX has for numbers: where the next one starts
+    for word in reversed(found):
+        later = word.start_s if word.start_s >= 0 else later
+        ends.append(later)
     last = 0.0
-    for number, word in enumerate(found):
-        if word.start_s < 0:  # WhisperX has no times for numbers
-            later = next((w.start_s for w in found[number:] if w.start_s >= 0), last)
-            found[number] = TimedText(word.text, last, max(last, later))
+    for number, (word, end) in enumerate(zip(found, reversed(ends), strict=True)):
+        if word.start_s < 0:
+            found[number] = TimedText(word.text, last, max(last, end))
         last = found[number].end_s
     return found
 
@@ -344,7 +358,8 @@ def _words(items: Any, key: str, place: object) -> list[TimedText]:
 def _files(path: pathlib.Path, suffixes: tuple[str, ...]) -> Iterator[tuple[pathlib.Path, str]]:
     """Yields files, each with its name without suffix, below a folder or alone."""
     if not path.is_dir():
-        if path.suffix not in suffixes and path.exists():
+        check_regular(path)
+        if path.suffix not in suffixes:
             raise ValueError(f"{path} has the suffix {quote(path.suffix)}, expected {suffixes}")
         yield path, path.stem
         return
@@ -355,7 +370,7 @@ def _files(path: pathlib.Path, suffixes: tuple[str, ...]) -> Iterator[tuple[path
 
 def _offsets(path: pathlib.Path) -> Iterator[tuple[str, int]]:
     """Yields every line's place and offset in bytes."""
-    check_regular(path)
+    check_encoding(path)
     offset = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import pathlib
+import re
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 from lst_jax.files import check_regular, read_numbered_lines
 from lst_jax.settings import list_names, quote
 from lst_jax.strict_json import parse_object
+
+_NUMBER = re.compile(r"[+-]?[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]{1,3})?|[0-9]+\.")
 
 
 def split_lines(path: pathlib.Path, mark: str, expected: str) -> Iterator[tuple[str, str]]:
@@ -106,10 +109,10 @@ def need_objects(fields: Any, key: str, place: object) -> list[Any]:
 
 def need_seconds(value: Any, place: object) -> float:
     """Returns a time, given as a number or in digits."""
-    try:
-        number = float(value) if not isinstance(value, bool) else -1.0
-    except (TypeError, ValueError):
-        number = -1.0
+    if isinstance(value, str) and _NUMBER.fullmatch(value):
+        number = float(value)
+    else:
+        number = value if isinstance(value, int | float) and type(value) is not bool else -1.0
     if not 0 <= number < 1e9:
         raise ValueError(f"{place}: a time is {quote(value)}, expected seconds")
-    return number
+    return float(number)

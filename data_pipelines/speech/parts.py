@@ -14,6 +14,7 @@ import multiprocessing
 import pathlib
 import shutil
 import struct
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
 from typing import Any
@@ -25,7 +26,7 @@ from data_pipelines.records.storage import Utterance, write_records
 from data_pipelines.speech.preparing import Outcome, Tools, decode, expand
 from data_pipelines.speech.recordings import Recording
 from lst_jax.files import write_file, write_json
-from lst_jax.settings import quote
+from lst_jax.settings import list_names, quote
 from lst_jax.speech.interfaces import Rejection
 from lst_jax.strict_json import read_json_object
 
@@ -37,7 +38,7 @@ class Parts:
     """The parts of a corpus on disk."""
 
     def __init__(self, folder: pathlib.Path, settings: dict[str, Any]) -> None:
-        """Opens the folder of parts, or makes it.
+        """Opens the folder of parts, which the first part makes.
 
         Args:
           folder: of the parts.
@@ -46,11 +47,8 @@ class Parts:
         Raises:
           ValueError: the folder has parts of other settings; says which.
         """
-        self._folder = folder
-        path = folder / "settings.json"
-        self.check_settings(path, settings)
-        if not path.is_file():
-            write_json(path, settings)
+        self._folder, self._settings = folder, settings
+        self.check_settings(folder / "settings.json", settings)
 
     @staticmethod
     def check_settings(path: pathlib.Path, settings: dict[str, Any]) -> None:
@@ -72,7 +70,7 @@ class Parts:
         path = self._path(number, "json")
         if not path.is_file():
             return None
-        fields = read_json_object(path)
+        fields = self._read(number)
         if fields["recordings"] != _digest(recordings):
             raise ValueError(f"{path} is of other recordings: the corpus has changed or moved")
         return fields
@@ -91,17 +89,27 @@ class Parts:
                 payload = encode_record(outcome.result)
                 payloads += _LENGTH.pack(len(payload)) + payload
                 kept.append([round(outcome.duration_s, 6), outcome.score])
+        # Now, that a refused start leaves nothing, and again: another process may have come first.
+        self.check_settings(self._folder / "settings.json", self._settings)
+        write_json(self._folder / "settings.json", self._settings)
         write_file(self._path(number, "records"), bytes(payloads))
         # This file says that the other is whole, so it comes last.
-        fields = {"recordings": _digest(recordings), "kept": kept, "rejects": rejects}
+        fields = {
+            "recordings": _digest(recordings),
+            "crc32": zlib.crc32(payloads),
+            "kept": kept,
+            "rejects": rejects,
+        }
         write_json(self._path(number, "json"), fields)
         return fields
 
     def read(self, number: int) -> Iterator[tuple[Utterance, float, float | None]]:
         """Yields the records of a part, how long each lasts, and its score."""
-        kept = read_json_object(self._path(number, "json"))["kept"]
-        data, place = self._path(number, "records").read_bytes(), 0
-        for duration_s, score in kept:
+        fields, path, place = self._read(number), self._path(number, "records"), 0
+        data = path.read_bytes()
+        if zlib.crc32(data) != fields["crc32"]:
+            raise ValueError(f"{path} is damaged, expected what was written: remove the part")
+        for duration_s, score in fields["kept"]:
             (size,) = _LENGTH.unpack_from(data, place)
             record = decode_record(data[place + _LENGTH.size : place + _LENGTH.size + size])
             assert isinstance(record, Utterance)  # as `write` has it
@@ -110,16 +118,24 @@ class Parts:
 
     def rejects(self, number: int) -> list[dict[str, str]]:
         """Returns the rejects of a part: kind, id and reason."""
-        return read_json_object(self._path(number, "json"))["rejects"]
+        return self._read(number)["rejects"]
 
     def count(self, number: int) -> int:
         """Returns the number of a part's records."""
-        return len(read_json_object(self._path(number, "json"))["kept"])
+        return len(self._read(number)["kept"])
 
     def finish(self, settings: pathlib.Path) -> None:
         """Keeps the settings in a file and removes all parts."""
         write_file(settings, (self._folder / "settings.json").read_bytes())
         shutil.rmtree(self._folder)
+
+    def _read(self, number: int) -> dict[str, Any]:
+        path = self._path(number, "json")
+        fields = read_json_object(path)
+        kinds = {"recordings": str, "crc32": int, "kept": list, "rejects": list}
+        if {name: type(value) for name, value in fields.items()} != kinds:
+            raise ValueError(f"{path} has {list_names(fields)}, expected {list_names(kinds)}")
+        return fields
 
     def _path(self, number: int, suffix: str) -> pathlib.Path:
         return self._folder / f"{number:07d}.{suffix}"

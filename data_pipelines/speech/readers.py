@@ -189,7 +189,8 @@ def _read_gigaspeech(root: pathlib.Path) -> Iterator[Recording]:
         for segment in need_objects(audio, "segments", place):
             name = need_text(segment, "sid", place)
             start, end = (
-                need_seconds(segment.get(key), name) for key in ("begin_time", "end_time")
+                need_seconds(segment.get(key), f"{place}: {name}")
+                for key in ("begin_time", "end_time")
             )
             words: list[str] = []
             tags = []

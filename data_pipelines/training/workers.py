@@ -125,6 +125,5 @@ def _start_worker(_index: int, _count: int) -> None:
     A signal to the whole group (Ctrl-C, a cluster's warning) is the main process' to answer: it
     still reads batches then.
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     end_with_parent()

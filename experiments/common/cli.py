@@ -3,12 +3,12 @@
 | code | meaning                                                                        |
 |------|--------------------------------------------------------------------------------|
 | 0    | the work is done; for training, the last step                                  |
-| 1    | an error of ours, with its traceback, or in one line a killed data worker      |
+| 1    | an error of ours, with its traceback, or in one line a killed worker           |
 | 2    | an error of the user's: a flag, setting, file or value, in one line            |
 | 3    | the loss or a gradient is not finite; the same run would end there again       |
 | 4    | what was compared is not equal                                                 |
 | 75   | another run holds the lock                                                     |
-| 143  | stopped by a signal, with a checkpoint saved and steps left: start it again    |
+| 143  | stopped by a signal: start it again; training has saved a checkpoint           |
 """
 
 from __future__ import annotations
@@ -17,22 +17,27 @@ import enum
 import io
 import logging as python_logging
 import os
+import signal
 import sys
 import tokenize
 import traceback
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
+from types import FrameType
 from typing import Any, NoReturn, TextIO
 
 from absl import app, flags, logging
 
 from experiments.common.paths import check_output_is_no_input
 from lst_jax.settings import one_line, quote
+from lst_jax.training.signals import STOP_SIGNALS
 
 _OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
 # What bad input raises: values out of place, files that are not there, modules and syntax of gin
 # files, sizes that no memory holds. Gin's and XLA's are told apart by their text.
 _USER_ERRORS = (ValueError, OSError, ImportError, SyntaxError, tokenize.TokenError, MemoryError)
 _MARKS = ("Required bindings for", "No values supplied by Gin", _OUT_OF_MEMORY)
+_KILLED = (ChildProcessError, BrokenProcessPool)  # no setting or file can mend that
 
 
 class ExitCode(enum.IntEnum):
@@ -93,6 +98,9 @@ def run_main(main: Callable[[list[str]], object]) -> None:
     raise — becomes one line `error: …` on stderr and exit code 2. With `LST_DEBUG=1` in the
     environment the traceback comes before it.
 
+    A signal of `STOP_SIGNALS` ends it in one line, once what it was about to write is removed; one
+    that comes meanwhile, or when the work is done, is passed over. Training has its own answer.
+
     Args:
       main: takes the arguments that are not flags, the program's name first.
     """
@@ -107,7 +115,7 @@ def run_main(main: Callable[[list[str]], object]) -> None:
                 raise
             if os.environ.get("LST_DEBUG"):
                 traceback.print_exc()
-            killed = isinstance(error, ChildProcessError)  # no setting or file can mend that
+            killed = isinstance(error, _KILLED)
             end_with_error(error, ExitCode.OUR_ERROR if killed else ExitCode.USER_ERROR)
         finally:
             sys.stdout.flush()
@@ -117,7 +125,26 @@ def run_main(main: Callable[[list[str]], object]) -> None:
     sys.stdout, sys.stderr = Console(sys.stdout), Console(sys.stderr)
     sys.excepthook, sys.unraisablehook = _show_exception, _show_unraisable
     _show_library_log()
-    app.run(guarded, flags_parser=_parse_flags)
+    for number in STOP_SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _stop)
+    try:
+        app.run(guarded, flags_parser=_parse_flags)
+    except KeyboardInterrupt as stop:
+        print(f"stopped by {stop or signal.SIGINT.name}", file=sys.stderr)
+        sys.exit(int(ExitCode.STOPPED))
+    finally:
+        _pass_over_signals()
+
+
+def _stop(number: int, _frame: FrameType | None) -> NoReturn:
+    _pass_over_signals()  # from now on things are put in order
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+def _pass_over_signals() -> None:
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def end_with_error(error: BaseException, code: ExitCode) -> NoReturn:
@@ -178,7 +205,8 @@ def check_no_arguments(argv: list[str]) -> None:
 
 def is_user_error(error: BaseException) -> bool:
     """Returns whether the error is one that the user can mend, rather than a fault of the code."""
-    return isinstance(error, _USER_ERRORS) or any(mark in str(error) for mark in _MARKS)
+    known = (*_USER_ERRORS, *_KILLED)
+    return isinstance(error, known) or any(mark in str(error) for mark in _MARKS)
 
 
 def describe_error(error: BaseException) -> str:

@@ -8,8 +8,6 @@ import threading
 from types import FrameType
 from typing import Any
 
-import jax
-
 # What ends a run with a checkpoint: a cluster's request, Ctrl-C, a warning before the time is up, a
 # terminal that is closed (under nohup this one is ignored, and stays so).
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
@@ -29,6 +27,8 @@ class StopSignal:
     def __enter__(self) -> StopSignal:
         # Only the main thread may set handlers; elsewhere the process keeps those it has.
         if threading.current_thread() is threading.main_thread():
+            import jax  # what only needs the signals' names need not wait for it
+
             alone = jax.process_count() == 1
             for number in STOP_SIGNALS:
                 if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
@@ -46,5 +46,7 @@ class StopSignal:
         if self.name and number == signal.SIGINT:  # the user insists
             raise KeyboardInterrupt
         self.name = signal.Signals(number).name
+        import jax
+
         if jax.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)

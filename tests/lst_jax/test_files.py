@@ -44,7 +44,7 @@ def test_a_file_that_cannot_be_written_leaves_what_was_there(tmp_path, monkeypat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pathlib.Path.replace", fail)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match=r"No space .*/a'"):
         write_file(path, "new")
     assert path.read_text() == "old" and names(tmp_path) == ["a"]
 
@@ -87,18 +87,25 @@ def test_what_is_at_the_output_stays_whether_it_was_there_or_came_meanwhile(tmp_
         assert (out / "thesis.txt" if kind == "directory" else out).read_text() == "years of work"
 
 
-def test_a_replacement_that_fails_puts_back_what_was_there(tmp_path, monkeypatch):
+@pytest.mark.parametrize("when", ["out", "incomplete"])
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), KeyboardInterrupt("SIGTERM")])
+def test_a_replacement_that_fails_puts_back_what_was_there(tmp_path, monkeypatch, when, error):
     write_file(tmp_path / "out" / "a", "old")
     rename = pathlib.Path.rename
 
     def fail(path, target):
-        if "incomplete" in path.name:
-            raise OSError(5, "Input/output error")
-        return rename(path, target)
+        if "incomplete" in path.name and when == "incomplete":
+            raise error
+        moved = rename(path, target)
+        if path.name == "out":  # a signal is noticed behind what it came in
+            raise error
+        return moved
 
     monkeypatch.setattr("pathlib.Path.rename", fail)
-    with pytest.raises(OSError, match="Input"), new_directory(tmp_path / "out", lambda _: None):
+    refused = pytest.raises(type(error), match=r"Input|SIGTERM")
+    with refused, new_directory(tmp_path / "out", lambda _: None):
         pass
+    monkeypatch.undo()
     assert names(tmp_path) == ["out"] and (tmp_path / "out" / "a").read_text() == "old"
 
 

@@ -170,9 +170,9 @@ def test_words_of_a_file_may_overlap_and_end_late_as_far_as_they_are_rounded(tmp
         assert _one(Recording("a", sound, None, late)).kind == "word-times"
 
 
-def _index(path: pathlib.Path, text: str, **more: str) -> pathlib.Path:
+def _index(path: pathlib.Path, text: str | bytes, **more: str) -> pathlib.Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
     for name, contents in more.items():
         path.with_name(name.replace("__", ".")).write_text(contents)
     return path
@@ -257,6 +257,8 @@ _SHORT_GRID = (
     'File type = "ooTextFile"\nObject class = "TextGrid"\n\n0\n1.0\n<exists>\n1\n"IntervalTier"\n'
     '"words"\n0\n1.0\n3\n0\n0.2\n""\n0.2\n0.5\n"one"\n0.5\n1.0\n"2"\n'
 )
+_CLAIM = b"{'descr': '<i8', 'fortran_order': False, 'shape': (1000000000000000,)}"
+_CLAIMING = b"\x93NUMPY\x01\x00" + len(_CLAIM).to_bytes(2, "little") + _CLAIM + bytes(100)
 _WHISPERX = {
     "segments": [
         {"start": 0.2, "end": 1.0, "text": " one 2",
@@ -335,30 +337,53 @@ def test_transcripts_give_words_or_a_recording_for_each_segment(tmp_path):
         (open_units, "u.jsonl", '{"name": "a"}', "none of units, audio_repr, hubert"),
         (open_units, "u.jsonl", '{"units": [1]}', "none of file_name"),
         (open_units, "u.jsonl", '{"name": "a", "units": "1 x"}', "expected 1 2 3"),
-        (open_units, "u.jsonl", '{"name": "a", "units": [1.5]}', "dtype float64"),
+        (open_units, "u.jsonl", '{"name": "a", "units": [1.5]}', "whole numbers"),
+        (open_units, "u.jsonl", '{"name": "a", "units": [1, [2]]}', "whole numbers"),
+        (open_units, "u.jsonl", '{"name": "a", "units": [9223372036854775808]}', "whole numbers"),
+        (open_units, "u.jsonl", '{"name": "a", "units": [1], "duration": "x"}', "time is 'x'"),
+        (open_units, "u.jsonl", '{"name": "a", "units": [1], "duration": [[1]]}', "1 durations"),
+        (open_units, "a.npy", _CLAIMING, "npy"),
+        (open_units, "a.npy", "PK\x03\x04", "npy"),
         (open_units, "u.jsonl", '{"name": "a", "units": [1], "duration": [0]}', "at least 1"),
         (open_units, "u.jsonl", '{"name": "a", "units": [1]}\n' * 2, "'a' twice"),
         (open_alignments, "a.TextGrid", "nothing", "ends early|no TextGrid"),
         (open_alignments, "a.TextGrid", _SHORT_GRID[:-20], "ends early"),
+        (open_alignments, "a.TextGrid", _SHORT_GRID.replace("\n1\n", "\n1e400\n", 1), "below 1e9"),
+        (open_alignments, "a.TextGrid", None, "No such file"),
         (open_alignments, "a.ctm", "a 1 0.5 one", "has 4 cells"),
+        (open_alignments, "a.ctm", b"a 1 0.5 1 \xe9", "not UTF-8"),
+        (open_alignments, "a.ctm", "a 1 1_0 1 one", "a time is '1_0'"),
         (open_alignments, "a.ctm", "a 1 x 1 one", "a time is 'x'"),
         (open_alignments, "a.json", '{"segments": 3}', "expected a list of objects"),
         (open_alignments, "a.txt", "", "has the suffix '.txt'"),
         (open_transcripts, "a.json", "{", "not JSON"),
         (open_transcripts, "a.jsonl", '{"audio_filepath": "a"}', "none of pred_text, text"),
+        (open_transcripts, "a.jsonl", "no JSON at all", "not JSON"),
+        (open_transcripts, "a.jsonl", "{}".encode("utf-16"), "UTF-16"),
     ],
 )
 def test_a_file_of_another_form_is_named_in_one_line(tmp_path, open_index, name, contents, message):
-    path = _index(tmp_path / name, contents)
+    path = tmp_path / name
+    if contents is not None:
+        _index(path, contents)
+    path = path.parent if path.suffix == ".npy" else path
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
         open_index(path).find("a", Sound(tmp_path / "a.wav"))
     assert name in str(error.value)
     assert "\n" not in str(error.value)
 
 
+def test_many_words_without_times_take_no_longer_than_those_with(tmp_path):
+    words = [{"word": "a"}] * 50_000 + [{"word": "b", "start": 1, "end": 2}]
+    segment = {"start": 0, "end": 2, "text": "a", "words": words}
+    path = _index(tmp_path / "a.json", json.dumps({"segments": [segment]}))
+    (words, _) = open_alignments(path).find("a", Sound(tmp_path / "a.wav"))
+    assert (words[0].start_s, words[0].end_s, words[49_999].end_s) == (0, 1, 1)
+
+
 def test_arrays_that_would_run_something_are_refused(tmp_path):
     np.save(tmp_path / "a.npy", np.array([print], object), allow_pickle=True)
-    with pytest.raises(ValueError, match=r"a\.npy is no array: Object arrays cannot be loaded"):
+    with pytest.raises(ValueError, match=r"a\.npy .*dtype object"):
         open_units(tmp_path).find("a", Sound(tmp_path / "a.wav"))
 
 
@@ -427,3 +452,21 @@ def test_parts_of_other_settings_or_recordings_are_refused(tmp_path):
         Parts(tmp_path / "a/parts", {"made": "otherwise"})
     with pytest.raises(ValueError, match="the corpus has changed"):
         parts.summary(0, recordings[1:4])
+
+
+def test_a_refused_start_leaves_nothing_and_a_damaged_part_is_named(tmp_path):
+    recordings = _corpus(tmp_path / "corpus")
+    parts = Parts(tmp_path / "a", {"made": "by a test"})
+    outcomes = iter(prepare_utterances(recordings[:3], _tools(aligner=Aligner())))
+    with pytest.raises(ZeroDivisionError):
+        parts.write(0, recordings[:3], (1 // 0 for _ in outcomes))
+    assert not (tmp_path / "a").exists()
+    parts.write(0, recordings[:3], outcomes)
+    Parts(tmp_path / "a", {"made": "by a test"})
+    with pytest.raises(ValueError, match="of another run"):
+        Parts(tmp_path / "a", {"made": "otherwise"})
+    for name in ("0000000.records", "0000000.json"):
+        file = tmp_path / "a" / name
+        file.write_bytes(b"{}" + file.read_bytes()[3:] if name.endswith("records") else b"{}")
+        with pytest.raises(ValueError, match=rf"{name} .*expected (what was written|recordings)"):
+            list(parts.read(0))

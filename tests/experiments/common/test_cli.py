@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from experiments.common.cli import Console
+from tests.marks import quick
 
 BINARY = """
 import sys
@@ -80,3 +81,31 @@ def test_a_closed_console_takes_everything_and_says_nothing():
     console = Console(stream)
     print("lost", file=console, flush=True)
     print("lost", file=console, flush=True)
+
+
+STOPPED = """
+import os, signal, time
+from experiments.common import cli
+from lst_jax.files import new_directory, refuse_to_replace
+def main(argv):
+    with new_directory("out", refuse_to_replace) as folder:
+        (folder / "half").write_text("")
+        try:
+            {body}
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)  # a second one, while things are put in order
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+cli.run_main(main)
+"""
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("name", quick(["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"], "SIGINT"))
+def test_signals_end_a_binary_in_one_line_and_leave_nothing(tmp_path, name):
+    body = f"os.kill(os.getpid(), signal.{name}); time.sleep(60)"
+    command = [sys.executable, "-c", STOPPED.format(body=body)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert (done.returncode, done.stderr) == (143, f"stopped by {name}\n")
+    assert not list(tmp_path.iterdir())
