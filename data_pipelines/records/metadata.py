@@ -79,17 +79,24 @@ class RecordMetadata:
         A field that is newer than version 1 is there only where it says something: runs that began
         on older records know them by what these said. What follows from the records is not there.
         """
-        fields = dataclasses.asdict(self)
+        fields = self._fields()
         del fields["unknown_pieces"]
         if self.encoder_fingerprint is None:
             del fields["encoder_fingerprint"]
         return fields
 
+    def _fields(self) -> dict[str, Any]:
+        fields = dataclasses.asdict(self)
+        if not self.totals.wordless:
+            del fields["totals"]["wordless"], fields["totals"]["wordless_units"]
+        return fields
+
     def summary(self) -> str:
         """Returns the totals in one line."""
         totals = self.totals
+        wordless = f" ({totals.wordless:,} of them without words)" if totals.wordless else ""
         summary = (
-            f"{totals.documents:,} documents, {totals.words:,} words, "
+            f"{totals.documents:,} documents{wordless}, {totals.words:,} words, "
             f"{totals.text_tokens:,} text tokens"
         )
         if self.unknown_pieces:
@@ -106,7 +113,7 @@ class RecordMetadata:
     def to_json(self) -> str:
         """Returns the contents of `metadata.json`."""
         version = {"format": _FORMAT, "format_version": FORMAT_VERSION}
-        fields = {**version, **dataclasses.asdict(self)}
+        fields = {**version, **self._fields()}
         return json.dumps({**fields, "crc32c": _checksum(fields)}, indent=2) + "\n"
 
     @classmethod

@@ -160,7 +160,10 @@ def check_record(record: Record, vocabulary: Vocabulary) -> None:
 
 @configuration
 class Totals:
-    """What a set of records adds up to; silences and their units are counted apart."""
+    """What a set of records adds up to; silences and their units are counted apart.
+
+    Speech whose words nobody knows is one silence in its record, and none here: it is `wordless`.
+    """
 
     documents: Count = 0
     words: Count = 0
@@ -168,6 +171,8 @@ class Totals:
     text_tokens: Count = 0
     units: Count = 0
     silence_units: Count = 0
+    wordless: Count = 0
+    wordless_units: Count = 0
 
     def __add__(self, other: Totals) -> Totals:
         pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
@@ -176,7 +181,8 @@ class Totals:
     @property
     def mean_word_length(self) -> float:
         """Returns the units a word, silences aside; NaN without words."""
-        return (self.units - self.silence_units) / self.words if self.words else float("nan")
+        spoken = self.units - self.silence_units - self.wordless_units
+        return spoken / self.words if self.words else float("nan")
 
     @property
     def mean_silence_length(self) -> float:
@@ -188,14 +194,16 @@ def count_record(record: Record) -> Totals:
     """Returns the totals of one record."""
     if isinstance(record, TextDocument):
         return Totals(1, record.word_count, text_tokens=len(record.pieces))
-    silent = record.is_silence
+    silent, units = record.is_silence, len(record.units)
     silences = int(silent.sum())
+    if silences == len(silent):
+        return Totals(1, units=units, wordless=1, wordless_units=units)
     return Totals(
         documents=1,
         words=len(record.words) - silences,
         silences=silences,
         text_tokens=len(record.pieces),
-        units=len(record.units),
+        units=units,
         silence_units=int(record.unit_counts[silent].sum()),
     )
 

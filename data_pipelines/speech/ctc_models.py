@@ -9,6 +9,9 @@ is `<blank>` or the configuration's `pad_token_id`. Options of the aligner:
 * `missing=reject|star` (default reject): what becomes of a word that labels cannot spell: its
   utterance is refused, or it is aligned to whatever is said between its neighbors.
 
+Options of the recognizer: `language`, and `words=FILE`, a word on each line: it hears no others,
+and writes them so. Without a list it reads the likeliest label of every frame.
+
 A frame stands for the samples around the center of what it sees. Recordings are computed in pieces
 that overlap, of whose frames those in the overlap are dropped; one path goes through the whole, so
 an alignment has no seams.
@@ -26,14 +29,18 @@ import jax
 import numpy as np
 
 from data_pipelines.speech.hugging_face import normalize_waveform, read_model
+from data_pipelines.speech.manifests import decode_text
 from data_pipelines.speech.registry import check_options, path_argument
 from data_pipelines.speech.spelling import Speller
+from lst_jax.files import read_numbered_lines
+from lst_jax.paths import local_path
 from lst_jax.settings import require
 from lst_jax.sharding import batch_mesh_size, batch_sharding, make_mesh, replicated
-from lst_jax.speech.ctc import CTCPath, add_star, align_ctc_rows, decode_greedy
+from lst_jax.speech.ctc import CTCPath, add_star, align_ctc, align_ctc_rows, decode_greedy
 from lst_jax.speech.interfaces import Alignment, Rejection, TimedText
 from lst_jax.speech.wav2vec2 import HiddenStates, Wav2Vec2
 from lst_jax.speech.wav2vec2_config import frame_count, receptive_field, samples_per_frame
+from lst_jax.speech.word_search import WordSearch
 
 _PIECES_S = (2, 4, 8, 16, 30)  # lengths that programs are compiled for
 _CONTEXT_S = 3  # on either side of a piece of a recording that is longer than the last of them
@@ -57,9 +64,13 @@ def open_aligner(argument: str, options: Mapping[str, str]) -> CTCModel:
 
 
 def open_recognizer(argument: str, options: Mapping[str, str]) -> CTCModel:
-    """Opens `ctc:DIR`."""
-    check_options("ctc", options, ())
-    return CTCModel(path_argument("ctc", argument, "a directory of Hugging Face's"))
+    """Opens `ctc:DIR[,words=FILE][,language=…]`."""
+    check_options("ctc", options, ("words", "language"))
+    return CTCModel(
+        path_argument("ctc", argument, "a directory of Hugging Face's"),
+        language=options.get("language", "en"),
+        words=local_path(options["words"], "words of ctc") if "words" in options else None,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +94,7 @@ class CTCModel:
         language: str = "en",
         romanize: bool = False,
         star: bool = False,
+        words: pathlib.Path | None = None,
     ) -> None:
         """Reads a model.
 
@@ -91,9 +103,11 @@ class CTCModel:
           language: of numbers and symbols.
           romanize: whether words are first spelled in Latin letters.
           star: whether words that labels cannot spell are aligned to anything.
+          words: file of all words that are heard. None: any letters are.
 
         Raises:
-          OSError, ValueError: see `read_model`; or it has no CTC head, no labels, or no blank.
+          OSError, ValueError: see `read_model`; or it has no CTC head, no labels, or no blank; or
+            a line of the list is no word that labels can spell.
         """
         model = read_model(directory)
         require(model.head, f"{directory}: lm_head", None, "a CTC head")
@@ -110,6 +124,10 @@ class CTCModel:
         self._names = {number: label for label, number in model.labels.items()}
         self._speller = Speller(frozenset(letters), language, romanize)
         self._star = star
+        self._words = [] if words is None else self._read_words(words)
+        if words is not None:
+            targets = [self._targets([parts]).tolist() for _, parts in self._words]
+            self._search = WordSearch(targets, self._labels[_DELIMITER], blank)
         self._normalize = bool(model.normalize)
         self.sample_rate = model.sample_rate
         self._step, self._field = samples_per_frame(model.config), receptive_field(model.config)
@@ -147,14 +165,21 @@ class CTCModel:
             found[i] = self._time(path, transcript, words[i], duration) if is_path else path
         return [result for result in found if result is not None]
 
-    def recognize(self, waveforms: Sequence[np.ndarray]) -> list[tuple[TimedText, ...]]:
-        """Returns the words of the likeliest labels; see `Recognizer`."""
+    def recognize(
+        self, waveforms: Sequence[np.ndarray], *, listed: bool = True
+    ) -> list[tuple[TimedText, ...]]:
+        """Returns the likeliest words; see `Recognizer`.
+
+        Args:
+          waveforms: of the utterances.
+          listed: of the list, where there is one; false reads the likeliest labels all the same.
+        """
+        found: list[tuple[TimedText, ...]] = [()] * len(waveforms)
         long = [i for i, w in enumerate(waveforms) if self._check_length(w) is None]
-        emissions = dict(zip(long, self.emissions([waveforms[i] for i in long]), strict=True))
-        return [
-            self._read(emissions[i], len(waveform) / self.sample_rate) if i in emissions else ()
-            for i, waveform in enumerate(waveforms)
-        ]
+        read = self._find_listed if listed and self._words else self._read
+        for i, emissions in zip(long, self.emissions([waveforms[i] for i in long]), strict=True):
+            found[i] = read(emissions, len(waveforms[i]) / self.sample_rate)
+        return found
 
     def emissions(self, waveforms: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Returns log-probabilities float32 (T, V) of each waveform, which has a frame or more.
@@ -281,6 +306,31 @@ class CTCModel:
         """Returns when a frame begins."""
         sample = frame * self._step + (self._field - self._step) / 2
         return min(max(sample, 0.0) / self.sample_rate, duration)
+
+    def _read_words(self, path: pathlib.Path) -> list[tuple[str, list[str]]]:
+        """Returns the words of a list and the parts of each, which are letters."""
+        found = self._labels.get(_DELIMITER)
+        require(found is not None, f"label {_DELIMITER} for words of a list", found, "its id")
+        words = []
+        for number, line in read_numbered_lines(path):
+            place = f"{path}:{number}"
+            word = decode_text(line, place).strip()
+            letters = self._speller.spell(word)
+            if isinstance(letters, Rejection):
+                raise ValueError(f"{place}: {letters.reason}")
+            require(len(word.split()) == 1 and letters != "", place, word, "a word")
+            words.append((word, letters.split()))
+        require(len(words) > 0, str(path), words, "a word on each line")
+        return words
+
+    def _find_listed(self, log_probs: np.ndarray, duration: float) -> tuple[TimedText, ...]:
+        """Returns the likeliest words of the list, where CTC aligns them."""
+        found = [self._words[number] for number in self._search.search(log_probs)]
+        if not found:
+            return ()
+        parts = [letters for _, letters in found]
+        path = align_ctc(log_probs, self._targets(parts), self._blank)
+        return self._time(path, [word for word, _ in found], parts, duration).words
 
     def _read(self, log_probs: np.ndarray, duration: float) -> tuple[TimedText, ...]:
         labels, spans = decode_greedy(log_probs, self._blank)

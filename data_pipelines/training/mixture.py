@@ -115,7 +115,7 @@ def _mean_size(source: SourceStatistics, ratio_unit: RatioUnit, interleaved_shar
 
 def spoken_share(totals: Totals, interleaved_share: float) -> float:
     """Returns the share of the words of utterances that is speech in documents, on average."""
-    words = max(1, round(totals.words / max(1, totals.documents)))
+    words = max(1, round(totals.words / max(1, totals.documents - totals.wordless)))
     return 1 - interleaved_share * (1 - expected_speech_share(words))
 
 

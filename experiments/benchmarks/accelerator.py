@@ -58,8 +58,8 @@ from experiments.benchmarks.job_runner import (
     read_records,
     supervise,
 )
-from experiments.benchmarks.machine import command_line, device_name, process_age
 from experiments.common import cli
+from experiments.common.machine import command_line, device_name, process_age
 from experiments.common.paths import define_path
 from experiments.common.step_config import PRESETS
 from lst_jax.model.attention import BACKENDS

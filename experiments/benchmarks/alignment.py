@@ -22,8 +22,7 @@ from absl import flags
 
 from data_pipelines.speech.audio import read_audio
 from data_pipelines.speech.registry import open_aligner
-from experiments.benchmarks import machine
-from experiments.common import cli
+from experiments.common import cli, machine
 from experiments.common.outputs import check_output, keep_results
 from experiments.common.paths import define_path
 from lst_jax.evaluation.tables import format_rows

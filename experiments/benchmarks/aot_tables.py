@@ -23,9 +23,9 @@ import jax
 from absl import flags
 
 from experiments.aot.compile import StepConfig, compile_step, library_versions
-from experiments.benchmarks.machine import command_line
 from experiments.common import cli
 from experiments.common.gin_steps import read_config
+from experiments.common.machine import command_line
 from experiments.common.mesh_text import parse_mesh
 from experiments.common.paths import define_path
 from lst_jax.files import write_json

@@ -28,8 +28,8 @@ from experiments.benchmarks.attention_timing import (
     attention_cases,
     time_attention,
 )
-from experiments.benchmarks.machine import command_line, device_name, versions
 from experiments.common.cli import check_no_arguments, run_main
+from experiments.common.machine import command_line, device_name, versions
 from experiments.common.paths import define_path
 from lst_jax.config import LSTConfig
 from lst_jax.files import write_json

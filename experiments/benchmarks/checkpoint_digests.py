@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 
-from experiments.benchmarks.machine import cpu_model
+from experiments.common.machine import cpu_model
 from experiments.common.paths import define_path
 from lst_jax.checkpoints.checkpointer import Checkpointer
 from lst_jax.checkpoints.digests import find_damage, hash_file, read_digests

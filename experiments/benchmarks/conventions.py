@@ -19,9 +19,9 @@ from typing import Any
 from absl import app, flags
 
 from data_pipelines.microworld.build import MicroworldConfig, MicroworldPaths, build_corpus
-from experiments.benchmarks.machine import cpu_model
 from experiments.common import cli, gin_config
 from experiments.common.experiment import run_experiment
+from experiments.common.machine import cpu_model
 from experiments.common.paths import define_path
 from lst_jax.files import write_json
 from lst_jax.training.metrics import read_records

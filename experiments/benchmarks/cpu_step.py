@@ -35,9 +35,9 @@ import jax
 import jax.extend
 from absl import flags
 
-from experiments.benchmarks.machine import command_line, cpu_model, versions
 from experiments.benchmarks.step_timing import make_batches
 from experiments.common import cli
+from experiments.common.machine import command_line, cpu_model, versions
 from experiments.common.paths import define_path
 from experiments.common.step_config import StepConfig, preset
 from experiments.inspection.loss_runs import HERE, find_code

@@ -28,7 +28,7 @@ from absl import app, flags
 from data_pipelines.records.storage import SILENCE, TextDocument, Utterance, write_records
 from data_pipelines.training.dataset import DataConfig, SourceConfig, make_training_dataset
 from data_pipelines.training.mixture import RatioUnit
-from experiments.benchmarks.machine import command_line, cpu_model, versions
+from experiments.common.machine import command_line, cpu_model, versions
 from experiments.common.paths import define_path
 from lst_jax.batch import Batch
 from lst_jax.files import write_json

@@ -30,9 +30,9 @@ from experiments.benchmarks.decode_timing import (
     measure_decoding,
     measure_recomputing,
 )
-from experiments.benchmarks.machine import command_line, device_name, versions
 from experiments.common import cli, gin_config
 from experiments.common.gin_steps import read_config
+from experiments.common.machine import command_line, device_name, versions
 from experiments.common.paths import define_path
 from lst_jax.config import LSTConfig, baseline_of
 from lst_jax.evaluation.tables import format_rows

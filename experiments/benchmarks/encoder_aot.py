@@ -19,8 +19,8 @@ from absl import flags
 
 from experiments.aot.hlo_costs import hlo_costs
 from experiments.aot.topologies import tpu_devices
-from experiments.benchmarks.machine import command_line, versions
 from experiments.common import cli
+from experiments.common.machine import command_line, versions
 from experiments.common.paths import define_path
 from lst_jax.files import write_json
 from lst_jax.hardware import tpu_chip

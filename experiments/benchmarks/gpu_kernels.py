@@ -22,8 +22,8 @@ from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments.aot.gpu_topologies import gpu_device
-from experiments.benchmarks.machine import command_line, versions
 from experiments.common import cli
+from experiments.common.machine import command_line, versions
 from experiments.common.paths import define_path
 from lst_jax.files import write_json
 from lst_jax.model.attention.mosaic_gpu import mosaic_gpu_attention

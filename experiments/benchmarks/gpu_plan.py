@@ -18,9 +18,9 @@ import jax
 from absl import flags
 
 from experiments.aot.gpu_topologies import GPUS, gpu_device, memory_bytes
-from experiments.benchmarks.machine import command_line, versions
 from experiments.benchmarks.step_timing import largest_batch, planned_bytes
 from experiments.common import cli
+from experiments.common.machine import command_line, versions
 from experiments.common.paths import define_path
 from experiments.common.step_config import PRESETS, preset
 from lst_jax.files import write_json

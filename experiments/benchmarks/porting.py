@@ -26,8 +26,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import app, flags
 
-from experiments.benchmarks.machine import cpu_model
 from experiments.common import gin_config
+from experiments.common.machine import cpu_model
 from experiments.common.paths import define_path
 from lst_jax.checkpoints.description import ModelDescription, write_description
 from lst_jax.checkpoints.layout import params_directory, step_directory

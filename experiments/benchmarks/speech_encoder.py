@@ -28,8 +28,8 @@ from absl import flags
 
 from data_pipelines.speech.hugging_face import SAMPLE_RATE, read_model
 from experiments.aot.jaxpr_flops import jaxpr_flops
-from experiments.benchmarks.machine import command_line, cpu_model, versions
 from experiments.common import cli
+from experiments.common.machine import command_line, cpu_model, versions
 from experiments.common.paths import define_path
 from lst_jax.config import ComputeType
 from lst_jax.files import write_json

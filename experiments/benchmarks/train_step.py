@@ -36,10 +36,10 @@ from typing import Any
 import jax
 from absl import flags
 
-from experiments.benchmarks.machine import command_line, device_name, versions
 from experiments.benchmarks.step_timing import NUM_BATCHES, measure_all
 from experiments.common import cli, gin_config
 from experiments.common.gin_steps import read_config
+from experiments.common.machine import command_line, device_name, versions
 from experiments.common.mesh_text import parse_mesh
 from experiments.common.paths import define_path
 from experiments.common.step_config import StepConfig

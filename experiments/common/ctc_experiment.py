@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import os
 import pathlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Annotated, Any
 
 import gin
@@ -16,7 +17,7 @@ import jax
 import numpy as np
 from soxr import resample
 
-from data_pipelines.microworld import voices
+from data_pipelines.microworld import stories, voices
 from data_pipelines.microworld.speech import Speech
 from data_pipelines.speech.audio import read_audio
 from data_pipelines.speech.ctc_examples import (
@@ -30,9 +31,9 @@ from data_pipelines.speech.ctc_examples import (
 from data_pipelines.speech.ctc_models import CTCModel
 from data_pipelines.speech.hugging_face import SpeechModel, write_model
 from data_pipelines.speech.spelling import Speller
-from experiments.benchmarks.machine import device_name, process_age
+from experiments.common.machine import device_name, process_age
 from lst_jax.evaluation.error_rates import character_error_rate, count_errors, word_error_rate
-from lst_jax.files import read_numbered_lines, write_json
+from lst_jax.files import read_numbered_lines, write_file, write_json
 from lst_jax.paths import PathText, local_path
 from lst_jax.settings import (
     Bounds,
@@ -54,7 +55,7 @@ from lst_jax.training.optimizers import OptimizerConfig
 from lst_jax.training.starts import flatten_settings
 from lst_jax.training.step import TrainingConfig
 
-MODEL, RESULTS, DESCRIPTION = "model", "results.json", "ctc.json"
+MODEL, WORDS, RESULTS, DESCRIPTION = "model", "words.txt", "results.json", "ctc.json"
 _ENGLISH = "ABCDEFGHIJKLMNOPQRSTUVWXYZ'"
 _CACHED_CLIPS = 4096
 _MOST_HELD_OUT = 0.1  # share of given recordings
@@ -113,9 +114,10 @@ class Recording:
 
 @dataclasses.dataclass(frozen=True)
 class _Corpus:
-    """Recordings to train on and to measure, the latter by name of their group."""
+    """Recordings to train on and to measure, the latter by name of their group, and their words."""
 
     letters: Sequence[str]
+    words: Collection[str]
     recordings: Sequence[Recording]
     held_out: Mapping[str, Sequence[Recording]]
 
@@ -128,8 +130,8 @@ def run_ctc_experiment(
 ) -> TrainResult:
     """Trains, or continues to train, in `workdir`; then writes the model and its results there.
 
-    `model/` is a directory of Hugging Face's, for `ctc:WORKDIR/model`; `results.json` says what it
-    reaches on recordings held out.
+    `model/` is a directory of Hugging Face's, for `ctc:WORKDIR/model`; `words.txt` lists the words
+    of the corpus, for `,words=`; `results.json` says what both reach on recordings held out.
 
     Raises:
       OSError, ValueError: files are missing or settings do not fit together.
@@ -177,30 +179,36 @@ def run_ctc_experiment(
             if hasattr(os, "sched_getaffinity")
             else os.cpu_count(),
         }
-        opened = CTCModel(workdir / MODEL, language=experiment.language)
+        write_file(workdir / WORDS, "".join(f"{word}\n" for word in sorted(corpus.words)))
+        opened = CTCModel(workdir / MODEL, language=experiment.language, words=workdir / WORDS)
         measured = {
             name: measure(opened, recordings) for name, recordings in corpus.held_out.items()
         }
+        trained["listed_words"] = len(corpus.words)
         trained["seconds"] = process_age() + earlier
         write_json(workdir / RESULTS, {"training": trained, "held_out": measured})
     return result
 
 
 def measure(model: CTCModel, recordings: Sequence[Recording]) -> dict[str, float]:
-    """Returns how far word ends are off, where they are known, and error rates of transcripts."""
+    """Returns how far word ends are off, where they are known, and error rates of transcripts.
+
+    Args:
+      model: with a list of words; `wer` and `cer` are without it, `listed_wer` is with it.
+      recordings: of which it learned nothing.
+    """
     read = [recording.read() for recording in recordings]
     waveforms = [samples for samples, _, _ in read]
     texts = [" ".join(word.text for word in words) for _, _, words in read]
-    heard = model.recognize(waveforms)
-    counted = [
-        count_errors(str(i), text, " ".join(word.text for word in words))
-        for i, (text, words) in enumerate(zip(texts, heard, strict=True))
-    ]
-    result: dict[str, float] = {
-        "recordings": len(recordings),
-        "wer": word_error_rate(counted).rate,
-        "cer": character_error_rate(counted).rate,
-    }
+    result: dict[str, float] = {"recordings": len(recordings)}
+    for prefix, listed in (("", False), ("listed_", True)):
+        heard = model.recognize(waveforms, listed=listed)
+        counted = [
+            count_errors(str(i), text, " ".join(word.text for word in words))
+            for i, (text, words) in enumerate(zip(texts, heard, strict=True))
+        ]
+        result[f"{prefix}wer"] = word_error_rate(counted).rate
+        result[f"{prefix}cer"] = character_error_rate(counted).rate
     errors_ms, rejected = [], 0
     aligned = model.align(waveforms, texts)
     for found, recording, (_, _, words) in zip(aligned, recordings, read, strict=True):
@@ -293,6 +301,7 @@ def _open_corpus(experiment: CTCExperiment) -> _Corpus:
     held_out = range(experiment.held_out)
     return _Corpus(
         _ENGLISH,
+        stories.vocabulary(),
         [spoken(seed + _TRAIN_SEED, i, False) for i in range(count)],
         {"voices held out": [spoken(seed + _HELD_OUT_SEED, i, True) for i in held_out]}
         if held_out
@@ -312,20 +321,23 @@ def _read_recordings(experiment: CTCExperiment) -> _Corpus:
     assert experiment.recordings is not None
     path = local_path(experiment.recordings, "recordings")
     speller = Speller(None, experiment.language)
-    recordings, letters = [], set()
+    recordings, letters, words = [], set(), []
     for number, line in read_numbered_lines(path):
         recording, text = _read_line(f"{path}:{number}", path.parent, line)
         recordings.append(recording)
+        words.append([])
         for word in text.split():
             spelled = speller.spell(word)
             if isinstance(spelled, Rejection):
                 raise ValueError(f"{path}:{number}: {spelled.reason}")
             letters.update(spelled.upper().replace(" ", ""))
+            words[-1] += [word] if spelled else []
     count = min(experiment.held_out, int(_MOST_HELD_OUT * len(recordings)))
     kept = len(recordings) - count
     require(kept > 0, f"{path}", len(recordings), "recordings to train on")
     held_out = {"recordings held out": recordings[kept:]} if count else {}
-    return _Corpus(sorted(letters), recordings[:kept], held_out)
+    known = set(itertools.chain.from_iterable(words[:kept]))
+    return _Corpus(sorted(letters), known, recordings[:kept], held_out)
 
 
 def _read_line(place: str, folder: pathlib.Path, line: bytes) -> tuple[Recording, str]:

@@ -121,8 +121,10 @@ def alignment_page(trained: Record, compare: Record) -> str:
         "": lambda x: x["name"],
         "sentences": lambda x: x["recordings"],
         **ends,
-        "WER": lambda x: f"{x['wer']:.1%}",
+        "WER of letters": lambda x: f"{x['wer']:.1%}",
         "CER": lambda x: f"{x['cer']:.1%}",
+        "WER of words": lambda x: f"{x['listed_wer']:.1%}",
+        "CER of them": lambda x: f"{x['listed_cer']:.1%}",
         "refused": lambda x: x["rejected"],
     }
     held_out = [{"name": name, **x} for name, x in trained["held_out"].items()]

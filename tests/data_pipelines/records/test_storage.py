@@ -345,6 +345,21 @@ def test_totals_are_those_of_the_records(directory):
     assert metadata.fingerprint == make_tokenizer().fingerprint
 
 
+def test_speech_whose_words_nobody_knows_is_no_silence_in_totals(tmp_path):
+    one = read_sample()[0]
+    alone = records.make_utterance(
+        "alone", (records.SILENCE,), [3] * 50, np.array([50]), make_tokenizer()
+    )
+    out = tmp_path / "out"
+    metadata = records.write_records(out, "speech", [one, alone], make_tokenizer())
+    known, totals = records.count_record(one), metadata.totals
+    assert (totals.silences, totals.silence_units) == (known.silences, known.silence_units)
+    assert totals.mean_word_length == known.mean_word_length
+    assert (totals.wordless, totals.wordless_units, totals.units) == (1, 50, known.units + 50)
+    assert "2 documents (1 of them without words)" in metadata.summary()
+    assert records.open_records(out).metadata == metadata
+
+
 def test_totals_of_texts_count_words(tmp_path):
     texts = [make_text("one two three"), make_text("four")]
     metadata = records.write_records(tmp_path / "out", "text", texts, make_tokenizer())

@@ -12,24 +12,11 @@ from data_pipelines.speech.ctc_examples import make_labels
 from data_pipelines.speech.hugging_face import SpeechModel, write_model
 from lst_jax.speech.interfaces import Alignment, Rejection
 from lst_jax.speech.wav2vec2 import Wav2Vec2
-from lst_jax.speech.wav2vec2_config import Wav2Vec2Config, receptive_field
+from lst_jax.speech.wav2vec2_config import receptive_field
+from tests.data_pipelines.speech.small_models import SMALL_CTC
 
 LABELS = make_labels("AEHLN")
-CONFIG = Wav2Vec2Config(
-    model_type="wav2vec2",
-    vocab_size=len(LABELS),
-    hidden_size=16,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    intermediate_size=16,
-    conv_dim=(8, 16),
-    conv_kernel=(40, 16),
-    conv_stride=(20, 16),
-    feat_extract_norm="layer",
-    do_stable_layer_norm=True,
-    num_conv_pos_embeddings=8,
-    num_conv_pos_embedding_groups=2,
-)
+CONFIG = dataclasses.replace(SMALL_CTC, vocab_size=len(LABELS))
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +102,35 @@ def test_a_recognizer_reads_the_likeliest_labels(directory):
     read = "".join(names[x] if len(names[x]) == 1 else "" for x in kept).split("|")
     assert [word.text for word in words] == [word for word in read if word]
     assert nothing == ()
+
+
+def test_of_a_list_no_other_words_are_heard_and_they_stand_where_an_aligner_puts_them(
+    directory, model, tmp_path
+):
+    (tmp_path / "words.txt").write_text("Ha\nlane\nNel\nan\n")
+    recognizer = ctc_models.open_recognizer(str(directory), {"words": str(tmp_path / "words.txt")})
+    waveforms = [_noise(1.5), _noise(0.01), _noise(0.9, 1)]
+    found = recognizer.recognize(waveforms)
+    assert found[1] == () and found[0] and recognizer.recognize(waveforms[2:]) == found[2:]
+    assert {word.text for words in found for word in words} <= {"Ha", "lane", "Nel", "an"}
+    aligned = model.align(waveforms[:1], [" ".join(word.text for word in found[0])])
+    assert [word.end_s for word in aligned[0].words] == [word.end_s for word in found[0]]
+    assert recognizer.recognize(waveforms, listed=False) != found
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("an\nbox\n", "words.txt:2: word 'box' has 'b'"),
+        ("an hale\n", "words.txt:1 is 'an hale', expected a word"),
+        ("...\n", "words.txt:1 is '...', expected a word"),
+        ("", r"words.txt is \[\], expected a word on each line"),
+    ],
+)
+def test_a_list_of_what_is_no_word_is_refused(directory, tmp_path, text, message):
+    (tmp_path / "words.txt").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        ctc_models.open_recognizer(str(directory), {"words": str(tmp_path / "words.txt")})
 
 
 def test_a_directory_without_head_or_labels_is_refused(directory, tmp_path):

@@ -16,28 +16,14 @@ from data_pipelines.speech.registry import open_aligner, open_recognizer
 from experiments.common import ctc_experiment
 from experiments.common.ctc_experiment import CTCExperiment, run_ctc_experiment
 from lst_jax.speech.interfaces import Alignment
-from lst_jax.speech.wav2vec2_config import Wav2Vec2Config
 from lst_jax.training.ctc import filter_bank
 from lst_jax.training.optimizers import OptimizerConfig
 from lst_jax.training.step import TrainingConfig
+from tests.data_pipelines.speech.small_models import SMALL_CTC
 
-MODEL = Wav2Vec2Config(
-    model_type="wav2vec2",
-    hidden_size=16,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    intermediate_size=16,
-    conv_dim=(8, 16),
-    conv_kernel=(40, 16),
-    conv_stride=(20, 16),
-    feat_extract_norm="layer",
-    do_stable_layer_norm=True,
-    num_conv_pos_embeddings=8,
-    num_conv_pos_embedding_groups=2,
-)
 EXPERIMENT = CTCExperiment(
     training=TrainingConfig(num_steps=4, checkpoint_every=2),
-    model=MODEL,
+    model=SMALL_CTC,
     data=CTCDataConfig(batch_size=8, row_s=2.5),
     optimizer=OptimizerConfig(warmup_steps=1),
     corpus_clips=8,
@@ -72,15 +58,21 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_bits_and_its_model_aligns(tmp
     assert results["training"]["steps"] == 4
     measured = results["held_out"]["voices held out"]
     assert measured["recordings"] == 2 and measured["words"] > 4 and measured["median_ms"] > 0
+    assert measured["wer"] > 0 and measured["listed_wer"] > 0  # it has learned nothing yet
 
     aligner = open_aligner(f"ctc:{tmp_path}/whole/model")
-    recognizer = open_recognizer(f"ctc:{tmp_path}/parts/model")
+    listed = (tmp_path / "parts/words.txt").read_text().split()
+    assert len(listed) == results["training"]["listed_words"] > 200
+    recognizer = open_recognizer(f"ctc:{tmp_path}/parts/model,words={tmp_path}/parts/words.txt")
     samples, _, words = ctc_experiment._resample(voices.speak(0, 0))
     (found,) = aligner.align([samples], [" ".join(word.text for word in words)])
     assert isinstance(found, Alignment) and len(found.words) == len(words)
-    assert len(recognizer.recognize([samples])) == 1
+    (heard,) = recognizer.recognize([samples])
+    assert {word.text for word in heard} <= set(listed)
     with pytest.raises(ValueError, match=r"ctc.json: config is .*, expected"):
-        other = dataclasses.replace(EXPERIMENT, model=dataclasses.replace(MODEL, hidden_size=32))
+        other = dataclasses.replace(
+            EXPERIMENT, model=dataclasses.replace(SMALL_CTC, hidden_size=32)
+        )
         run_ctc_experiment(other, tmp_path / "whole")
 
 
@@ -93,7 +85,7 @@ def _write_recordings(folder, **changes):
 
 def test_recordings_give_the_labels_and_a_tenth_of_them_at_most_is_held_out(tmp_path):
     corpus = ctc_experiment._open_corpus(_write_recordings(tmp_path))
-    assert corpus.letters == sorted(set("GRÖSSEZWÖLF"))
+    assert corpus.letters == sorted(set("GRÖSSEZWÖLF")) and corpus.words == {"Größe", "12"}
     assert len(corpus.recordings) == 18 and len(corpus.held_out["recordings held out"]) == 2
     assert not corpus.recordings[0].timed
     samples, starts, words = corpus.recordings[0].read()

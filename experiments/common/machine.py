@@ -1,4 +1,4 @@
-"""What the benchmarks ran on."""
+"""What this process runs on, for results."""
 
 from __future__ import annotations
 
