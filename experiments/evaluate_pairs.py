@@ -5,11 +5,14 @@ r"""Accuracy of a trained model on minimal pairs of speech: sWUGGY, sBLIMP.
 
 prints a line per set and category and writes the same as JSON. The model, its vocabulary and its
 patching are those of the run's `model.json`; the format of the files is described in
-`lst_jax/evaluation/minimal_pairs.py`.
+`lst_jax/evaluation/minimal_pairs.py`. `--submission` writes what the challenge's own tools take.
 """
 
 from __future__ import annotations
 
+import pathlib
+
+import jax
 from absl import flags
 
 from experiments.common import cli
@@ -21,10 +24,22 @@ from experiments.common.likelihood_evaluation import (
     scoring_options,
     start,
 )
+from experiments.common.outputs import check_writable
+from experiments.common.paths import define_path
 from lst_jax.evaluation.choices import format_table
-from lst_jax.evaluation.minimal_pairs import evaluate_minimal_pairs, read_speech_pairs
+from lst_jax.evaluation.minimal_pairs import (
+    check_submission,
+    evaluate_minimal_pairs,
+    format_submission,
+    read_speech_pairs,
+)
+from lst_jax.files import refuse_to_replace, write_file
 
 define_flags()
+_SUBMISSION = define_path("submission", "New folder for lexical/dev.txt and the like: the scores.")
+_SUBMISSION_SCORES = flags.DEFINE_enum(
+    "submission_scores", "sum", ["sum", "mean"], "Scores there: log-probabilities, or per token."
+)
 
 
 def main(argv: list[str]) -> None:
@@ -35,8 +50,17 @@ def main(argv: list[str]) -> None:
     pairs = read_speech_pairs(
         flags.FLAGS.data, description.vocabulary.unit_count, description.encoder_fingerprint
     )
+    if _SUBMISSION.value:
+        folder = pathlib.Path(_SUBMISSION.value)
+        check_writable(folder)
+        if folder.exists():
+            refuse_to_replace(folder)
+        check_submission(pairs)
     trained = load_model(saved)
     results = evaluate_minimal_pairs(trained, pairs, **scoring_options(trained))
+    if _SUBMISSION.value and jax.process_index() == 0:
+        for path, text in format_submission(pairs, results, _SUBMISSION_SCORES.value).items():
+            write_file(pathlib.Path(_SUBMISSION.value) / path, text)
     report(trained, results, format_table(results))
 
 

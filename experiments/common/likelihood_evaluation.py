@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, get_args
 
 import jax
 from absl import flags
@@ -12,7 +12,7 @@ from experiments.common import cli, distributed
 from experiments.common.outputs import check_output, keep_results, make_progress_printer
 from experiments.common.paths import define_path, define_paths
 from lst_jax.evaluation.choices import ChoiceResults
-from lst_jax.inference.scoring import ScoringShape
+from lst_jax.inference.scoring import Logits, ScoringShape
 from lst_jax.inference.trained_model import SavedModel, TrainedModel, open_trained_model
 from lst_jax.settings import require
 from lst_jax.sharding import batch_mesh_size
@@ -44,6 +44,12 @@ def define_flags() -> None:
     )
     flags.DEFINE_integer(
         "patch_size", None, "Units of a static patch, in place of the run's.", lower_bound=1
+    )
+    flags.DEFINE_enum(
+        "logits",
+        "all",
+        list(get_args(Logits)),
+        "Probabilities of speech: over the whole vocabulary, or over speech alone.",
     )
     distributed.define_flags()
 
@@ -89,6 +95,7 @@ def scoring_options(trained: TrainedModel) -> dict[str, Any]:
             patches_per_row=flags.FLAGS.patches_per_row,
             tokens_per_row=flags.FLAGS.tokens_per_row,
         ),
+        "logits": flags.FLAGS.logits,
         "progress": make_progress_printer(),
     }
 

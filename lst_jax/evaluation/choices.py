@@ -3,20 +3,24 @@
 Story completion chooses among the endings of a story, a minimal pair is a choice of two utterances.
 The candidate with the highest score wins, by its summed log-probability (the headline) and by that
 per token. If m candidates tie for the highest score and the right one is among them, the choice
-counts as 1/m right, the expectation of a random draw.
+counts as 1/m right, the expectation of a random draw. Choices of one item, such as a pair in
+several voices, count as one, by their mean.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from lst_jax.evaluation.statistics import wilson_interval
 from lst_jax.evaluation.tables import format_interval, format_percent, format_rows
-from lst_jax.inference.scoring import Continuation, ScoringShape, score_continuations
+from lst_jax.inference.scoring import Continuation, Logits, ScoringShape, score_continuations
 from lst_jax.inference.trained_model import TrainedModel
+
+# What decides, by the name of a result.
+SCORED_BY = {"accuracy": "sum", "normalized_accuracy": "mean per token"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +48,7 @@ class Choice:
       group: the part of the set that it belongs to, if any.
       candidates: two or more.
       label: index of the right one.
+      item: what the choice is a version of; None: it is an item of its own.
     """
 
     set_name: str
@@ -51,6 +56,7 @@ class Choice:
     group: str | None
     candidates: Sequence[Continuation]
     label: int
+    item: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +64,7 @@ class ChoiceScores:
     """What the model thinks of the candidates of one choice.
 
     Attributes:
-      set_name, example_id, group, label: what was scored, see `Choice`.
+      set_name, example_id, group, label, item: what was scored, see `Choice`.
       log_probabilities: of each candidate's ending given its prompt, natural logarithm, summed.
       token_counts: number of tokens of each ending.
     """
@@ -69,6 +75,7 @@ class ChoiceScores:
     label: int
     log_probabilities: tuple[float, ...]
     token_counts: tuple[int, ...]
+    item: str | None = None
 
     @property
     def normalized(self) -> tuple[float, ...]:
@@ -83,7 +90,7 @@ class ChoiceResult:
 
     Attributes:
       set_name, group: what was measured; group None is the whole set.
-      n: number of choices.
+      n: number of items.
       chance: accuracy of guessing, the mean of 1 / number of candidates.
       accuracy: by the summed log-probability, the headline.
       interval: 95 % Wilson interval of `accuracy`.
@@ -109,15 +116,21 @@ class ChoiceResults:
       kind: of the choices.
       table: one entry per set and group, both in the order of the choices.
       scores: one entry per choice.
+      logits: what the probabilities of speech are normalized over.
     """
 
     kind: ChoiceKind
     table: tuple[ChoiceResult, ...]
     scores: tuple[ChoiceScores, ...]
+    logits: Logits = "all"
 
     def as_dict(self, with_scores: bool) -> dict[str, Any]:
         """Returns the results as JSON values, with or without the scores of every choice."""
-        values = {"results": [result_to_json(result, self.kind) for result in self.table]}
+        values: dict[str, Any] = {
+            "logits": self.logits,
+            "scored_by": SCORED_BY,
+            "results": [result_to_json(result, self.kind) for result in self.table],
+        }
         if with_scores:
             values["scores"] = [_rename(dataclasses.asdict(x), self.kind) for x in self.scores]
         return values
@@ -146,6 +159,7 @@ def evaluate_choices(
     kind: ChoiceKind,
     *,
     shape: ScoringShape | None = None,
+    logits: Logits = "all",
     progress: Callable[[int, int], None] | None = None,
 ) -> ChoiceResults:
     """Measures how often a model finds the right candidate the likeliest.
@@ -158,13 +172,16 @@ def evaluate_choices(
       choices: of any number of sets.
       kind: of the choices.
       shape: shape of the batches.
+      logits: see `score_continuations`.
       progress: called after every batch with the number of batches done and in all.
 
     Raises:
       ValueError: a candidate is longer than a row, or scores are not finite.
     """
     continuations = [candidate for choice in choices for candidate in choice.candidates]
-    found = score_continuations(trained, continuations, shape=shape, progress=progress)
+    found = score_continuations(
+        trained, continuations, shape=shape, logits=logits, progress=progress
+    )
     log_probabilities = iter(found.tolist())
     scores = [
         ChoiceScores(
@@ -174,13 +191,16 @@ def evaluate_choices(
             label=choice.label,
             log_probabilities=tuple(itertools.islice(log_probabilities, len(choice.candidates))),
             token_counts=tuple(len(candidate.ending) for candidate in choice.candidates),
+            item=choice.item,
         )
         for choice in choices
     ]
-    return summarize(scores, kind)
+    return summarize(scores, kind, logits)
 
 
-def summarize(scores: Sequence[ChoiceScores], kind: ChoiceKind) -> ChoiceResults:
+def summarize(
+    scores: Sequence[ChoiceScores], kind: ChoiceKind, logits: Logits = "all"
+) -> ChoiceResults:
     """Returns the accuracies of scored choices, by set and group."""
     sets: dict[str, dict[str | None, list[ChoiceScores]]] = {}
     for entry in scores:
@@ -193,18 +213,19 @@ def summarize(scores: Sequence[ChoiceScores], kind: ChoiceKind) -> ChoiceResults
         for set_name, groups in sets.items()
         for group, entries in groups.items()
     )
-    return ChoiceResults(kind, table, tuple(scores))
+    return ChoiceResults(kind, table, tuple(scores), logits)
 
 
 def _summarize_group(
     set_name: str, group: str | None, entries: Sequence[ChoiceScores]
 ) -> ChoiceResult:
-    accuracy = measure_accuracy((entry.log_probabilities, entry.label) for entry in entries)
-    normalized = measure_accuracy((entry.normalized, entry.label) for entry in entries)
+    items = [i if entry.item is None else entry.item for i, entry in enumerate(entries)]
+    accuracy = measure_accuracy([(x.log_probabilities, x.label) for x in entries], items)
+    normalized = measure_accuracy([(x.normalized, x.label) for x in entries], items)
     return ChoiceResult(
         set_name=set_name,
         group=group,
-        n=len(entries),
+        n=len(set(items)),
         chance=sum(1 / len(entry.log_probabilities) for entry in entries) / len(entries),
         accuracy=accuracy.share,
         interval=accuracy.interval,
@@ -232,13 +253,23 @@ def credit(scores: Sequence[float], label: int) -> float:
     return 1 / scores.count(highest) if scores[label] == highest else 0.0
 
 
-def measure_accuracy(choices: Iterable[tuple[Sequence[float], int]]) -> Accuracy:
-    """Returns the accuracy of choices, given by the candidates' scores and the right one's index.
+def measure_accuracy(
+    choices: Sequence[tuple[Sequence[float], int]], items: Sequence[Hashable] | None = None
+) -> Accuracy:
+    """Returns the accuracy of choices.
+
+    Args:
+      choices: the candidates' scores and the right one's index.
+      items: what each is a version of; None: each is an item of its own.
 
     Raises:
       ValueError: there are no choices.
     """
-    credits = [credit(scores, label) for scores, label in choices]
+    by_item: dict[Hashable, list[float]] = {}
+    named = range(len(choices)) if items is None else items
+    for item, (scores, label) in zip(named, choices, strict=True):
+        by_item.setdefault(item, []).append(credit(scores, label))
+    credits = [sum(versions) / len(versions) for versions in by_item.values()]
     interval = wilson_interval(sum(credits), len(credits))
     return Accuracy(sum(credits) / len(credits), interval)
 
@@ -246,7 +277,7 @@ def measure_accuracy(choices: Iterable[tuple[Sequence[float], int]]) -> Accuracy
 def format_table(results: ChoiceResults, show_group: Callable[[str], str] = str) -> str:
     """Returns an aligned table, numbers in percent: a line per set and group."""
     names = ("set", results.kind.group)
-    header = (*names, "accuracy", "95 % interval", "chance", "n", "normalized")
+    header = (*names, "accuracy", "95 % interval", "chance", "n", "per token")
     rows = [
         (
             result.set_name,

@@ -7,21 +7,25 @@ the ZeroSpeech challenge 2021. The files are JSON lines, one pair a line:
      "members": [{"units": [3, 3, 99, …]}, {"units": [3, 3, 41, …]}], "correct": 0}
 
 `correct` is the index of the right member. `set` is any name; accuracies are reported by set and,
-within a set, by `category`, which may be absent (or null). Other fields are ignored.
+within a set, by `category`, which may be absent (or null). Lines of one `pair` are versions of it,
+in several voices, and count as one, by their mean; where it is absent a line is a pair of its own.
+`file` of a member, `lexical/dev/NAME`, names it in a submission to the challenge. Other fields are
+ignored.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
+import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from lst_jax.evaluation import jsonl
 from lst_jax.evaluation.choices import Choice, ChoiceKind, ChoiceResults, evaluate_choices
-from lst_jax.inference.scoring import Continuation, ScoringShape
+from lst_jax.inference.scoring import Continuation, Logits, ScoringShape
 from lst_jax.inference.trained_model import TrainedModel
 from lst_jax.settings import quote
 from lst_jax.vocabulary import Vocabulary
@@ -35,13 +39,19 @@ class SpeechPair(jsonl.Example):
       category: what it tests within the set, or None.
       members: raw speech units of each, (U,) int32.
       correct: index of the right member, 0 or 1.
+      pair: what it is a version of, or None.
+      files: what the challenge calls each member, or None.
     """
 
     category: str | None
     members: tuple[np.ndarray, np.ndarray]
     correct: int
+    pair: str | None = None
+    files: tuple[str | None, str | None] = (None, None)
 
 
+# Task, split and the name that `gold.csv` has: parts of a submission's paths.
+_FILE = re.compile(r"([a-z]+)/([a-z]+)/([^\s/\\]+)")
 KIND = ChoiceKind(group="category", label="correct", whole_sets=True)
 
 
@@ -70,14 +80,18 @@ def _parse_pair(fields: Mapping[str, Any], unit_count: int, origin: str) -> Spee
     correct = jsonl.field(fields, "correct", int)
     if correct not in (0, 1):
         raise ValueError(f"correct is {jsonl.show(correct)}; expected 0 or 1, a member's index")
-    has_category = fields.get("category") is not None
+    texts = {
+        name: jsonl.field(fields, name, str) if fields.get(name) is not None else None
+        for name in ("category", "pair")
+    }
     return SpeechPair(
         example_id=jsonl.field(fields, "id", str),
         set_name=jsonl.field(fields, "set", str),
-        category=jsonl.field(fields, "category", str) if has_category else None,
         members=(first, second),
         correct=correct,
         origin=origin,
+        files=(_parse_file(members[0], 0), _parse_file(members[1], 1)),
+        **texts,
     )
 
 
@@ -87,6 +101,58 @@ def _parse_member(value: Any, index: int, unit_count: int) -> np.ndarray:
     if "units" not in value:
         raise ValueError(f"members[{index}].units is missing; expected a list of units")
     return jsonl.parse_units(value["units"], f"members[{index}].units", unit_count)
+
+
+def _parse_file(member: Mapping[str, Any], index: int) -> str | None:
+    value = member.get("file")
+    if value is not None and not (isinstance(value, str) and _FILE.fullmatch(value)):
+        raise ValueError(
+            f"members[{index}].file is {jsonl.show(value)}; expected TASK/SPLIT/NAME, such as "
+            "lexical/dev/aAAfmkmQpVz"
+        )
+    return value
+
+
+def check_submission(pairs: Sequence[SpeechPair]) -> None:
+    """Checks that every member has the name by which a submission scores it, and once.
+
+    Raises:
+      ValueError: naming the first line of which a member has none, or another's.
+    """
+    origins: dict[str, str] = {}
+    for pair in pairs:
+        for file in pair.files:
+            if file is None:
+                raise ValueError(
+                    f"{pair.origin}: a member has no file, expected its name in the challenge"
+                )
+            if file in origins:
+                raise ValueError(
+                    f"{pair.origin}: file {quote(file)} is already that of {origins[file]}"
+                )
+            origins[file] = pair.origin
+
+
+def format_submission(
+    pairs: Sequence[SpeechPair], results: ChoiceResults, by: Literal["sum", "mean"]
+) -> dict[str, str]:
+    """Returns the files of a submission to ZeroSpeech 2021, by their paths in it.
+
+    Each, `lexical/dev.txt` for instance, has a line for every file that was scored: its name as
+    `gold.csv` has it, a space, and its score.
+
+    Args:
+      pairs: that were scored, see `check_submission`.
+      results: their scores, in the same order.
+      by: which score of a member: its log-probability, or that per token.
+    """
+    lines: dict[str, list[str]] = {}
+    for pair, scored in zip(pairs, results.scores, strict=True):
+        scores = scored.log_probabilities if by == "sum" else scored.normalized
+        for file, score in zip(pair.files, scores, strict=True):
+            task, split, name = (file or "").split("/")
+            lines.setdefault(f"{task}/{split}.txt", []).append(f"{name} {score!r}\n")
+    return {path: "".join(texts) for path, texts in lines.items()}
 
 
 def build_continuations(pair: SpeechPair, vocabulary: Vocabulary) -> list[Continuation]:
@@ -107,6 +173,7 @@ def evaluate_minimal_pairs(
     pairs: Sequence[SpeechPair],
     *,
     shape: ScoringShape | None = None,
+    logits: Logits = "all",
     progress: Callable[[int, int], None] | None = None,
 ) -> ChoiceResults:
     """Measures the accuracy of a model on minimal pairs (rules: see `choices`).
@@ -115,6 +182,7 @@ def evaluate_minimal_pairs(
       trained: the model.
       pairs: what to evaluate, of any number of sets.
       shape: shape of the batches.
+      logits: see `score_continuations`.
       progress: called after every batch with the number of batches done and in all.
 
     Returns:
@@ -133,7 +201,8 @@ def evaluate_minimal_pairs(
             group=pair.category,
             candidates=build_continuations(pair, trained.vocabulary),
             label=pair.correct,
+            item=pair.pair,
         )
         for pair in pairs
     ]
-    return evaluate_choices(trained, choices, KIND, shape=shape, progress=progress)
+    return evaluate_choices(trained, choices, KIND, shape=shape, logits=logits, progress=progress)

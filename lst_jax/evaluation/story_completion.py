@@ -26,7 +26,7 @@ import numpy as np
 from lst_jax.evaluation import jsonl
 from lst_jax.evaluation.choices import Choice, ChoiceKind, ChoiceResults, evaluate_choices
 from lst_jax.evaluation.choices import format_table as choices_table
-from lst_jax.inference.scoring import Continuation, ScoringShape
+from lst_jax.inference.scoring import Continuation, Logits, ScoringShape
 from lst_jax.inference.trained_model import TrainedModel
 from lst_jax.settings import quote
 from lst_jax.vocabulary import TextTokenizer, Vocabulary
@@ -202,6 +202,7 @@ def evaluate_story_completion(
     *,
     directions: Sequence[str] = DIRECTIONS,
     shape: ScoringShape | None = None,
+    logits: Logits = "all",
     progress: Callable[[int, int], None] | None = None,
 ) -> ChoiceResults:
     """Measures the accuracy of a model on story-completion examples (rules: see `choices`).
@@ -211,6 +212,7 @@ def evaluate_story_completion(
       examples: what to evaluate, of any number of sets.
       directions: entries of `DIRECTIONS`, each once.
       shape: shape of the batches.
+      logits: see `score_continuations`.
       progress: called after every batch with the number of batches done and in all.
 
     Returns:
@@ -236,7 +238,7 @@ def evaluate_story_completion(
         for example in examples
         for direction in directions
     ]
-    return evaluate_choices(trained, choices, KIND, shape=shape, progress=progress)
+    return evaluate_choices(trained, choices, KIND, shape=shape, logits=logits, progress=progress)
 
 
 def format_table(results: ChoiceResults) -> str:

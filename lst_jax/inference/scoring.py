@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import flax.linen as nn
 import jax
@@ -46,6 +46,11 @@ _MULTIPLE = 128
 # of them than the mean row needs, so that what runs fills it, and at most so many times what runs.
 _SPARE_PLACES = 1.25
 _MOST_PLACES = 4
+
+
+# What the probability of a token is over: the whole vocabulary, or speech alone where the token is
+# speech.
+Logits = Literal["all", "speech"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -93,6 +98,7 @@ def score_continuations(
     continuations: Sequence[Continuation],
     *,
     shape: ScoringShape | None = None,
+    logits: Logits = "all",
     progress: Callable[[int, int], None] | None = None,
 ) -> Float[np.ndarray, " n"]:
     """Returns the log-probability of every ending given its prompt, Σ_t log p(ending_t | before).
@@ -104,6 +110,8 @@ def score_continuations(
       trained: the model.
       continuations: what to score.
       shape: shape of the batches; None is `ScoringShape()`.
+      logits: "speech" leaves text and control tokens out where the next token is speech: how likely
+        it is, given that speech follows. Text is scored over the whole vocabulary always.
       progress: called after every batch with the number of batches done and in all.
 
     Returns:
@@ -121,7 +129,10 @@ def score_continuations(
     documents = [make_document(c, trained.vocabulary, patching) for c in distinct.values()]
     scores = np.zeros(len(documents))
     size, rows = _plan_rows(documents, [prompt for prompt, _ in distinct], patching, shape)
-    item_losses = _item_losses_function(trained.model, trained.vocabulary.size, mesh, rules)
+    first_unit_id = trained.vocabulary.first_unit_id if logits == "speech" else None
+    item_losses = _item_losses_function(
+        trained.model, trained.vocabulary.size, first_unit_id, mesh, rules
+    )
     batches = [rows[i : i + shape.batch_rows] for i in range(0, len(rows), shape.batch_rows)]
     for done, batch_rows in enumerate(batches, start=1):
         padded = batch_rows + [[]] * (shape.batch_rows - len(batch_rows))
@@ -276,14 +287,26 @@ def _sum_scores(row: SharedBatch, losses: np.ndarray, count: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=8)
 def _item_losses_function(
-    model: nn.Module, vocab_size: int, mesh: jax.sharding.Mesh, rules: LogicalRules
+    model: nn.Module,
+    vocab_size: int,
+    first_unit_id: int | None,
+    mesh: jax.sharding.Mesh,
+    rules: LogicalRules,
 ) -> Callable[[Any, SharedBatch], jax.Array]:
     """Returns the compiled (params, batch) -> losses −log p of items, (B, M) float32, whole."""
 
     def item_losses(params: Any, batch: SharedBatch) -> jax.Array:
         hidden = _run_items(model, params, batch)
         before = jnp.take_along_axis(hidden, batch.previous_items[..., None], axis=1)
-        return token_nll(before, output_kernel(params), batch.item_tokens, vocab_size)
+        kernel, targets = output_kernel(params), batch.item_tokens
+        losses = token_nll(before, kernel, targets, vocab_size)
+        if first_unit_id is None:
+            return losses
+        # Speech ids are the last real columns: turned to the front, all others are padding.
+        units = jnp.maximum(targets - first_unit_id, 0)
+        kernel = jnp.roll(kernel, -first_unit_id, axis=1)
+        alone = token_nll(before, kernel, units, vocab_size - first_unit_id)
+        return jnp.where(targets >= first_unit_id, alone, losses)
 
     return jax.jit(item_losses, out_shardings=replicated(mesh))
 

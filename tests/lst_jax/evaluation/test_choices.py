@@ -34,6 +34,12 @@ def test_accuracy_is_the_mean_credit_with_its_wilson_interval():
         measure_accuracy([])
 
 
+def test_versions_of_an_item_count_as_one_by_their_mean():
+    right, wrong = ((-1.0, -2.0), 0), ((-1.0, -2.0), 1)
+    accuracy = measure_accuracy([right, wrong, wrong, right, right], ["a", "a", "a", "a", "b"])
+    assert accuracy.share == (0.5 + 1) / 2  # not 3 of 5
+
+
 def test_log_probabilities_are_divided_by_the_number_of_tokens():
     scores = ChoiceScores("set", "1", None, 0, (-6.0, -6.0), (3, 2))
     assert scores.normalized == (-2.0, -3.0)

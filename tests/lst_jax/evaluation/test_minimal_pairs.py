@@ -17,7 +17,9 @@ from lst_jax.evaluation.minimal_pairs import (
     KIND,
     SpeechPair,
     build_continuations,
+    check_submission,
     evaluate_minimal_pairs,
+    format_submission,
     read_speech_pairs,
 )
 from lst_jax.evaluation.statistics import wilson_interval
@@ -366,6 +368,36 @@ def test_json_holds_everything(evaluate):
     }
     assert len(values["scores"]) == 2
     assert "scores" not in results.as_dict(with_scores=False)
+
+
+def test_a_submission_has_a_line_for_every_file_with_its_sum_or_mean(tmp_path):
+    names = iter("abcd")
+
+    def member():
+        return {"units": [1, 2], "file": f"lexical/dev/{next(names)}"}
+
+    def pairs(*lines):
+        return read_speech_pairs([write(tmp_path / "a.jsonl", *lines)], UNIT_COUNT)
+
+    read = pairs(*(fields(id=name, pair="1", members=[member(), member()]) for name in "xy"))
+    check_submission(read)
+    scored = [
+        ChoiceScores("sWUGGY", "x", None, 1, (-3.0, -1.5), (2, 1), "1"),
+        ChoiceScores("sWUGGY", "y", None, 1, (-1.0, -0.5), (2, 5), "1"),
+    ]
+    results = summarize(scored, KIND)
+    sums, means = (format_submission(read, results, by) for by in ("sum", "mean"))
+    assert sums == {"lexical/dev.txt": "a -3.0\nb -1.5\nc -1.0\nd -0.5\n"}
+    assert means == {"lexical/dev.txt": "a -1.5\nb -1.5\nc -0.5\nd -0.1\n"}
+    assert results.table[0].n == 1 and results.table[0].accuracy == 1
+    twice = fields(id="z", members=[{"units": [1], "file": "lexical/dev/a"}] * 2)
+    with pytest.raises(ValueError, match=r"a.jsonl:1: file 'lexical/dev/a' is already"):
+        check_submission(pairs(twice))
+    with pytest.raises(ValueError, match=r"a.jsonl:1: a member has no file"):
+        check_submission(pairs(fields()))
+    for file in ("a", "../dev/a", "lexical/dev/../a", "lexical/dev/a b", 3):
+        with pytest.raises(ValueError, match=r"members\[0\].file is .*; expected TASK"):
+            pairs(fields(members=[{"units": [1], "file": file}] * 2))
 
 
 def test_no_pairs_are_refused(evaluate):

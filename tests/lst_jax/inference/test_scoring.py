@@ -99,7 +99,9 @@ def make_endings(seed, prompts=4, most=5):
     return [made[i] for i in rng.permutation(len(made))]
 
 
-def score(case, continuations, mesh=None, progress=None, visibility="causal", **shape):
+def score(
+    case, continuations, mesh=None, progress=None, visibility="causal", logits="all", **shape
+):
     model, params, patching = case
     shape = {"batch_rows": 2, "patches_per_row": 64, **shape}
     mesh = mesh or make_mesh(devices=jax.devices()[:1])
@@ -107,18 +109,23 @@ def score(case, continuations, mesh=None, progress=None, visibility="causal", **
         TrainedModel(model, params, mesh, VOCABULARY, patching, visibility),
         continuations,
         shape=ScoringShape(**shape),
+        logits=logits,
         progress=progress,
     )
 
 
-def score_by_full_passes(case, continuations, visibility="causal", slots=40):
+def score_by_full_passes(case, continuations, visibility="causal", slots=40, speech_alone=False):
     """Runs each continuation as a separate row through the whole forward pass and softmax."""
     model, params, patching = case
 
     @jax.jit
     def log_softmax(params, batch):
         hidden = model.apply({"params": params}, batch)["hidden"]
-        return jax.nn.log_softmax(logits(hidden, output_kernel(params), VOCABULARY.size))
+        scores = logits(hidden, output_kernel(params), VOCABULARY.size)
+        whole = jax.nn.log_softmax(scores)
+        first = VOCABULARY.first_unit_id
+        alone = jax.nn.log_softmax(scores[..., first : VOCABULARY.size])
+        return whole.at[..., first : VOCABULARY.size].set(alone) if speech_alone else whole
 
     scores = []
     for continuation in continuations:
@@ -135,6 +142,19 @@ def test_packed_scores_equal_the_scores_of_each_continuation_alone(case):
     packed = score(case, continuations)
     alone = [score(case, [continuation]) for continuation in continuations]
     np.testing.assert_allclose(packed, np.concatenate(alone), atol=1e-4)
+
+
+def test_speech_alone_is_scored_by_the_softmax_over_its_logits(case):
+    """Text is scored over the whole vocabulary all the same."""
+    continuations = make_continuations(8)
+    found = score(case, continuations, logits="speech")
+    expected = score_by_full_passes(case, continuations, speech_alone=True)
+    np.testing.assert_allclose(found, expected, atol=2e-4)
+    assert (found >= score(case, continuations) - 1e-4).all()  # fewer compete
+    on_mesh = score(
+        case, continuations, make_mesh(devices=jax.devices()[:2]), logits="speech", batch_rows=2
+    )
+    np.testing.assert_allclose(on_mesh, found, atol=1e-4)
 
 
 def test_scores_are_sums_of_the_full_softmax(case):
