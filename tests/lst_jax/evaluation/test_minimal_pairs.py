@@ -386,7 +386,8 @@ def test_a_submission_has_a_line_for_every_file_with_its_sum_or_mean(tmp_path):
         ChoiceScores("sWUGGY", "y", None, 1, (-1.0, -0.5), (2, 5), "1"),
     ]
     results = summarize(scored, KIND)
-    sums, means = (format_submission(read, results, by) for by in ("sum", "mean"))
+    sums = format_submission(read, results, "sum")
+    means = format_submission(read, results, "mean")
     assert sums == {"lexical/dev.txt": "a -3.0\nb -1.5\nc -1.0\nd -0.5\n"}
     assert means == {"lexical/dev.txt": "a -1.5\nb -1.5\nc -0.5\nd -0.1\n"}
     assert results.table[0].n == 1 and results.table[0].accuracy == 1
