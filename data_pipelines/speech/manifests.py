@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import pathlib
 import re
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lst_jax.files import check_regular, read_numbered_lines
+from lst_jax.files import check_encoding, check_regular, read_numbered_lines
 from lst_jax.settings import list_names, quote
 from lst_jax.strict_json import parse_object
 
@@ -43,6 +45,28 @@ def read_table(
             raise ValueError(f"{path}:{number} has {len(cells)} cells, expected {len(header)}")
         else:
             yield f"{path}:{number}", dict(zip(header, map(str.strip, cells), strict=True))
+
+
+def read_csv(path: pathlib.Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yields the rows of a table with commas and quotes below its header, each with its place."""
+    check_encoding(path)
+    lines = csv.reader(io.StringIO(decode_text(path.read_bytes(), path), newline=""), strict=True)
+    try:
+        header = [name.strip() for name in next(lines, [])]
+        for column in columns:
+            if column not in header:
+                raise ValueError(f"{path} has the columns {list_names(header)}, expected {column}")
+        if len(set(header)) < len(header):
+            raise ValueError(f"{path} has a column twice, expected every one once")
+        for cells in lines:
+            place = f"{path}:{lines.line_num}"
+            if not cells:
+                continue
+            if len(cells) != len(header):
+                raise ValueError(f"{place} has {len(cells)} cells, expected {len(header)}")
+            yield place, dict(zip(header, map(str.strip, cells), strict=True))
+    except csv.Error as error:
+        raise ValueError(f"{path}:{lines.line_num} is no row of a CSV file: {error}") from None
 
 
 def read_jsonl(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:

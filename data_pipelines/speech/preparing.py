@@ -221,10 +221,15 @@ def decode(
     if abs(lasts - expected) > _DURATION_S + _DURATION_SHARE * expected:
         reason = f"it lasts {lasts:.2f} s, expected {expected:.2f} s by its manifest"
         return Rejection("duration", reason)
+    return find_silence(samples) or waveforms
+
+
+def find_silence(samples: np.ndarray) -> Rejection | None:
+    """Returns why samples (S,) are no speech: there is no sound in them; None where there is."""
     loudest = float(np.abs(samples).max())
-    if loudest < _SILENT:
-        return Rejection("silent", f"its loudest sample is {loudest:g}, expected {_SILENT:g}")
-    return waveforms
+    if loudest >= _SILENT:
+        return None
+    return Rejection("silent", f"its loudest sample is {loudest:g}, expected {_SILENT:g}")
 
 
 def _prepare_group(group: Sequence[tuple[Recording, Any]], tools: Tools) -> Iterator[Outcome]:

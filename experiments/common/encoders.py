@@ -50,6 +50,14 @@ def define_specification(
     return flags.DEFINE(SpecificationParser(), name, None, help_text, required=required)
 
 
+def define_specifications(
+    name: str, help_text: str, *, required: bool = False
+) -> flags.FlagHolder[Any]:
+    """Defines a flag of specifications that may be given several times."""
+    parser, serializer = SpecificationParser(), flags.ArgumentSerializer()
+    return flags.DEFINE_multi(parser, serializer, name, None, help_text, required=required)
+
+
 def load_encoder(specification: str | None, checkpoints: Sequence[str]) -> UnitEncoder | None:
     """Opens an encoder, before any parameters are read, which takes long.
 

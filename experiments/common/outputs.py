@@ -20,8 +20,12 @@ from lst_jax.strict_json import read_json_object
 _PROGRESS_PERIOD_S = 10.0
 
 
-def make_progress_printer() -> Callable[[int, int], None]:
-    """Returns a callback that says on stderr, now and then, how far it is and how long is left."""
+def make_progress_printer(noun: str = "batches") -> Callable[[int, int], None]:
+    """Returns a callback that says on stderr, now and then, how far it is and how long is left.
+
+    Args:
+      noun: what it counts.
+    """
     start = last = time.monotonic()
 
     def report(done: int, total: int) -> None:
@@ -30,7 +34,7 @@ def make_progress_printer() -> Callable[[int, int], None]:
         if now - last >= _PROGRESS_PERIOD_S and jax.process_index() == 0:
             last = now
             left = (now - start) / done * (total - done)
-            print(f"{done} of {total} batches, {left:.0f} s left", file=sys.stderr, flush=True)
+            print(f"{done} of {total} {noun}, {left:.0f} s left", file=sys.stderr, flush=True)
 
     return report
 

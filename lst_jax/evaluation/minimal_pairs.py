@@ -19,7 +19,7 @@ import dataclasses
 import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -134,7 +134,7 @@ def check_submission(pairs: Sequence[SpeechPair]) -> None:
 
 
 def format_submission(
-    pairs: Sequence[SpeechPair], results: ChoiceResults, by: Literal["sum", "mean"]
+    pairs: Sequence[SpeechPair], results: ChoiceResults, by: str
 ) -> dict[str, str]:
     """Returns the files of a submission to ZeroSpeech 2021, by their paths in it.
 
@@ -144,7 +144,7 @@ def format_submission(
     Args:
       pairs: that were scored, see `check_submission`.
       results: their scores, in the same order.
-      by: which score of a member: its log-probability, or that per token.
+      by: which score of a member: its log-probability, "sum", or that per token, "mean".
     """
     lines: dict[str, list[str]] = {}
     for pair, scored in zip(pairs, results.scores, strict=True):

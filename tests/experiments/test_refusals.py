@@ -23,6 +23,7 @@ TEXTS = {
     "aot_compile": {"gin_binding", "topology", "mesh"},
     "build_corpus": set(),
     "compare_losses": {"gin_a", "gin_b", "gin_binding", "mesh_a", "mesh_b"},
+    "convert_set": set(),
     "demo": {"gin_binding"},
     "describe": {"gin_binding", "mesh"},
     "evaluate": {"coordinator_address", "directions"},
@@ -32,6 +33,7 @@ TEXTS = {
     "fetch_speech": set(),
     "fit_units": set(),
     "generate": {"text", "units"},
+    "make_spoken_set": set(),
     "port_checkpoint": set(),
     "prepare_data": set(),
     "prepare_speech": {"shard"},
@@ -56,6 +58,7 @@ REFUSED = {
     "aot_compile": ["--topology=v9:9x9", "--gin_file=models/tiny.gin"],
     "build_corpus": ["--test_items=0", "--output=out"],
     "compare_losses": ["--gin_file=none.gin"],
+    "convert_set": ["--set=swuggy", "--input=none", "--encoder=mel:none", "--output=out"],
     "demo": ["--workdir=out", "--gin.NUM_STEPS=x"],
     "describe": ["--gin_file=models/tiny.gin", "--gin_file=none.gin"],
     "evaluate": [*MODEL, "--data=none", "--output=out"],
@@ -70,6 +73,9 @@ REFUSED = {
     "fetch_speech": ["--output=out", "--sdist=none"],
     "fit_units": ["--audio=none", "--features=hubert:none,layer=1", "--output=out.json"],
     "generate": [*MODEL, "--units=999999", "--output=out"],
+    "make_spoken_set": [
+        *("--input=none", "--synthesizer=espeak", "--encoder=mel:none", "--output=out"),
+    ],
     "port_checkpoint": [f"--input={RUN}", "--output=out", "--to=safetensors", "--tokenizer=none"],
     "prepare_data": ["--input=none", "--format=text", f"--tokenizer={TOKENIZER}", "--output=out"],
     "prepare_speech": [
@@ -350,6 +356,10 @@ LINES = {
     "evaluate_pairs": ("--data", PAIR),
     "evaluate_asr": ("--data", {"id": "1", "text": "the quick", "units": [1, 2, 3]}),
     "generate": ("--prompts", {"id": "a", "units": [1, 2]}),
+    "make_spoken_set": (
+        "--input",
+        {"ctx": "the quick", "endings": ["brown fox", "lazy dog"], "label": 0},
+    ),
     "prepare_data": ("--input", {"file_id": "a", "text": "the quick"}),
 }
 

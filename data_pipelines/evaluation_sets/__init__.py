@@ -1,0 +1,1 @@
+"""Evaluation sets as others publish them, made into items of this project's formats."""
