@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.speech.manifests import decode_text, need_seconds, parse_line
+from data_pipelines.speech.manifests import decode_text, is_unicode, need_seconds, parse_line
 from data_pipelines.speech.recordings import Sound
 from data_pipelines.speech.weights import read_weights
 from lst_jax.files import check_encoding, check_regular, read_numbered_lines
@@ -398,7 +398,7 @@ def _first(fields: Mapping[str, Any], keys: tuple[str, ...], place: object) -> A
 
 
 def _clean(value: Any, place: object) -> str:
-    if not isinstance(value, str):
+    if not isinstance(value, str) or not is_unicode(value):
         raise ValueError(f"{place}: a text is {quote(value)}, expected text")
     return " ".join(value.split())
 

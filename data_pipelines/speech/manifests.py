@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import itertools
 import pathlib
 import re
 import zlib
@@ -15,6 +16,7 @@ from lst_jax.files import check_encoding, check_regular, read_numbered_lines
 from lst_jax.settings import list_names, quote
 from lst_jax.strict_json import parse_object
 
+_LONGEST_LINE = 2**26
 _NUMBER = re.compile(r"[+-]?[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]{1,3})?|[0-9]+\.")
 
 
@@ -78,7 +80,13 @@ def read_jsonl(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
     check_regular(path)
     try:
         with gzip.open(path, "rb") as file:
-            for number, line in enumerate(file, 1):
+            for number in itertools.count(1):
+                line = file.readline(_LONGEST_LINE + 1)
+                if not line:
+                    return
+                if len(line) > _LONGEST_LINE:  # a few bytes may unfold to all memory
+                    expected = f"at most {_LONGEST_LINE}"
+                    raise ValueError(f"{path}:{number} has more bytes, expected {expected}")
                 yield f"{path}:{number}", parse_line(line, f"{path}:{number}")
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} is no whole gzip file: {error}") from error
@@ -110,9 +118,14 @@ def find_text(fields: Mapping[str, Any], key: str, place: object) -> str | None:
         return None
     if isinstance(value, int) and not isinstance(value, bool):  # speakers are often numbers
         value = str(value)
-    if not isinstance(value, str):
+    if not isinstance(value, str) or not is_unicode(value):
         raise ValueError(f"{place}: {key} is {quote(value)}, expected text")
     return " ".join(value.split()) or None
+
+
+def is_unicode(text: str) -> bool:
+    """Returns whether a text can be written: JSON may have halves of characters, names anything."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def need_text(fields: Any, key: str, place: object) -> str:

@@ -8,7 +8,9 @@ lists of paths by design (NeMo, Lhotse) may name others.
 
 from __future__ import annotations
 
+import errno
 import itertools
+import os
 import pathlib
 import re
 import tarfile
@@ -18,6 +20,7 @@ from typing import Any
 from data_pipelines.speech.manifests import (
     decode_text,
     find_text,
+    is_unicode,
     need_objects,
     need_seconds,
     need_text,
@@ -28,6 +31,7 @@ from data_pipelines.speech.manifests import (
 )
 from data_pipelines.speech.recordings import Recording, Sound
 from lst_jax.extras import import_extra
+from lst_jax.files import check_encoding, check_regular
 from lst_jax.settings import list_names, one_line, quote
 from lst_jax.speech.interfaces import Rejection, TimedText
 from lst_jax.strict_json import read_json_object
@@ -58,7 +62,7 @@ def read_corpus(root: pathlib.Path, format: str) -> Iterator[Recording]:
     for recording in FORMATS[format](root):
         if recording.id in seen:
             raise ValueError(f"{root} has the recording {quote(recording.id)} twice, expected once")
-        if not recording.id.strip() or "\n" in recording.id:
+        if not recording.id.strip() or "\n" in recording.id or not is_unicode(recording.id):
             raise ValueError(f"{root} has a recording named {quote(recording.id)}, expected a name")
         seen.add(recording.id)
         yield recording
@@ -289,13 +293,14 @@ def _lhotse_recording(
     words: list[TimedText] = []
     for part in parts:
         alignment = part.get("alignment") or {}
-        for item in alignment.get("word", []) if isinstance(alignment, dict) else []:
-            if not isinstance(item, list) or len(item) < 3:
+        items = alignment.get("word", []) if isinstance(alignment, dict) else alignment
+        for item in items if isinstance(items, list) else [items]:
+            if not isinstance(item, list) or len(item) < 3 or not isinstance(item[0], str):
                 raise ValueError(
                     f"{place}: a word is {quote(item)}, expected [word, start, length]"
                 )
             begin = need_seconds(item[1], place) - origin
-            words.append(TimedText(str(item[0]), begin, begin + need_seconds(item[2], place)))
+            words.append(TimedText(item[0], begin, begin + need_seconds(item[2], place)))
     if isinstance(channel, list):
         channel = channel[0] if len(channel) == 1 else None
     speaker = next((find_text(part, "speaker", place) for part in parts), None)
@@ -357,11 +362,16 @@ def _read_folder(root: pathlib.Path) -> Iterator[Recording]:
         if path.suffix.lower() not in SOUND_SUFFIXES:
             continue
         beside = [path.with_suffix(suffix) for suffix in (".txt", ".lab")]
-        texts = [decode_text(file.read_bytes(), file) for file in beside if file.is_file()]
+        texts = [_read_text(file) for file in beside if os.path.lexists(file)]
         text = " ".join(texts[0].split()) if texts else None
         if text == "":
             raise ValueError(f"{beside[0]} is blank, expected a transcript, or no such file")
         yield Recording(path.relative_to(root).with_suffix("").as_posix(), Sound(path), text)
+
+
+def _read_text(path: pathlib.Path) -> str:
+    check_encoding(path)
+    return decode_text(path.read_bytes(), path)
 
 
 def _read_podcasts(root: pathlib.Path) -> Iterator[Recording]:
@@ -416,7 +426,8 @@ def _find(root: pathlib.Path, pattern: str) -> list[pathlib.Path]:
     """Returns the files of a pattern below a folder, or the one file that was named."""
     if root.is_file():
         return [root]
-    return sorted(path for path in root.rglob(pattern) if path.is_file())
+    # A link that leads nowhere is a fault of its own, not nothing.
+    return sorted(path for path in root.rglob(pattern) if not path.is_dir())
 
 
 def _sounds(paths: Iterable[pathlib.Path]) -> dict[str, pathlib.Path]:
@@ -455,12 +466,25 @@ def _manifests(root: pathlib.Path, name: str) -> list[pathlib.Path]:
 
 
 def _tar_members(path: pathlib.Path) -> list[tarfile.TarInfo]:
+    check_regular(path)
+    size, members = path.stat().st_size, []
     try:
         with tarfile.open(path, "r:") as archive:
-            return [member for member in archive.getmembers() if member.isreg()]
-    except (tarfile.TarError, EOFError) as error:
+            for member in archive:
+                inside = 0 <= member.size <= size - member.offset_data and member.sparse is None
+                if not inside:  # before tarfile looks for the next one, perhaps back here
+                    raise ValueError(f"{member.name} claims {member.size} bytes, or is sparse")
+                members += [member] if member.isreg() else []
+    except (tarfile.TarError, *_OF_DAMAGE) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # of a place before 0
+            raise
         message = f"{path} cannot be read as an uncompressed tar: {error}"
         raise ValueError(one_line(message)) from error
+    return members
+
+
+# What tarfile raises of headers that claim anything.
+_OF_DAMAGE = (EOFError, ValueError, OverflowError, RecursionError, OSError)
 
 
 def _tar_sound(path: pathlib.Path, member: tarfile.TarInfo) -> Sound:

@@ -17,6 +17,10 @@ from pyarrow import parquet
 from data_pipelines.speech.readers import FORMATS, read_corpus
 
 _RATE = 8000
+_CUT = (
+    '{"id": "c", "start": 0, "duration": 1, "supervisions": [{"alignment": %s}],'
+    ' "recording": {"sources": [{"type": "file", "source": "a.wav"}]}}'
+)
 
 
 def _sound(path: pathlib.Path, seconds: float = 1.0, level: float = 0.5) -> pathlib.Path:
@@ -268,6 +272,9 @@ def test_cuts_of_lhotse_count_words_from_the_cut(tmp_path):
         ("webdataset", "b.tar", "no archive", "b.tar cannot be read as an uncompressed tar"),
         ("lhotse", "recordings.jsonl", '{"id": "r", "sources": [{"type": "url"}]}', "type 'url'"),
         ("lhotse", "recordings.jsonl", "{", "recordings.jsonl:1: not JSON"),
+        ("lhotse", "cuts.jsonl", _CUT % '{"word": 5}', "a word is 5, expected [word"),
+        ("lhotse", "cuts.jsonl", _CUT % '{"word": [[null, 0, 1]]}', "a word is [None, 0, 1]"),
+        ("lhotse", "recordings.jsonl", '{"id": "\\ud800"}', "id is '\\ud800', expected text"),
         ("nemo", "manifest.json", '{"audio_filepath": "x.wav", "shard_id": 7}', "expected one"),
         ("nemo", "manifest.json", '{"text": "x"}', "no audio_filepath"),
         ("folder", "x/a.txt", " \n", "a.txt is blank"),
@@ -308,3 +315,63 @@ def test_a_damaged_member_and_a_missing_file_are_named(tmp_path):
     (tmp_path / "a.tar").unlink()
     with pytest.raises(ValueError, match=r"cannot be read: No such file"):
         first.sound.load(_RATE, 10.0)
+
+
+def _claim(path: pathlib.Path, size: bytes = b"", kind: bytes = b"0", count: int = 1, **headers):
+    """Writes a tar of so many members of zeros, whose first header has another size or kind."""
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
+        for number in range(count):
+            member = tarfile.TarInfo(f"{number}.wav")
+            member.size, member.pax_headers = 1000, headers
+            archive.addfile(member, io.BytesIO(bytes(1000)))
+    data = path.read_bytes()
+    if size or kind != b"0":
+        header = bytearray(data[:512])
+        header[124:136], header[156:157] = size or header[124:136], kind
+        header[148:156] = b" " * 8
+        header[148:156] = b"%06o\0 " % sum(header)
+        data = bytes(header) * (2000 if kind == b"L" else 1) + data[512:]
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {"size": b"77777777777\0"},  # 8 GB
+        {"size": b"\x80" + b"\xff" * 11},  # more than 64 bits have
+        {"size": b"\xff" * 10 + b"\xfe\0", "count": 2},  # -512: the next header is this one again
+        {"size": b"00000000000\0", "kind": b"L"},  # a long name of a long name of …
+        {"GNU.sparse.map": "0,5,x"},
+        {"GNU.sparse.size": "x"},
+    ],
+)
+def test_a_tar_that_claims_anything_is_named_in_one_line(tmp_path, claims):
+    _claim(tmp_path / "a.tar", **claims)
+    with pytest.raises(ValueError, match=r"a\.tar cannot be read as an uncompressed tar") as error:
+        list(read_corpus(tmp_path, "webdataset"))
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+def test_a_compressed_manifest_unfolds_to_no_more_than_a_line_may_have(tmp_path, monkeypatch):
+    monkeypatch.setattr("data_pipelines.speech.manifests._LONGEST_LINE", 1000)
+    (tmp_path / "cuts.jsonl.gz").write_bytes(gzip.compress(bytes(1001)))
+    with pytest.raises(ValueError, match=r"cuts\.jsonl\.gz:1 has more bytes, expected at most"):
+        list(read_corpus(tmp_path, "lhotse"))
+
+
+def test_links_that_lead_nowhere_are_faults_and_not_nothing(tmp_path):
+    _sound(tmp_path / "a.wav")
+    (tmp_path / "b.wav").symlink_to(tmp_path / "none.wav")
+    _, second = read_corpus(tmp_path, "folder")
+    with pytest.raises(ValueError, match=r"b\.wav cannot be read: No such file"):
+        second.sound.load(_RATE, 10.0)
+    (tmp_path / "a.txt").symlink_to(tmp_path / "a.txt")
+    with pytest.raises((OSError, RuntimeError), match=r"a\.txt"):
+        list(read_corpus(tmp_path, "folder"))
+
+
+@pytest.mark.parametrize("name", ["\udcff", "a\nb", " "])
+def test_names_that_cannot_be_written_are_refused(tmp_path, name):
+    (tmp_path / f"{name}.wav").touch()
+    with pytest.raises(ValueError, match="has a recording named"):
+        list(read_corpus(tmp_path, "folder"))
