@@ -23,7 +23,7 @@ import jax
 from absl import flags
 
 from experiments.aot.compile import compile_step
-from experiments.aot.tables import format_table
+from experiments.aot.report_lines import format_table
 from experiments.common import cli, gin_config
 from experiments.common.gin_steps import read_config
 from experiments.common.mesh_text import parse_mesh

@@ -40,7 +40,7 @@ gin_config.define_flags()
 
 def main(argv: list[str]) -> None:
     """Compares as the flags say."""
-    options = loss_gate.Options(
+    options = loss_gate.GateOptions(
         steps=_STEPS.value,
         files=flags.FLAGS.gin_file,
         bindings=flags.FLAGS.gin_binding,

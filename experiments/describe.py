@@ -21,7 +21,7 @@ from absl import flags
 from experiments.common import cli, gin_config
 from experiments.common.gin_steps import mesh_in_force, read_config
 from experiments.common.mesh_text import parse_mesh
-from experiments.inspection.description import abstract_mesh, describe, format_description
+from experiments.inspection.overview import abstract_mesh, describe, format_description
 
 gin_config.define_flags()
 _MESH = flags.DEFINE_string("mesh", None, "Mesh axes, as fsdp=256; by default the Gin files'.")

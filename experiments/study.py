@@ -65,7 +65,7 @@ def main(argv: list[str]) -> None:
         values.gin_file,
         values.gin_binding,
         workdir,
-        commands.Options(
+        commands.StudyOptions(
             share=values.cells,
             names=tuple(values.cell),
             threads=values.threads,

@@ -28,7 +28,7 @@ import sys
 from experiments.common import cli
 from experiments.common.paths import define_path
 from experiments.inspection.speech_cases import verify_case
-from lst_jax.paths import local_path
+from lst_jax.local_paths import local_path
 
 _CASE = define_path("case", "Folder or file of the case.", required=True)
 

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lst_jax.paths import local_path
+from lst_jax.local_paths import local_path
 from lst_jax.settings import NaturalInt, TextSize, UnitCount, configuration, quote, require
 from lst_jax.unit_encoding import UnitEncoding, UnitPieces, drop_repeats, repeat_units
 

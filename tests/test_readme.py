@@ -8,7 +8,16 @@ import re
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FLAGS = (ROOT / "tests" / "testdata" / "flags.txt").read_text(encoding="utf-8")
+SETTINGS = {
+    "NAME",
+    *(
+        name
+        for file in (ROOT / "experiments" / "configs").rglob("*.gin")
+        for name in re.findall(r"^([A-Z]\w*) *=", file.read_text(encoding="utf-8"), re.MULTILINE)
+    ),
+}
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = (
     "pip install -e '.[demo]' && python -m experiments.demo --workdir=runs/demo",
@@ -42,6 +51,23 @@ def test_binaries_gin_files_and_modules_exist(path):
         assert (ROOT / file).exists(), file
     for module in re.findall(r"^::: ([\w.]+)$", page, re.MULTILINE):
         assert importlib.util.find_spec(module), module
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_flags_and_settings_exist(path):
+    page = path.read_text(encoding="utf-8").replace("\\\n", " ")
+    for module, arguments in re.findall(r"python -m experiments\.([\w.]+)([^`&|#\n]*)", page):
+        source = (ROOT / "experiments" / f"{module.replace('.', '/')}.py").read_text()
+        for flag in re.findall(r" --([a-z]\w*)(?=[= \n]|$)", arguments):
+            shared = flag.startswith("gin_") and "gin_config.define_flags" in source
+            known = shared or f"{module} --{flag} " in FLAGS or f'"{flag}"' in source
+            assert known, f"{module} has no --{flag}"
+    names = {
+        *re.findall(r"--gin\.([A-Z]\w+)\b(?!\.)", page),
+        *re.findall(r"`([A-Z]+_[A-Z_]+)`", page),
+    }
+    names = {name for name in names if not name.startswith("JAX_")}
+    assert names <= SETTINGS, names - SETTINGS
 
 
 def test_its_python_names_what_the_library_has():

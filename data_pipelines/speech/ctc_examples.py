@@ -64,7 +64,7 @@ class Clip:
 
 
 class Row(NamedTuple):
-    """A row of `lst_jax.training.ctc.CTCBatch`."""
+    """A row of `lst_jax.training.ctc_task.CTCBatch`."""
 
     waveforms: np.ndarray
     targets: np.ndarray

@@ -53,7 +53,7 @@ from data_pipelines.speech.unit_sets import (
     read_quantizer,
     read_unit_set,
 )
-from lst_jax.paths import local_path
+from lst_jax.local_paths import local_path
 from lst_jax.settings import Bounds, NaturalFloat, NaturalInt, configuration, require
 from lst_jax.sharding import batch_mesh_size, make_mesh, mesh_context, replicated, shard_batch
 from lst_jax.speech.interfaces import Rejection
@@ -106,7 +106,7 @@ class EncoderOptions:
         )
 
 
-class Piece(NamedTuple):
+class Window(NamedTuple):
     """A part of a recording that is computed at once.
 
     Attributes:
@@ -120,7 +120,7 @@ class Piece(NamedTuple):
     end: int
 
 
-def cut(config: Wav2Vec2Config, samples: int, longest: int, overlap: int) -> list[Piece]:
+def cut(config: Wav2Vec2Config, samples: int, longest: int, overlap: int) -> list[Window]:
     """Cuts a recording into pieces whose frames, one after the other, are its own.
 
     Args:
@@ -131,7 +131,7 @@ def cut(config: Wav2Vec2Config, samples: int, longest: int, overlap: int) -> lis
     """
     frames, stride = frame_count(config, samples), samples_per_frame(config)
     if samples <= longest:
-        return [Piece(0, samples, 0, frames)]
+        return [Window(0, samples, 0, frames)]
     whole = frame_count(config, longest)
     pieces, done = [], 0
     while done < frames:
@@ -139,7 +139,7 @@ def cut(config: Wav2Vec2Config, samples: int, longest: int, overlap: int) -> lis
         end = frames if first == frames - whole else first + whole - overlap
         start = first * stride
         stop = start + (whole - 1) * stride + receptive_field(config)
-        pieces.append(Piece(start, stop, done - first, end - first))
+        pieces.append(Window(start, stop, done - first, end - first))
         done = end
     return pieces
 
@@ -217,7 +217,7 @@ class FrameModel:
           The number of a waveform and its (U, …), or why there is none.
         """
         config, pad = self.model.config, self.options.pad_samples
-        pieces: list[tuple[int, int, Piece]] = []
+        pieces: list[tuple[int, int, Window]] = []
         means: dict[int, tuple[float, float]] = {}
         for number, waveform in enumerate(waveforms):
             if not self.count_frames(len(waveform)):
@@ -232,7 +232,7 @@ class FrameModel:
         found: dict[int, dict[int, np.ndarray]] = collections.defaultdict(dict)
         waiting = collections.Counter(number for number, _, _ in pieces)
 
-        def piece_of(number: int, piece: Piece) -> np.ndarray:
+        def piece_of(number: int, piece: Window) -> np.ndarray:
             samples = _cut_padded(waveforms[number], pad, piece.start, piece.stop)
             if not self.options.normalize:
                 return samples
@@ -243,7 +243,7 @@ class FrameModel:
             outside = (outside < pad) | (outside >= pad + len(waveforms[number]))
             return np.where(outside, np.float32(0), samples)
 
-        def results() -> Iterator[tuple[tuple[int, int, Piece], np.ndarray]]:
+        def results() -> Iterator[tuple[tuple[int, int, Window], np.ndarray]]:
             before: tuple[Any, jax.Array] | None = None
             for length, group in self._group(pieces):
                 rows = [piece_of(number, piece) for number, _, piece in group]
@@ -261,8 +261,8 @@ class FrameModel:
                 yield number, np.concatenate([parts[place] for place in sorted(parts)])
 
     def _group(
-        self, pieces: Sequence[tuple[int, int, Piece]]
-    ) -> Iterator[tuple[int, list[tuple[int, int, Piece]]]]:
+        self, pieces: Sequence[tuple[int, int, Window]]
+    ) -> Iterator[tuple[int, list[tuple[int, int, Window]]]]:
         """Returns batches of pieces of one static length each, the longest first."""
         by_length: dict[int, list[Any]] = collections.defaultdict(list)
         for item in pieces:

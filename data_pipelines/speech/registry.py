@@ -28,7 +28,7 @@ from collections.abc import Collection, Mapping
 from typing import Annotated, Any
 
 from data_pipelines.records.metadata import check_fingerprint
-from lst_jax.paths import local_path
+from lst_jax.local_paths import local_path
 from lst_jax.settings import Bounds, list_names, quote, require, validate_value
 from lst_jax.speech import interfaces
 

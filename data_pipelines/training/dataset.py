@@ -12,7 +12,7 @@ from typing import Any
 
 import grain
 
-from data_pipelines.training.config import DataConfig, SourceConfig
+from data_pipelines.training.data_config import DataConfig, SourceConfig
 from data_pipelines.training.run_documents import RunDocuments
 from data_pipelines.training.workers import BlockDataset, Part, next_part
 from lst_jax.batch import Batch, join_batches, padding_rows

@@ -14,8 +14,8 @@ import numpy as np
 
 from data_pipelines.records.metadata import RecordMetadata
 from data_pipelines.records.storage import open_records
-from data_pipelines.training.config import DataConfig, drop_newer_defaults, effective_settings
-from data_pipelines.training.held_out import held_out_mask
+from data_pipelines.training.data_config import DataConfig, drop_newer_defaults, effective_settings
+from data_pipelines.training.held_out_records import held_out_mask
 from data_pipelines.training.mixture import (
     MixedDrafts,
     SourceStatistics,

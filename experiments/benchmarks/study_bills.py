@@ -14,8 +14,8 @@ from absl import flags
 
 from experiments.common import cli
 from experiments.common.paths import define_path
-from experiments.studies.config import read_study, study_files
 from experiments.studies.plan import make_plan
+from experiments.studies.study_config import read_study, study_files
 from lst_jax.files import write_json
 
 _CORPUS = define_path("corpus", "Folder of the built-in corpus.", required=True)

@@ -18,7 +18,7 @@ import numpy as np
 from soxr import resample
 
 from data_pipelines.microworld import stories, voices
-from data_pipelines.microworld.speech import Speech
+from data_pipelines.microworld.speech import TimedSpeech
 from data_pipelines.speech.audio import read_audio
 from data_pipelines.speech.ctc_examples import (
     SAMPLE_RATE,
@@ -34,7 +34,7 @@ from data_pipelines.speech.spelling import Speller
 from experiments.common.machine import device_name, process_age
 from lst_jax.evaluation.error_rates import character_error_rate, count_errors, word_error_rate
 from lst_jax.files import read_numbered_lines, write_file, write_json
-from lst_jax.paths import PathText, local_path
+from lst_jax.local_paths import PathText, local_path
 from lst_jax.settings import (
     Bounds,
     Name,
@@ -47,7 +47,7 @@ from lst_jax.sharding import MeshConfig, make_mesh, row_share
 from lst_jax.speech.interfaces import Rejection, TimedText
 from lst_jax.speech.wav2vec2_config import Wav2Vec2Config
 from lst_jax.strict_json import parse_object, read_json_object
-from lst_jax.training.ctc import CTCBatch, make_ctc_trainable
+from lst_jax.training.ctc_task import CTCBatch, make_ctc_trainable
 from lst_jax.training.hooks import Hook
 from lst_jax.training.log import report
 from lst_jax.training.loop import TrainResult, train
@@ -99,7 +99,7 @@ class CTCExperiment:
 
 
 @dataclasses.dataclass(frozen=True)
-class Recording:
+class CTCRecording:
     """A recording and what is said in it.
 
     Attributes:
@@ -118,8 +118,8 @@ class _Corpus:
 
     letters: Sequence[str]
     words: Collection[str]
-    recordings: Sequence[Recording]
-    held_out: Mapping[str, Sequence[Recording]]
+    recordings: Sequence[CTCRecording]
+    held_out: Mapping[str, Sequence[CTCRecording]]
 
 
 def run_ctc_experiment(
@@ -190,7 +190,7 @@ def run_ctc_experiment(
     return result
 
 
-def measure(model: CTCModel, recordings: Sequence[Recording]) -> dict[str, float]:
+def measure(model: CTCModel, recordings: Sequence[CTCRecording]) -> dict[str, float]:
     """Returns how far word ends are off, where they are known, and error rates of transcripts.
 
     Args:
@@ -292,8 +292,8 @@ def _open_corpus(experiment: CTCExperiment) -> _Corpus:
     if experiment.recordings is not None:
         return _read_recordings(experiment)
 
-    def spoken(seed: int, index: int, held_out: bool) -> Recording:
-        return Recording(
+    def spoken(seed: int, index: int, held_out: bool) -> CTCRecording:
+        return CTCRecording(
             lambda: _resample(voices.speak(seed, index, held_out=held_out)), timed=True
         )
 
@@ -310,7 +310,7 @@ def _open_corpus(experiment: CTCExperiment) -> _Corpus:
 
 
 def _resample(
-    speech: Speech,
+    speech: TimedSpeech,
 ) -> tuple[np.ndarray, Sequence[Sequence[float]], Sequence[TimedText]]:
     wave = resample(voices.full_scale(speech), speech.sample_rate, SAMPLE_RATE)
     return wave.astype(np.float32), speech.phoneme_starts_s, speech.words
@@ -340,7 +340,7 @@ def _read_recordings(experiment: CTCExperiment) -> _Corpus:
     return _Corpus(sorted(letters), known, recordings[:kept], held_out)
 
 
-def _read_line(place: str, folder: pathlib.Path, line: bytes) -> tuple[Recording, str]:
+def _read_line(place: str, folder: pathlib.Path, line: bytes) -> tuple[CTCRecording, str]:
     try:
         fields = parse_object(line)
     except ValueError as error:
@@ -361,7 +361,7 @@ def _read_line(place: str, folder: pathlib.Path, line: bytes) -> tuple[Recording
         texts = [word.text for word in words]
         expected = "objects with word, start_s and end_s, for each word of the text"
         require(texts == text.split(), f"{place}: words", given, expected)
-    return Recording(lambda: (read_audio(file, SAMPLE_RATE), None, words), given is not None), text
+    return CTCRecording(lambda: (read_audio(file, SAMPLE_RATE), None, words), given is not None), text
 
 
 gin.external_configurable(CTCExperiment, "train_ctc")

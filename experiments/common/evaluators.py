@@ -22,9 +22,9 @@ from lst_jax.evaluation.story_completion import (
 )
 from lst_jax.inference.scoring import ScoringShape
 from lst_jax.inference.trained_model import TrainedModel
+from lst_jax.local_paths import PathText
 from lst_jax.model.models import build_model
 from lst_jax.patching import Strategy
-from lst_jax.paths import PathText
 from lst_jax.settings import PositiveFloat, PositiveInt, configuration, given
 from lst_jax.sharding import DEFAULT_RULES, batch_mesh_size, row_share
 from lst_jax.training.held_out import HeldOutLoss, target_amounts

@@ -17,7 +17,7 @@ from lst_jax.checkpoints.description import DataDescription, ModelDescription
 from lst_jax.checkpoints.layout import CHECKPOINTS, find_checkpoint
 from lst_jax.config import ModelConfig
 from lst_jax.extras import check_extra
-from lst_jax.paths import PathText, local_path
+from lst_jax.local_paths import PathText, local_path
 from lst_jax.settings import UnitCount, Workers, configuration, require
 from lst_jax.sharding import MeshConfig, check_heads, check_rows, make_mesh, row_share
 from lst_jax.training.hooks import Hook

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import gin
 from gin import config_parser
 
-from lst_jax.paths import local_path
+from lst_jax.local_paths import local_path
 from lst_jax.settings import quote
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]

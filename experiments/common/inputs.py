@@ -6,7 +6,7 @@ import glob
 import pathlib
 from collections.abc import Sequence
 
-from lst_jax.paths import local_path
+from lst_jax.local_paths import local_path
 
 FORMATS = ("reference_jsonl", "text_jsonl", "text")
 

@@ -1,4 +1,4 @@
-"""Flags that name files and folders; all of them pass through `lst_jax.paths.local_path`."""
+"""Flags that name files and folders; all of them pass through `lst_jax.local_paths.local_path`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from absl import flags
 
-from lst_jax.paths import local_path
+from lst_jax.local_paths import local_path
 from lst_jax.settings import quote
 
 flags.disclaim_key_flags()  # they are those of the binary that asks for them

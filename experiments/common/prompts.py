@@ -13,7 +13,7 @@ from data_pipelines.speech.audio import read_audio
 from lst_jax.evaluation import jsonl
 from lst_jax.inference.sampling import Modality
 from lst_jax.inference.trained_model import TrainedModel
-from lst_jax.paths import local_path
+from lst_jax.local_paths import local_path
 from lst_jax.settings import quote, require
 from lst_jax.speech.interfaces import Rejection, UnitEncoder
 from lst_jax.vocabulary import Vocabulary

@@ -21,7 +21,7 @@ from data_pipelines.speech.registry import open_vocoder
 from experiments.common import gin_config
 from experiments.common.experiment import Experiment, check_experiment, run_experiment
 from experiments.common.outputs import make_progress_printer
-from experiments.demonstration.plan import (
+from experiments.demonstration.run_lengths import (
     PILOT_STEPS,
     choose_plan,
     equal_flops_steps,

@@ -31,7 +31,7 @@ _OLDER_INSTRUCTION_SET = "SSE4_2"
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class GateOptions:
     """What the flags say.
 
     Attributes:
@@ -54,7 +54,7 @@ class Options:
     record: str | None = None
 
 
-def run(sides: Sequence[str], options: Options) -> bool:
+def run(sides: Sequence[str], options: GateOptions) -> bool:
     """Compares two sides, or records one, and prints what came out.
 
     Args:
@@ -118,7 +118,7 @@ def _is_file(side: str) -> bool:
     return side.endswith(".json")
 
 
-def _shared_settings(options: Options) -> RunSettings:
+def _shared_settings(options: GateOptions) -> RunSettings:
     settings = RunSettings(steps=20 if options.steps is None else options.steps)
     bindings = tuple(options.bindings)
     if options.files:
@@ -126,7 +126,7 @@ def _shared_settings(options: Options) -> RunSettings:
     return dataclasses.replace(settings, bindings=(*settings.bindings, *bindings))
 
 
-def _side_settings(shared: RunSettings, options: Options, index: int) -> RunSettings:
+def _side_settings(shared: RunSettings, options: GateOptions, index: int) -> RunSettings:
     mesh = options.meshes[index]
     return dataclasses.replace(
         shared,

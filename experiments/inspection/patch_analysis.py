@@ -17,7 +17,7 @@ from experiments.inspection.word_patches import NO_WORD, WordSample
 from lst_jax.checkpoints.layout import split_path
 from lst_jax.checkpoints.train_state import init_state
 from lst_jax.evaluation.patch_embeddings import (
-    Estimate,
+    WordMean,
     WordRate,
     WordSimilarity,
     measure_similarity,
@@ -204,7 +204,7 @@ def to_json(analysis: Analysis) -> dict[str, Any]:
 
 
 def _similarity_json(similarity: WordSimilarity) -> dict[str, Any]:
-    estimates: dict[str, Estimate] = {name: getattr(similarity, name) for name in SIMILARITIES}
+    estimates: dict[str, WordMean] = {name: getattr(similarity, name) for name in SIMILARITIES}
     return {
         name: {"value": estimate.value, "interval": estimate.interval}
         for name, estimate in estimates.items()

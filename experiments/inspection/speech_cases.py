@@ -54,7 +54,7 @@ _Arrays = Mapping[str, np.ndarray]
 
 
 @dataclasses.dataclass
-class Comparison:
+class CaseComparison:
     """What was compared so far.
 
     Attributes:
@@ -81,14 +81,14 @@ class Comparison:
             self.equal &= equal == total
 
 
-def verify_case(case: pathlib.Path) -> Comparison:
+def verify_case(case: pathlib.Path) -> CaseComparison:
     """Compares what this project computes with what a case holds.
 
     Raises:
       OSError: a file is missing or cannot be read.
       ValueError: the case is of no known kind, or not as described above.
     """
-    comparison = Comparison()
+    comparison = CaseComparison()
     if case.is_dir():
         settings = read_json_object(case / "config.json")
         if "model_type" not in settings and "upsample_rates" in settings:
@@ -102,7 +102,7 @@ def verify_case(case: pathlib.Path) -> Comparison:
     return comparison
 
 
-def _compare_model(case: pathlib.Path, comparison: Comparison) -> None:
+def _compare_model(case: pathlib.Path, comparison: CaseComparison) -> None:
     model, file = read_model(case), case / "io.npz"
     io = _read_io(file)
     waveforms, lengths = _read_inputs(model, io, file)
@@ -135,7 +135,7 @@ def _compare_model(case: pathlib.Path, comparison: Comparison) -> None:
         alone = _run(model, "published", waveforms[i : i + 1, : int(lengths[i])], None)
         # A row is the same alone and, with exact padding, beside others.
         _compare_states(comparison, model, f"alone_{i}", io, alone, file)
-        again = Comparison()
+        again = CaseComparison()
         beside = alone._replace(**inside)
         _compare_states(again, model, f"alone_{i}", io, beside, file)
         for key, difference in again.results.items():
@@ -251,7 +251,7 @@ def _require_mask(io: _Arrays, file: pathlib.Path) -> None:
 
 
 def _compare_states(
-    comparison: Comparison,
+    comparison: CaseComparison,
     model: SpeechModel,
     place: str,
     io: _Arrays,
@@ -337,7 +337,7 @@ def _compare_units(
     return int(equal[clear].sum()), int(clear.sum()), 1
 
 
-def _compare_alignments(file: pathlib.Path, comparison: Comparison) -> None:
+def _compare_alignments(file: pathlib.Path, comparison: CaseComparison) -> None:
     io = _read_io(file)
     count = len({match[1] for name in io if (match := _ALIGNMENT.fullmatch(name))})
     kinds = ("log_probs", "targets", "score", "spans")

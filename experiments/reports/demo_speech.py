@@ -28,7 +28,7 @@ _FILE = "examples.json"
 
 
 @dataclasses.dataclass(frozen=True)
-class Clip:
+class LabeledSound:
     """Sound, and what it is.
 
     Attributes:
@@ -52,7 +52,7 @@ class SpeechExample:
 
     title: str
     lines: tuple[tuple[str, str], ...]
-    clips: tuple[Clip, ...]
+    clips: tuple[LabeledSound, ...]
 
 
 def make_speech_examples(
@@ -97,11 +97,11 @@ class _ClipWriter:
         self._directory = directory
         self._vocoder = vocoder
 
-    def write(self, name: str, label: str, units: np.ndarray) -> Clip:
+    def write(self, name: str, label: str, units: np.ndarray) -> LabeledSound:
         samples = decode_known(self._vocoder, units)
         samples = samples if samples.size else np.zeros(1, np.float32)  # a file needs one
         write_wav(self._directory / f"{name}.wav", samples, self._vocoder.sample_rate)
-        return Clip(label, f"{name}.wav")
+        return LabeledSound(label, f"{name}.wav")
 
 
 def _continue(
@@ -163,5 +163,5 @@ def _read(fields: Mapping[str, Any]) -> SpeechExample:
     return SpeechExample(
         fields["title"],
         tuple((label, text) for label, text in fields["lines"]),
-        tuple(Clip(**clip) for clip in fields["clips"]),
+        tuple(LabeledSound(**clip) for clip in fields["clips"]),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from experiments.reports.demo_text import describe_results, read_seed_spread
-from experiments.reports.tables import (
+from experiments.reports.markdown import (
     Record,
     page,
     percent_with_interval,

@@ -22,7 +22,7 @@ from experiments.inspection.patch_analysis import (
 )
 from experiments.reports.figures import COLORS, png, svg
 from experiments.reports.templating import render
-from lst_jax.evaluation.patch_embeddings import Estimate, WordRate
+from lst_jax.evaluation.patch_embeddings import WordMean, WordRate
 from lst_jax.evaluation.tables import format_percent, format_rate, format_rows
 from lst_jax.files import write_file, write_json
 
@@ -202,6 +202,6 @@ def _rate(rate: WordRate) -> str:
     return format_rate(rate.value, rate.interval)
 
 
-def _format(estimate: Estimate) -> str:
+def _format(estimate: WordMean) -> str:
     lower, upper = estimate.interval
     return f"{estimate.value:.2f} ({lower:.2f} … {upper:.2f})"

@@ -16,8 +16,8 @@ from experiments.benchmarks.job_runner import last_run, read_records
 from experiments.common import cli
 from experiments.common.gin_steps import read_config
 from experiments.reports import model_results, speed_results, study_results
-from experiments.reports.tables import Record, gib, page, table
-from experiments.studies.config import read_study, study_files
+from experiments.reports.markdown import Record, gib, page, table
+from experiments.studies.study_config import read_study, study_files
 from lst_jax.files import write_file
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent.parent

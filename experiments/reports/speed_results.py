@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from experiments.benchmarks.aot_tables import format_tables
-from experiments.reports.tables import Record, gib, page, table
+from experiments.reports.markdown import Record, gib, page, table
 
 _MIB = 2.0**20
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from experiments.reports.tables import Record, page, table
-from experiments.studies.config import Study
-from experiments.studies.results import metric_text
+from experiments.reports.markdown import Record, page, table
+from experiments.studies.cell_results import metric_text
+from experiments.studies.study_config import Study
 
 
 def studies_page(

@@ -8,8 +8,8 @@ import pathlib
 
 from experiments.common import gin_config
 from experiments.common.experiment import Experiment
-from experiments.studies.config import Cell
 from experiments.studies.protocols import Branch
+from experiments.studies.study_config import Cell
 
 TRAIN, EVALUATE = "experiments.train", "experiments.evaluate"
 RUN, STORIES, RESULT, FAILURE, LOG = "run", "stories.json", "result.json", "failure.json", "log.txt"

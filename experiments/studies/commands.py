@@ -13,8 +13,14 @@ from collections.abc import Sequence
 from experiments.common.cli import ExitCode
 from experiments.common.gin_steps import step_config
 from experiments.common.mesh_text import parse_mesh
+from experiments.studies.cell_results import (
+    collect,
+    format_csv,
+    format_status,
+    metric_text,
+    pilot_spread,
+)
 from experiments.studies.cells import RESULT, Workdir, configure
-from experiments.studies.config import Cell, Study, read_study
 from experiments.studies.fitting import (
     ArmFit,
     fit_study,
@@ -22,6 +28,7 @@ from experiments.studies.fitting import (
     format_fits,
     format_predictions,
 )
+from experiments.studies.paired_statistics import smallest_difference
 from experiments.studies.plan import (
     Plan,
     format_plan,
@@ -29,13 +36,6 @@ from experiments.studies.plan import (
     read_steps,
     save_plan,
     with_seconds,
-)
-from experiments.studies.results import (
-    collect,
-    format_csv,
-    format_status,
-    metric_text,
-    pilot_spread,
 )
 from experiments.studies.running import (
     Children,
@@ -45,7 +45,7 @@ from experiments.studies.running import (
     pinned,
     run_cells,
 )
-from experiments.studies.statistics import smallest_difference
+from experiments.studies.study_config import Cell, Study, read_study
 from lst_jax.extras import check_extra
 from lst_jax.files import write_file, write_json
 from lst_jax.settings import given, list_names, quote
@@ -54,7 +54,7 @@ _SHARE = re.compile(r"([0-9]{1,6})/([0-9]{1,6})")
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class StudyOptions:
     """What flags say besides the study; see `experiments.study`."""
 
     share: str | None = None
@@ -78,7 +78,7 @@ class StudyCommands:
         gin_files: Sequence[str],
         gin_bindings: Sequence[str],
         workdir: pathlib.Path,
-        options: Options,
+        options: StudyOptions,
     ) -> None:
         """Reads the study.
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.studies.bootstrap import DRAWS, Estimate, Point
-from experiments.studies.config import LOSSES
 from experiments.studies.fits import AccuracyFit, LossFit, fit_accuracy, fit_loss, predict
 from experiments.studies.isoflop import IsoFlopFit, PowerLaw, fit_isoflop
+from experiments.studies.study_config import LOSSES
 from lst_jax.settings import require
 
 

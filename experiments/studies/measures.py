@@ -19,7 +19,7 @@ from data_pipelines.records.storage import open_records
 from lst_jax.checkpoints.description import ModelDescription
 from lst_jax.evaluation.minimal_pairs import read_speech_pairs
 from lst_jax.evaluation.spoken_texts import read_spoken_texts
-from lst_jax.paths import PathText
+from lst_jax.local_paths import PathText
 from lst_jax.settings import configuration, require
 from lst_jax.strict_json import read_json_object
 

@@ -20,10 +20,9 @@ from typing import Any, NamedTuple
 
 import gin
 
-from data_pipelines.training.config import effective_settings
+from data_pipelines.training.data_config import effective_settings
 from data_pipelines.training.dataset import make_training_dataset
 from experiments.studies.cells import RESULT, Workdir, configure
-from experiments.studies.config import LOSSES, Arm, Cell, Study
 from experiments.studies.measures import KINDS
 from experiments.studies.protocols import (
     Branch,
@@ -36,6 +35,7 @@ from experiments.studies.protocols import (
     steps_of_budget,
     trunk_branches,
 )
+from experiments.studies.study_config import LOSSES, Arm, Cell, Study
 from lst_jax.differences import differences
 from lst_jax.evaluation.story_completion import read_story_examples
 from lst_jax.evaluation.tables import format_rows

@@ -18,11 +18,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from experiments.reports.templating import render
-from experiments.studies.config import LOSSES
+from experiments.studies.cell_results import metric_scale, metric_text
 from experiments.studies.fit_figures import draw_fits
 from experiments.studies.fitting import ArmFit
 from experiments.studies.measures import KINDS
-from experiments.studies.results import metric_scale, metric_text
+from experiments.studies.study_config import LOSSES
 from lst_jax.files import write_file
 from lst_jax.training.metrics import format_duration
 

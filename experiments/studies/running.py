@@ -21,6 +21,7 @@ from types import FrameType, MappingProxyType
 from typing import Self
 
 from experiments.common.cli import ExitCode
+from experiments.studies.cell_results import score_cell
 from experiments.studies.cells import (
     FAILURE,
     LOG,
@@ -34,10 +35,9 @@ from experiments.studies.cells import (
     train_command,
     trunk_bindings,
 )
-from experiments.studies.config import Cell
 from experiments.studies.plan import earlier_starts
 from experiments.studies.protocols import Branch
-from experiments.studies.results import score_cell
+from experiments.studies.study_config import Cell
 from lst_jax.checkpoints.layout import list_steps
 from lst_jax.files import write_json
 from lst_jax.settings import given, one_line

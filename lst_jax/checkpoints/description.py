@@ -22,8 +22,8 @@ from lst_jax.checkpoints.layout import DESCRIPTION, exists, list_steps, split_pa
 from lst_jax.config import LSTConfig, TokenTransformerConfig
 from lst_jax.differences import differences
 from lst_jax.files import write_json
+from lst_jax.local_paths import RecordedPath
 from lst_jax.patching import PatchingConfig, Visibility
-from lst_jax.paths import RecordedPath
 from lst_jax.settings import (
     Name,
     NaturalInt,

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 
 from absl import logging
 
-from lst_jax.paths import local_path
+from lst_jax.local_paths import local_path
 
 CHECKPOINTS = "checkpoints"
 _PARAMS = "params"

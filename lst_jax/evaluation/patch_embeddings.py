@@ -20,7 +20,7 @@ _RIDGE = 0.1  # of the mean squared length of a vector
 
 
 @dataclasses.dataclass(frozen=True)
-class Estimate:
+class WordMean:
     """A number with its 95 % interval.
 
     Attributes:
@@ -37,9 +37,9 @@ class Estimate:
         lower, upper = np.quantile(self.draws, (0.025, 0.975))
         return float(lower), float(upper)
 
-    def __sub__(self, other: Estimate) -> Estimate:
+    def __sub__(self, other: WordMean) -> WordMean:
         """Returns the difference, paired by the words; both have the same words and seed."""
-        return Estimate(self.value - other.value, self.draws - other.draws)
+        return WordMean(self.value - other.value, self.draws - other.draws)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +53,9 @@ class WordSimilarity:
         other vectors of the word, b that to those of the nearest other word.
     """
 
-    within: Estimate
-    between: Estimate
-    silhouette: Estimate
+    within: WordMean
+    between: WordMean
+    silhouette: WordMean
 
     def __sub__(self, other: WordSimilarity) -> WordSimilarity:
         return WordSimilarity(
@@ -100,12 +100,12 @@ def measure_similarity(
 
     draws = _word_draws(len(counts), seed)
     return WordSimilarity(
-        within=Estimate(float(within.mean()), draws @ within / len(counts)),
-        between=Estimate(
+        within=WordMean(float(within.mean()), draws @ within / len(counts)),
+        between=WordMean(
             _mean_of_pairs(np.ones((1, len(counts))), between).item(),
             _mean_of_pairs(draws, between),
         ),
-        silhouette=Estimate(float(by_word.mean()), draws @ by_word / len(counts)),
+        silhouette=WordMean(float(by_word.mean()), draws @ by_word / len(counts)),
     )
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from jax import Array
 
 from lst_jax.batch import Batch, stack_rows
-from lst_jax.inference.decoding.decode_loop import Progress, decode_batch
+from lst_jax.inference.decoding.decode_loop import DecodedRows, decode_batch
 from lst_jax.inference.decoding.decoder import Decoder, State
 from lst_jax.inference.decoding.lst_decoder import LSTDecoder
 from lst_jax.inference.decoding.token_decoder import TokenDecoder
@@ -51,7 +51,7 @@ from lst_jax.sharding import (
 )
 from lst_jax.vocabulary import Vocabulary
 
-# Why a row has stopped, by the number in `Progress.stop`; 0 is not yet.
+# Why a row has stopped, by the number in `DecodedRows.stop`; 0 is not yet.
 STOP_REASONS = ("", "eos", "mode", "units", "tokens", "context")
 
 # Lengths that are compiled for are at least this, and few above.
@@ -310,13 +310,13 @@ def _generate_function(
     def run(
         params: Any, state: State, stop: Array, sampling: SamplingArrays, limits: _Limits
     ) -> tuple[State, dict[str, Array]]:
-        def choose(logits: Array, now: Progress) -> Array:
+        def choose(logits: Array, now: DecodedRows) -> Array:
             is_early = now.made < limits.min_tokens
             eos = jnp.arange(logits.shape[1]) == decoder.vocabulary.eos_id
             logits = jnp.where(is_early[:, None] & eos, -jnp.inf, logits)
             return sample(logits, now.state.length, sampling)
 
-        def stop_rule(tokens: Array, now: Progress) -> Array:
+        def stop_rule(tokens: Array, now: DecodedRows) -> Array:
             return _stop(decoder, limits, tokens, now)
 
         made = decode_batch(decoder, params, state, stop, max_tokens, choose, stop_rule)
@@ -347,7 +347,7 @@ def _limit_arrays(limits: GenerationLimits) -> _Limits:
     )
 
 
-def _stop(decoder: Decoder, limits: _Limits, tokens: Array, now: Progress) -> Array:
+def _stop(decoder: Decoder, limits: _Limits, tokens: Array, now: DecodedRows) -> Array:
     """Returns (B,) int32 into `STOP_REASONS`, the first that holds."""
     vocabulary = decoder.vocabulary
     is_mode = (tokens == vocabulary.text_mode_id) | (tokens == vocabulary.speech_mode_id)

@@ -28,7 +28,7 @@ from lst_jax.checkpoints.description import (
 )
 from lst_jax.checkpoints.layout import step_directory
 from lst_jax.files import new_directory, write_json
-from lst_jax.paths import local_path
+from lst_jax.local_paths import local_path
 from lst_jax.porting.orbax_step import OrbaxStep, is_orbax_run, write_orbax
 from lst_jax.porting.parameter_names import published_tensors
 from lst_jax.porting.published_config import make_params_json, read_params_json

@@ -331,7 +331,7 @@ class EncoderLayer(nn.Module):
         config = self.config
         attention = SelfAttention(config, name="attention")
         attention_norm = LayerNorm(config.layer_norm_eps, name="attention_norm")
-        feed_forward = FeedForward(config, name="feed_forward")
+        feed_forward = Wav2Vec2FeedForward(config, name="feed_forward")
         final_norm = LayerNorm(config.layer_norm_eps, name="final_norm")
         if config.do_stable_layer_norm:
             x = x + attention(attention_norm(x), real)
@@ -342,7 +342,7 @@ class EncoderLayer(nn.Module):
         return constrain(x, "batch", "length", "embed_activation")
 
 
-class FeedForward(nn.Module):
+class Wav2Vec2FeedForward(nn.Module):
     """`output(gelu(intermediate x))`."""
 
     config: Wav2Vec2Config

@@ -22,10 +22,10 @@ from jax import Array
 
 from lst_jax.checkpoints.train_state import TrainState
 
-Batch = Any  # arrays with the rows first, in any tree; a `batch.Batch` for this library's models
+AnyBatch = Any  # arrays with the rows first, in any tree; a `batch.Batch` for this library's models
 Sums = dict[str, Array]
-TrainStep = jax.stages.Wrapped  # (TrainState, Batch) -> (TrainState, Sums)
-LossSums = Callable[[Any, Batch], Sums]
+TrainStep = jax.stages.Wrapped  # (TrainState, AnyBatch) -> (TrainState, Sums)
+LossSums = Callable[[Any, AnyBatch], Sums]
 Record = dict[str, int | float | None]
 
 
@@ -37,7 +37,7 @@ def step_of(record: Record) -> int:
 class Batches(Protocol):
     """What a run reads: one batch a step, with a state that is saved beside the parameters."""
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> AnyBatch:
         """Returns the next batch, this process's rows of it."""
         ...
 
@@ -50,7 +50,7 @@ class Batches(Protocol):
         ...
 
 
-class Progress(Protocol):
+class RunTotals(Protocol):
     """Totals of a run and the sums since its last record; saved as JSON with every checkpoint."""
 
     def add(self, sums: Mapping[str, Any], seconds: float) -> None:
@@ -86,7 +86,7 @@ class Start:
     """
 
     state: TrainState
-    progress: Progress
+    progress: RunTotals
     origin: str
 
 
@@ -117,8 +117,8 @@ class Trainable:
     losses: Sequence[str]
     weights: Sequence[str]
     advice: str
-    make_progress: Callable[..., Progress]
-    rate_context: Callable[[Batch], Any]
+    make_progress: Callable[..., RunTotals]
+    rate_context: Callable[[AnyBatch], Any]
 
 
 class Description(Protocol):

@@ -28,17 +28,17 @@ from lst_jax.checkpoints.layout import ABANDONED
 from lst_jax.checkpoints.train_state import TrainState
 from lst_jax.files import write_file
 from lst_jax.hardware import check_memory
-from lst_jax.paths import local_path
+from lst_jax.local_paths import local_path
 from lst_jax.settings import quote
 from lst_jax.sharding import DEFAULT_RULES, LogicalRules, mesh_context, shard_batch
 from lst_jax.training.hooks import (
-    Batch,
+    AnyBatch,
     Batches,
     Description,
     Evaluator,
     Hook,
     OpenWriter,
-    Progress,
+    RunTotals,
     Sums,
     Trainable,
 )
@@ -66,7 +66,7 @@ class DataEndedError(ValueError):
     """The batches ended before the steps; what was trained until then is saved."""
 
 
-class Options(TypedDict, total=False):
+class TrainOptions(TypedDict, total=False):
     """Arguments of `train` that what trains one kind of model only passes on."""
 
     evaluators: Sequence[Evaluator]
@@ -87,7 +87,7 @@ class TrainResult(NamedTuple):
     """
 
     state: TrainState
-    progress: Progress
+    progress: RunTotals
     finished: bool
     signal: str | None
 
@@ -288,7 +288,7 @@ class _Run:
     def _is_last(self) -> bool:
         return self._step >= self._training.num_steps
 
-    def _next_batch(self) -> Batch | None:
+    def _next_batch(self) -> AnyBatch | None:
         """Puts the next batch on the devices; None where there is none."""
         try:
             batch = next(self._iterator, None)

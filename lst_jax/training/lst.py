@@ -28,7 +28,7 @@ from lst_jax.sharding import (
 )
 from lst_jax.training.hooks import Batches, Start, Trainable
 from lst_jax.training.log import report
-from lst_jax.training.loop import Options, TrainResult, train
+from lst_jax.training.loop import TrainOptions, TrainResult, train
 from lst_jax.training.metrics import Progress, RateContext
 from lst_jax.training.optimizers import OptimizerConfig, make_optimizer
 from lst_jax.training.starts import Settings, flatten_settings
@@ -45,7 +45,7 @@ def train_lst(
     rules: LogicalRules = DEFAULT_RULES,
     *,
     settings: Settings | None = None,
-    **options: Unpack[Options],
+    **options: Unpack[TrainOptions],
 ) -> TrainResult:
     """Trains an LST or its baseline, or goes on with the run that is in the workdir.
 

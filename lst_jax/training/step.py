@@ -19,10 +19,10 @@ from lst_jax.batch import Batch
 from lst_jax.checkpoints.train_state import TrainState, param_shapes, state_shardings
 from lst_jax.config import LSTConfig, ModelConfig
 from lst_jax.hardware import check_memory
+from lst_jax.local_paths import PathText
 from lst_jax.model.flops import training_flops
 from lst_jax.model.losses import token_nll
 from lst_jax.model.models import build_model, hidden_states, output_kernel
-from lst_jax.paths import PathText
 from lst_jax.settings import PositiveInt, Seed32, configuration, require
 from lst_jax.sharding import (
     DEFAULT_RULES,

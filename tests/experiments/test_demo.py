@@ -9,7 +9,7 @@ import pytest
 
 from data_pipelines.records.storage import make_utterance
 from data_pipelines.speech.audio import read_audio
-from experiments.demonstration.plan import Plan, write_plan
+from experiments.demonstration.run_lengths import DemoPlan, write_plan
 from experiments.reports.demo_report import SpokenExample, patch_rows, read_spoken_examples
 from lst_jax.vocabulary import TextTokenizer
 from tests.binaries import run_binary
@@ -35,7 +35,7 @@ def demo(tmp_path_factory):
     """A finished demo: its workdir and its output."""
     workdir = tmp_path_factory.mktemp("demo")
     # As if a step had been timed (`demonstration/test_stages.py` does).
-    write_plan(workdir / "plan.json", Plan(0.01, 50, 0.03, 0.01, 1.75e8, 1.38e8))
+    write_plan(workdir / "plan.json", DemoPlan(0.01, 50, 0.03, 0.01, 1.75e8, 1.38e8))
     done = run_demo(workdir)
     assert done.returncode == 0, done.stderr[-3000:]
     return workdir, done.stdout

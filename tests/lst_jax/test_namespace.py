@@ -1,8 +1,10 @@
 """The package's front, and what importing parts of it costs."""
 
 import ast
+import collections
 import importlib.metadata
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -53,6 +55,19 @@ def test_libraries_print_nothing():
             assert "print" not in names or file.name == "torch_model.py", file
 
 
+def test_no_two_modules_or_classes_have_one_name():
+    """But the classes of `torch_model.py`, which stands alone, and of alternative backends."""
+    root = pathlib.Path(lst_jax.__file__).parent.parent
+    names = collections.Counter()
+    for package in ("lst_jax", "data_pipelines", "experiments"):
+        for file in (root / package).rglob("*.py"):
+            names.update({file.stem} - {"__init__"})
+            if file.name != "torch_model.py":
+                text = file.read_text(encoding="utf-8")
+                names.update(re.findall(r"^class ([A-Z]\w*)", text, re.MULTILINE))
+    assert not [name for name, count in names.items() if count > 1]
+
+
 def test_imports_go_one_way():
     """lst_jax imports neither of the others; data pipelines what needs no JAX, and speech."""
 
@@ -62,7 +77,7 @@ def test_imports_go_one_way():
         "unit_encoding",
         "patching",
         "batch",
-        "paths",
+        "local_paths",
         "settings",
         "strict_json",
         "differences",

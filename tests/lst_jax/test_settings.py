@@ -31,11 +31,11 @@ from experiments.common.ctc_experiment import CTCExperiment
 from experiments.common.evaluators import EvaluationConfig
 from experiments.common.experiment import Experiment
 from experiments.common.step_config import StepConfig
-from experiments.demonstration.plan import Plan
+from experiments.demonstration.run_lengths import DemoPlan
 from experiments.inspection.loss_runs import RunSettings
 from experiments.inspection.word_patches import SampleConfig
-from experiments.studies.config import Arm, Comparison, Study, StudyData
 from experiments.studies.measures import Measure
+from experiments.studies.study_config import Arm, Comparison, Study, StudyData
 from lst_jax import config as config_module
 from lst_jax import settings as settings_module
 from lst_jax.checkpoints.description import (
@@ -47,10 +47,10 @@ from lst_jax.config import LSTConfig, TokenTransformerConfig
 from lst_jax.inference.generation import GenerationLimits
 from lst_jax.inference.sampling import SamplingConfig
 from lst_jax.inference.scoring import ScoringShape
+from lst_jax.local_paths import PathText
 from lst_jax.model.attention import BACKENDS
 from lst_jax.model.layers import REMAT_POLICIES
 from lst_jax.patching import PatchingConfig
-from lst_jax.paths import PathText
 from lst_jax.settings import (
     Bounds,
     Fraction,
@@ -308,7 +308,7 @@ CONFIGURATIONS = [
     *(Wav2Vec2Config(), UnitEncoding(), _UnitVocabularyFile(9, UnitEncoding())),
     *(GlobalTransformerOptions(), DataDescription(PATCHING)),
     ModelDescription(LSTConfig(518, 8, 16, 1, 1, 1, 2, 2), Vocabulary(10), "0" * 64),
-    *(Plan(20.0, 20, 1.0, 1.0, 1e9, 1e9), STUDY_DATA, ARMS[0], COMPARISON, SampleConfig()),
+    *(DemoPlan(20.0, 20, 1.0, 1.0, 1e9, 1e9), STUDY_DATA, ARMS[0], COMPARISON, SampleConfig()),
     Measure("asr", ("a",)),
     Study("a", STUDY_DATA, (), ARMS, (5.0,), COMPARISON),
     read_unit_set("mhubert-base-25hz"),

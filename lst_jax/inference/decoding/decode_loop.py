@@ -21,7 +21,7 @@ from lst_jax.model.models import logits, output_kernel
 from lst_jax.shapes import Float32, Int32, check_shapes
 
 
-class Progress(NamedTuple):
+class DecodedRows(NamedTuple):
     """What the rows of a batch have done.
 
     Attributes:
@@ -53,9 +53,9 @@ def decode_batch(
     state: State,
     stop: Int32[Array, " B"],
     max_tokens: int,
-    choose: Callable[[Array, Progress], Array],
-    stop_rule: Callable[[Array, Progress], Array],
-) -> Progress:
+    choose: Callable[[Array, DecodedRows], Array],
+    stop_rule: Callable[[Array, DecodedRows], Array],
+) -> DecodedRows:
     """Makes tokens until every row has stopped.
 
     Args:
@@ -72,7 +72,7 @@ def decode_batch(
     params = compute_params(params, jnp.dtype(decoder.model.config.dtype))
     kernel = output_kernel(params)
     zeros, zero = jnp.zeros(rows, jnp.int32), jnp.zeros((), jnp.int32)
-    start = Progress(
+    start = DecodedRows(
         state=state,
         stop=stop,
         made=zeros,
@@ -84,13 +84,13 @@ def decode_batch(
         batch_global_steps=zero,
     )
 
-    def may_decode(now: Progress) -> Array:
+    def may_decode(now: DecodedRows) -> Array:
         return (now.stop == 0) & ~decoder.is_waiting(now.state)
 
-    def waits(now: Progress) -> Array:
+    def waits(now: DecodedRows) -> Array:
         return (now.stop == 0) & decoder.is_waiting(now.state)
 
-    def token_step(now: Progress) -> Progress:
+    def token_step(now: DecodedRows) -> DecodedRows:
         active = may_decode(now)
         hidden, state = decoder.decode(params, now.state, active)
         scores = constrain(logits(hidden, kernel, vocab_size), "batch", None)
@@ -112,7 +112,7 @@ def decode_batch(
         )
         return after._replace(stop=jnp.where(active, stop_rule(tokens, after), now.stop))
 
-    def global_step(now: Progress) -> Progress:
+    def global_step(now: DecodedRows) -> DecodedRows:
         active = waits(now)
         return now._replace(
             state=decoder.run_patch(params, now.state, active),
@@ -120,7 +120,7 @@ def decode_batch(
             batch_global_steps=now.batch_global_steps + 1,
         )
 
-    def turn(now: Progress) -> Progress:
+    def turn(now: DecodedRows) -> DecodedRows:
         now = jax.lax.while_loop(lambda now: may_decode(now).any(), token_step, now)
         return jax.lax.cond(waits(now).any(), global_step, lambda now: now, now)
 

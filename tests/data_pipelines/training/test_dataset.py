@@ -19,7 +19,7 @@ from data_pipelines.training.dataset import (
     make_training_dataset,
     merge_states,
 )
-from data_pipelines.training.held_out import held_out_mask
+from data_pipelines.training.held_out_records import held_out_mask
 from data_pipelines.training.mixture import DocumentKey, DocumentRandom
 from lst_jax.batch import batch_arrays, join_batches
 from lst_jax.patching import PatchingConfig, aligned_probability

@@ -9,7 +9,7 @@ import pytest
 
 from experiments.aot import compile as aot
 from experiments.aot.compile import compile_step
-from experiments.aot.tables import format_table
+from experiments.aot.report_lines import format_table
 from experiments.aot.topologies import tpu_devices
 from experiments.common.gin_steps import read_config
 from experiments.common.mesh_text import parse_mesh

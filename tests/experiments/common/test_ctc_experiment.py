@@ -16,7 +16,7 @@ from data_pipelines.speech.registry import open_aligner, open_recognizer
 from experiments.common import ctc_experiment
 from experiments.common.ctc_experiment import CTCExperiment, run_ctc_experiment
 from lst_jax.speech.interfaces import Alignment
-from lst_jax.training.ctc import filter_bank
+from lst_jax.training.ctc_task import filter_bank
 from lst_jax.training.optimizers import OptimizerConfig
 from lst_jax.training.step import TrainingConfig
 from tests.data_pipelines.speech.small_models import SMALL_CTC

@@ -8,7 +8,7 @@ import pytest
 
 from data_pipelines.microworld.corpus import MicroworldConfig
 from experiments.demonstration import stages
-from experiments.demonstration.plan import read_plan
+from experiments.demonstration.run_lengths import read_plan
 
 ROWS = ["BATCH_ROWS=8"]  # one for each of the tests' devices
 

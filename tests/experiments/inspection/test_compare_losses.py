@@ -129,7 +129,7 @@ def test_meshes_differ_by_rounding():
 )
 def test_a_mistake_in_the_sides_is_named(sides, options, message):
     with pytest.raises(ValueError, match=message):
-        loss_gate.run(sides, loss_gate.Options(**options))
+        loss_gate.run(sides, loss_gate.GateOptions(**options))
 
 
 @pytest.mark.slow

@@ -14,9 +14,9 @@ import pytest
 
 from experiments.aot.attention_estimates import typical_batch
 from experiments.common.step_config import PRESETS, baseline, preset
-from experiments.inspection.description import abstract_mesh, describe, format_description
 from experiments.inspection.memory import activation_bytes, device_bytes
 from experiments.inspection.modules import module_table
+from experiments.inspection.overview import abstract_mesh, describe, format_description
 from lst_jax.checkpoints.train_state import init_state, param_shapes, state_shardings
 from lst_jax.config import padded_size
 from lst_jax.model.flops import forward_flops, training_flops

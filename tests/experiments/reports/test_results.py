@@ -8,7 +8,7 @@ import pytest
 
 from experiments.reports import results
 from experiments.reports.study_results import studies_page
-from experiments.studies.config import read_study, study_files
+from experiments.studies.study_config import read_study, study_files
 
 RUN = {
     "stage": "run",

@@ -11,9 +11,15 @@ import numpy as np
 import pytest
 
 from experiments.studies import plan, running
+from experiments.studies.cell_results import (
+    collect,
+    format_csv,
+    format_status,
+    pilot_spread,
+    score_cell,
+)
 from experiments.studies.cells import FAILURE, RESULT, RUN, STORIES, Workdir, run_bindings
 from experiments.studies.commands import choose_cells
-from experiments.studies.config import read_study
 from experiments.studies.plan import (
     GroupCost,
     Plan,
@@ -25,14 +31,8 @@ from experiments.studies.plan import (
 )
 from experiments.studies.protocols import StepCost
 from experiments.studies.report import write_report
-from experiments.studies.results import (
-    collect,
-    format_csv,
-    format_status,
-    pilot_spread,
-    score_cell,
-)
 from experiments.studies.running import ChildError, Children, StoppedError, claimed, run_cells
+from experiments.studies.study_config import read_study
 from lst_jax.checkpoints.description import ModelDescription, write_description
 from lst_jax.config import TokenTransformerConfig
 from lst_jax.training.lock import LOCK

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lst_jax.checkpoints.layout import find_checkpoint
-from lst_jax.paths import PathText, RecordedPath, local_path
+from lst_jax.local_paths import PathText, RecordedPath, local_path
 from lst_jax.porting.port import open_checkpoint
 from lst_jax.settings import configuration, validate_value
 from lst_jax.vocabulary import TextTokenizer

@@ -50,8 +50,3 @@ def gib(size: float) -> str:
 def percent_with_interval(share: float, interval: Sequence[float]) -> str:
     """Returns `format_rate`, with an interval that a browser does not break."""
     return format_rate(share, interval).replace(" … ", "\u00a0…\u00a0")
-
-
-def interval_text(low: object, high: object) -> str:
-    """Returns an interval that a browser does not break."""
-    return f"({low}\u00a0…\u00a0{high})"

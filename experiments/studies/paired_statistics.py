@@ -35,7 +35,7 @@ class Interval(NamedTuple):
     n: int
 
 
-class Difference(NamedTuple):
+class PairedDifference(NamedTuple):
     """Mean difference of n pairs, the bounds of its interval, and p of the two-sided t-test."""
 
     mean: float
@@ -63,7 +63,7 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
 
 def paired_difference(
     a: Sequence[float], b: Sequence[float], confidence: float = 0.95
-) -> Difference:
+) -> PairedDifference:
     """Returns the mean of a − b over seeds, with Student's t interval and test.
 
     Args:
@@ -76,7 +76,7 @@ def paired_difference(
     mean, error, n = _mean_and_error(_paired(a, b), "a − b")
     half = _critical_value(n, confidence) * error
     p_value = 2 * float(stats.t.sf(abs(mean) / error, n - 1))
-    return Difference(mean, mean - half, mean + half, p_value, n)
+    return PairedDifference(mean, mean - half, mean + half, p_value, n)
 
 
 def paired_spread(a: Sequence[float], b: Sequence[float]) -> float:

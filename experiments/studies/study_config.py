@@ -15,11 +15,11 @@ from typing import Any, Literal, NamedTuple
 import gin
 
 from data_pipelines.microworld.corpus import TEST_SETS, MicroworldPaths
-from data_pipelines.training.config import Share
+from data_pipelines.training.data_config import Share
 from experiments.common import gin_config
 from experiments.studies.measures import KINDS, Measure
 from lst_jax.evaluation.story_completion import DIRECTIONS, Direction
-from lst_jax.paths import PathText, local_path
+from lst_jax.local_paths import PathText, local_path
 from lst_jax.settings import (
     Fraction,
     PositiveFloat,

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from data_pipelines.training.documents import Task
 from data_pipelines.training.mixture import RatioUnit
 from data_pipelines.training.packing import OpenRows, PackingConfig, RowSize
+from lst_jax.local_paths import PathText
 from lst_jax.patching import PatchingConfig, Visibility
-from lst_jax.paths import PathText
 from lst_jax.settings import (
     BatchRows,
     Bounds,
@@ -68,7 +68,7 @@ class DataConfig:
         (`data_pipelines.training.documents`); None interleaves them. A task's documents do without
         text sources.
       held_out_share: share of every source's records that training never sees, 0 ≤ share < 1
-        (`data_pipelines.training.held_out`).
+        (`data_pipelines.training.held_out_records`).
     """
 
     sources: tuple[SourceConfig, ...]

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from experiments.studies.config import Study, read_study, study_files
+from experiments.studies.study_config import Study, read_study, study_files
 
 PILOT = "experiments/configs/studies/pilot.gin"
 

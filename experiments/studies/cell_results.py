@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from experiments.studies.cells import FAILURE, RESULT, Workdir
-from experiments.studies.config import LOSSES, Cell, Comparison, Study
-from experiments.studies.statistics import holm, mean_interval, paired_difference
+from experiments.studies.paired_statistics import holm, mean_interval, paired_difference
+from experiments.studies.study_config import LOSSES, Cell, Comparison, Study
 from lst_jax.checkpoints.description import read_description
 from lst_jax.model.models import count_parameters
 from lst_jax.strict_json import read_json_object

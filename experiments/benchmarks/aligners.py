@@ -2,7 +2,7 @@
 
     pip download --no-deps --no-binary :all: pocketsphinx==5.1.1
     tar xf pocketsphinx-5.1.1.tar.gz
-    python -m experiments.benchmarks.alignment \\
+    python -m experiments.benchmarks.aligners \\
         --recordings=pocketsphinx-5.1.1/test/data/librivox \\
         --aligner=pocketsphinx --aligner=ctc:runs/ctc/model
 

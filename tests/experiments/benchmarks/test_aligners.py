@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.benchmarks.alignment import _compare
+from experiments.benchmarks.aligners import _compare
 
 
 def test_ends_are_compared_sentence_by_sentence_and_rejects_left_out():

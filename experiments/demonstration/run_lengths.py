@@ -34,7 +34,7 @@ _FIFTHS = 10  # lengths are multiples of it, so that a fifth of them is one of c
 
 
 @configuration
-class Plan:
+class DemoPlan:
     """What was measured and chosen.
 
     Attributes:
@@ -57,7 +57,7 @@ def choose_plan(
     spent: float,
     lst: tuple[float, float],
     baseline: tuple[float, float],
-) -> Plan:
+) -> DemoPlan:
     """Chooses the lengths.
 
     Args:
@@ -69,15 +69,15 @@ def choose_plan(
     a_step = lst[0] * (1 + _FINETUNING * 2) + baseline[0] * (max(ratio, 1) + 0.2 * min(ratio, 1))
     left = 60 * minutes - spent - OTHER_STEPS * lst[0]
     steps = max(_LEAST_STEPS, _FIFTHS * int(left / a_step / _FIFTHS))
-    return Plan(float(minutes), steps, lst[0], baseline[0], lst[1], baseline[1])
+    return DemoPlan(float(minutes), steps, lst[0], baseline[0], lst[1], baseline[1])
 
 
-def equal_flops_steps(plan: Plan, flops: float) -> int:
+def equal_flops_steps(plan: DemoPlan, flops: float) -> int:
     """Returns the baseline's steps for the FLOPs that the LST's training had."""
     return max(_FIFTHS, _FIFTHS * round(flops / plan.baseline_flops / _FIFTHS))
 
 
-def read_plan(path: pathlib.Path, minutes: float) -> Plan | None:
+def read_plan(path: pathlib.Path, minutes: float) -> DemoPlan | None:
     """Reads the plan of an earlier start, None where there is none.
 
     Raises:
@@ -85,12 +85,12 @@ def read_plan(path: pathlib.Path, minutes: float) -> Plan | None:
     """
     if not path.exists():
         return None
-    plan = validate_fields(Plan, read_json_object(path), path)
+    plan = validate_fields(DemoPlan, read_json_object(path), path)
     require(minutes == plan.minutes, "--minutes", minutes, f"{plan.minutes:g}, as in {path}")
     return plan
 
 
-def write_plan(path: pathlib.Path, plan: Plan) -> None:
+def write_plan(path: pathlib.Path, plan: DemoPlan) -> None:
     """Writes the plan."""
     write_json(path, dataclasses.asdict(plan))
 

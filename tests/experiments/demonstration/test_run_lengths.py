@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.demonstration.plan import (
+from experiments.demonstration.run_lengths import (
     OTHER_STEPS,
     choose_plan,
     decay_steps,

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.training.held_out import held_out_mask
+from data_pipelines.training.held_out_records import held_out_mask
 
 
 @settings(deadline=None)

@@ -10,10 +10,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from experiments.studies.cell_results import collect
 from experiments.studies.cells import RESULT, Workdir
-from experiments.studies.config import read_study
-from experiments.studies.results import collect
-from experiments.studies.statistics import (
+from experiments.studies.paired_statistics import (
     holm,
     mean_interval,
     paired_difference,
@@ -21,6 +20,7 @@ from experiments.studies.statistics import (
     power,
     smallest_difference,
 )
+from experiments.studies.study_config import read_study
 
 SETTINGS = settings(max_examples=50, deadline=None)
 NUMBERS = st.floats(-1e6, 1e6)
