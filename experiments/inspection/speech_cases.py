@@ -146,7 +146,7 @@ def _compare_model(case: pathlib.Path, comparison: CaseComparison) -> None:
     comparison.add_share("units_equal", units[0], units[1], units[2])
 
 
-def _compare_vocoder(case: pathlib.Path, comparison: Comparison) -> None:
+def _compare_vocoder(case: pathlib.Path, comparison: CaseComparison) -> None:
     trained, file = read_vocoder(case), case / "io.npz"
     io, config = _read_io(file), trained.config
     known = ("units", "waveform", "dedup_units", "durations", "dedup_waveform", "speaker", "style")
