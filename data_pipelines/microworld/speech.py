@@ -1,4 +1,4 @@
-"""Speech for the built-in corpus: eSpeak NG, with the exact time of every word and phoneme.
+"""TimedSpeech for the built-in corpus: eSpeak NG, with the exact time of every word and phoneme.
 
 The library and its voices come from the PyPI package `espeakng-loader`; nothing is installed on
 the system. eSpeak NG reports, while it speaks, at which sample each word and each phoneme starts,
@@ -110,7 +110,7 @@ minute."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Speech:
+class TimedSpeech:
     """One utterance.
 
     Attributes:
@@ -213,7 +213,7 @@ def _fresh_library() -> Iterator[tuple[ctypes.CDLL, int]]:
 _LOCK = threading.Lock()
 
 
-def synthesize(text: str, voice: Voice) -> Speech:
+def synthesize(text: str, voice: Voice) -> TimedSpeech:
     """Speaks a text.
 
     The same text and voice always give the same samples, whatever was spoken before.
@@ -260,7 +260,7 @@ def synthesize(text: str, voice: Voice) -> Speech:
         for word, places in zip(words, bounds, strict=True)
     )
     starts = tuple(tuple(start / sample_rate for start in places[:-1]) for places in bounds)
-    return Speech(samples, sample_rate, timings, starts)
+    return TimedSpeech(samples, sample_rate, timings, starts)
 
 
 def _anchors(

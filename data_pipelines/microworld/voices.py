@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from data_pipelines.microworld import stories
-from data_pipelines.microworld.speech import Speech, Voice, synthesize
+from data_pipelines.microworld.speech import TimedSpeech, Voice, synthesize
 
 LANGUAGE = "gmw/en-US"
 VARIANTS = (
@@ -26,7 +26,7 @@ _NUCLEI = "a e i o u a e i o ai ea ee oo ou ow"
 _CODAS = "b ck d ft g l ld ll m n nd ng nt p r rd rt s sh ss st t th x"
 
 
-def speak(seed: int, index: int, *, held_out: bool = False) -> Speech:
+def speak(seed: int, index: int, *, held_out: bool = False) -> TimedSpeech:
     """Speaks a sentence; the same numbers give the same one, in the same voice.
 
     Most are sentences of stories, which are others than the corpus'. The rest are of invented
@@ -51,6 +51,6 @@ def _invent(rng: random.Random) -> Iterator[str]:
         yield parts
 
 
-def full_scale(speech: Speech) -> np.ndarray:
+def full_scale(speech: TimedSpeech) -> np.ndarray:
     """Returns its samples as float32 within ±1."""
     return speech.samples / np.float32(2**15)
