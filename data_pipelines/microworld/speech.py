@@ -1,4 +1,4 @@
-"""TimedSpeech for the built-in corpus: eSpeak NG, with the exact time of every word and phoneme.
+"""Speech for the built-in corpus: eSpeak NG, with the exact time of every word and phoneme.
 
 The library and its voices come from the PyPI package `espeakng-loader`; nothing is installed on
 the system. eSpeak NG reports, while it speaks, at which sample each word and each phoneme starts,

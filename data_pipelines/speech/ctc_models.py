@@ -33,7 +33,7 @@ from data_pipelines.speech.manifests import decode_text
 from data_pipelines.speech.registry import check_options, path_argument
 from data_pipelines.speech.spelling import Speller
 from lst_jax.files import read_numbered_lines
-from lst_jax.paths import local_path
+from lst_jax.local_paths import local_path
 from lst_jax.settings import require
 from lst_jax.sharding import batch_mesh_size, batch_sharding, make_mesh, replicated
 from lst_jax.speech.ctc import CTCPath, add_star, align_ctc, align_ctc_rows, decode_greedy

@@ -361,7 +361,9 @@ def _read_line(place: str, folder: pathlib.Path, line: bytes) -> tuple[CTCRecord
         texts = [word.text for word in words]
         expected = "objects with word, start_s and end_s, for each word of the text"
         require(texts == text.split(), f"{place}: words", given, expected)
-    return CTCRecording(lambda: (read_audio(file, SAMPLE_RATE), None, words), given is not None), text
+    return CTCRecording(
+        lambda: (read_audio(file, SAMPLE_RATE), None, words), given is not None
+    ), text
 
 
 gin.external_configurable(CTCExperiment, "train_ctc")

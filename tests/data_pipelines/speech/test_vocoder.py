@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.microworld.corpus import speech_story, story_text, story_voice
-from data_pipelines.microworld.speech import Speech, synthesize
+from data_pipelines.microworld.speech import TimedSpeech, synthesize
 from data_pipelines.speech import vocoder as vocoder_module
 from data_pipelines.speech.alignment import label_frames
 from data_pipelines.speech.units import MelFeatures, MelKMeansEncoder
@@ -18,7 +18,7 @@ _RATE = _FEATURES.sample_rate
 _FITTED = 12  # stories that the units are fitted on; the next ones are heard for the first time
 
 
-def _story(index: int) -> Speech:
+def _story(index: int) -> TimedSpeech:
     story = speech_story(0, index)
     return synthesize(story_text(story), story_voice(0, story.story_id))
 
