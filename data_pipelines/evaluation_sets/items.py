@@ -31,7 +31,7 @@ _LONGEST_S = 600.0  # of a recording
 
 
 @dataclasses.dataclass(frozen=True)
-class Draft:
+class UnencodedItem:
     """An item before its units are known.
 
     Attributes:
@@ -58,7 +58,7 @@ class ReleasedSet:
     """
 
     name: str
-    drafts: Sequence[Draft]
+    drafts: Sequence[UnencodedItem]
     count: int
     stated: tuple[int, ...]
     fingerprint: str
@@ -75,13 +75,13 @@ class ReleasedSet:
 
 
 # From a draft to the waveforms of its sources, at the encoder's rate, or why there are none.
-Load = Callable[[Draft], "list[np.ndarray] | Rejection"]
+Load = Callable[[UnencodedItem], "list[np.ndarray] | Rejection"]
 
 
 def load_recordings(encoder: UnitEncoder) -> Load:
     """Returns what reads sources that are paths."""
 
-    def load(draft: Draft) -> list[np.ndarray] | Rejection:
+    def load(draft: UnencodedItem) -> list[np.ndarray] | Rejection:
         waveforms = []
         for path in draft.sources:
             found = decode(Recording(path.name, Sound(path)), [encoder.sample_rate], _LONGEST_S)
@@ -114,7 +114,7 @@ def speak_texts(synthesizers: Sequence[Synthesizer], seed: int, encoder: UnitEnc
       encoder: hears them.
     """
 
-    def load(draft: Draft) -> list[np.ndarray] | Rejection:
+    def load(draft: UnencodedItem) -> list[np.ndarray] | Rejection:
         for text in draft.sources:
             if not any(map(str.isalnum, text)):
                 return Rejection("no-words", f"a text is {quote(text)}, expected words")
@@ -136,7 +136,7 @@ def speak_texts(synthesizers: Sequence[Synthesizer], seed: int, encoder: UnitEnc
 
 
 def make_items(
-    drafts: Sequence[Draft], load: Load, encoder: UnitEncoder
+    drafts: Sequence[UnencodedItem], load: Load, encoder: UnitEncoder
 ) -> Iterator[dict[str, Any] | Rejection]:
     """Yields the item of each draft, or why there is none.
 
@@ -167,7 +167,7 @@ def make_items(
 
 def write_set(
     output: pathlib.Path,
-    drafts: Sequence[Draft],
+    drafts: Sequence[UnencodedItem],
     settings: dict[str, Any],
     load: Load,
     encoder: UnitEncoder,
@@ -231,7 +231,9 @@ def _count_lines(path: pathlib.Path) -> int:
     return path.read_bytes().count(b"\n")
 
 
-def _make_part(drafts: Sequence[Draft], load: Load, encoder: UnitEncoder) -> dict[str, list[Any]]:
+def _make_part(
+    drafts: Sequence[UnencodedItem], load: Load, encoder: UnitEncoder
+) -> dict[str, list[Any]]:
     items: list[str] = []
     rejects: list[dict[str, str]] = []
     for draft, made in zip(drafts, make_items(drafts, load, encoder), strict=True):

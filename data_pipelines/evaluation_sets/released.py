@@ -21,7 +21,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data_pipelines.evaluation_sets.items import Draft, ReleasedSet
+from data_pipelines.evaluation_sets.items import ReleasedSet, UnencodedItem
 from data_pipelines.speech.manifests import read_csv
 from data_pipelines.speech.readers import SOUND_SUFFIXES
 from lst_jax.settings import list_names, quote
@@ -155,7 +155,7 @@ def _pair_draft(
     about: Mapping[str, Any],
     sources: tuple[pathlib.Path, ...],
     files: Sequence[str] | None,
-) -> Draft:
+) -> UnencodedItem:
     """Returns the draft of a minimal pair whose first member is the right one."""
 
     def build(units: list[list[int]]) -> dict[str, Any]:
@@ -164,7 +164,7 @@ def _pair_draft(
             member["file"] = file
         return {"id": name, **about, "members": members, "correct": 0}
 
-    return Draft(name, sources, build)
+    return UnencodedItem(name, sources, build)
 
 
 def _sounds(folder: pathlib.Path, *, deep: bool = False) -> dict[str, pathlib.Path]:

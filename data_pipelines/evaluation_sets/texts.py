@@ -21,7 +21,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from data_pipelines.evaluation_sets.items import Draft, ReleasedSet
+from data_pipelines.evaluation_sets.items import ReleasedSet, UnencodedItem
 from data_pipelines.speech.manifests import need_text, read_csv, read_jsonl
 from lst_jax.settings import list_names, quote
 from lst_jax.strict_json import parse_json
@@ -82,7 +82,7 @@ def read_texts(path: pathlib.Path) -> ReleasedSet:
       OSError: the file cannot be read.
       ValueError: in one line that names file and line, what is not as it was published.
     """
-    drafts: dict[str, Draft] = {}
+    drafts: dict[str, UnencodedItem] = {}
     columns: _Columns | None = None
     for number, (place, fields) in enumerate(_read_rows(path)):
         columns = columns or _find_columns(fields, path)
@@ -111,7 +111,9 @@ def _find_columns(fields: Mapping[str, Any], path: pathlib.Path) -> _Columns:
     raise ValueError(f"{path} has the columns {list_names(fields)}, expected {expected}")
 
 
-def _read_story(columns: _Columns, number: int, place: str, fields: Mapping[str, Any]) -> Draft:
+def _read_story(
+    columns: _Columns, number: int, place: str, fields: Mapping[str, Any]
+) -> UnencodedItem:
     name = need_text(fields, columns.id, place) if columns.id else str(number)
     prompt = " ".join(need_text(fields, key, place) for key in columns.prompt)
     if len(columns.endings) > 1:
@@ -145,7 +147,7 @@ def _read_story(columns: _Columns, number: int, place: str, fields: Mapping[str,
         about = {"id": name, "set": columns.name, "prompt": passages[0]}
         return {**about, "endings": passages[1:], "label": right}
 
-    return Draft(name, texts, build)
+    return UnencodedItem(name, texts, build)
 
 
 def _spoken(text: str) -> str:

@@ -65,7 +65,7 @@ def test_no_two_modules_or_classes_have_one_name():
             if file.name != "torch_model.py":
                 text = file.read_text(encoding="utf-8")
                 names.update(re.findall(r"^class ([A-Z]\w*)", text, re.MULTILINE))
-    assert not [name for name, count in names.items() if count > 1]
+    assert not [name for name, count in names.items() if count > 1], "in two places"
 
 
 def test_imports_go_one_way():

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.evaluation_sets.items import (
-    Draft,
+    UnencodedItem,
     choose_voice,
     load_recordings,
     speak_texts,
@@ -45,7 +45,7 @@ class Voice:
 
 
 def draft(name, *texts):
-    return Draft(name, texts, lambda units: {"id": name, "units": units})
+    return UnencodedItem(name, texts, lambda units: {"id": name, "units": units})
 
 
 def write(output, drafts, load=None, **options):
@@ -153,7 +153,9 @@ def test_recordings_that_cannot_be_read_or_encoded_are_rejected(tmp_path):
         write_wav(tmp_path / f"{name}.wav", np.full(samples, 0.1, np.float32), 16_000)
     (tmp_path / "broken.wav").write_bytes(b"RIFF nothing")
     sources = [tmp_path / f"{name}.wav" for name in ("good", "short", "broken", "none")]
-    drafts = [Draft(x.stem, (sources[0], x), lambda units: {"units": units}) for x in sources]
+    drafts = [
+        UnencodedItem(x.stem, (sources[0], x), lambda units: {"units": units}) for x in sources
+    ]
     load = load_recordings(Encoder())
     assert write(tmp_path / "out", drafts, load, max_reject_share=1.0) == (1, 3)
     lines = (tmp_path / "out/rejects.jsonl").read_text().splitlines()
