@@ -34,7 +34,7 @@ from lst_jax.extras import import_extra
 from lst_jax.files import check_encoding, check_regular
 from lst_jax.settings import list_names, one_line, quote
 from lst_jax.speech.interfaces import Rejection, TimedText
-from lst_jax.strict_json import read_json_object
+from lst_jax.strict_json import read_json_items, read_json_object
 
 SOUND_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif")
 _ABOUT_NOTHING = (None, None, None)
@@ -132,6 +132,10 @@ def _read_mls(root: pathlib.Path) -> Iterator[Recording]:
 
 
 def _read_peoples_speech(root: pathlib.Path) -> Iterator[Recording]:
+    tars = _find(root, "*.tar") if root.is_dir() else []
+    if tars:
+        yield from _read_peoples_tars(root, tars)
+        return
     parquet = import_extra("parquet", "pyarrow.parquet")
     arrow = import_extra("parquet", "pyarrow")
     for path in _find(root, "*.parquet"):
@@ -157,6 +161,30 @@ def _read_peoples_speech(root: pathlib.Path) -> Iterator[Recording]:
                     )
         except (arrow.ArrowException, OSError) as error:
             raise ValueError(one_line(f"{path} cannot be read as Parquet: {error}")) from error
+
+
+def _read_peoples_tars(root: pathlib.Path, tars: list[pathlib.Path]) -> Iterator[Recording]:
+    """Yields what shards hold of their manifests: a line for each document with its utterances."""
+    known: dict[str, tuple[str, Any, str]] = {}
+    for path in sorted([*root.rglob("*.json"), *root.rglob("*.jsonl")]):
+        for place, line in read_jsonl(path):
+            fields = line.get("training_data")
+            fields = fields if isinstance(fields, dict) else {}
+            columns: list[Any] = [fields.get(key) for key in ("name", "label", "duration_ms")]
+            if not all(isinstance(x, list) and len(x) == len(columns[0]) for x in columns):
+                raise ValueError(
+                    f"{place}: training_data is {quote(fields)}, expected lists name, label and "
+                    "duration_ms of one length"
+                )
+            for name, text, said in zip(*columns, strict=True):
+                known[str(name).removeprefix("./")] = (text, said, place)
+    for tar in tars:
+        for member in _tar_members(tar):
+            name = member.name.removeprefix("./")
+            text, said, place = _look_up(known, name, tar)
+            sound, duration = _tar_sound(tar, member), need_seconds(said, place) / 1000
+            text = find_text({"label": text}, "label", place)
+            yield Recording(name, sound, text, source="People's Speech", duration_s=duration)
 
 
 def _read_voxpopuli(root: pathlib.Path) -> Iterator[Recording]:
@@ -187,7 +215,7 @@ def _read_common_voice(root: pathlib.Path) -> Iterator[Recording]:
 
 def _read_gigaspeech(root: pathlib.Path) -> Iterator[Recording]:
     path = root / "GigaSpeech.json" if root.is_dir() else root
-    for audio in need_objects(read_json_object(path), "audios", path):
+    for audio in read_json_items(path, "audios"):  # of a gigabyte and more
         place = f"{path}: {need_text(audio, 'aid', path)}"
         sound = _below(path.parent, need_text(audio, "path", place), place)
         for segment in need_objects(audio, "segments", place):

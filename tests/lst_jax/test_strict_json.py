@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lst_jax.strict_json import parse_json, read_json_object
+from lst_jax import strict_json
+from lst_jax.strict_json import parse_json, read_json_items, read_json_object
 
 numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
 values = st.recursive(
@@ -24,6 +25,40 @@ def test_every_value_is_read_as_python_reads_it(value):
     text = json.dumps(value)
     assert json.dumps(parse_json(text)) == text
     assert json.dumps(parse_json(text.encode())) == text
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 7, 2**20])
+def test_items_of_a_list_are_read_in_blocks_of_any_size(tmp_path, monkeypatch, block):
+    items = [-1.5e300, 1e-7, 12345, 'a \\ " é\n', [], {"b": [None, True, {}]}, 0, "\U0001f600"]
+    whole = {"first": -12.25, "items": items, "empty": [], "last": {"items": [1]}}
+    monkeypatch.setattr(strict_json, "_BLOCK", block)
+    for step in (None, 1):
+        (tmp_path / "x.json").write_text("\ufeff" + json.dumps(whole, indent=step))
+        assert list(read_json_items(tmp_path / "x.json", "items")) == items
+        assert list(read_json_items(tmp_path / "x.json", "empty")) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1]", "'[' in place of {"),
+        ('{"items": [1, {"a": 2}', "'' in place of ,"),
+        ('{"items": [1, {"a": 2', "from character 14 on: not JSON: Expecting"),
+        ('{"items": [1, NaN]}', "NaN is no number"),
+        ('{"items": [1,]}', "Expecting value"),
+        ('{"items": {}}', "'{' in place of ["),
+        ('{"items": [], "items": []}', "key twice: 'items'"),
+        ('{"items": []} x', "more follows the object"),
+        ('{"items": [' + "[" * 70 + "]" * 70 + "]}", "nested too deeply"),
+        ("", "'' in place of {"),
+    ],
+)
+def test_what_is_no_object_with_a_list_is_refused_in_a_line(tmp_path, text, message):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(ValueError) as error:
+        list(read_json_items(tmp_path / "x.json", "items"))
+    assert message in str(error.value) and str(tmp_path) in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 @given(st.binary(max_size=60) | st.text(alphabet='[]{}":,0123456789eE.-NaInfinity', max_size=40))

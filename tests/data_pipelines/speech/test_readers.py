@@ -223,6 +223,24 @@ def test_every_layout_gives_its_recordings_in_order_with_their_sound(tmp_path, f
     assert told == _EXPECTED[format]
 
 
+def test_shards_of_peoples_speech_find_their_transcripts_in_the_manifest(tmp_path):
+    _tar(
+        tmp_path / "train/clean/clean_000000.tar", **{"./a/1__flac": _bytes(), "b__flac": _bytes()}
+    )
+    names = ["b.flac", "a/1.flac", "of another shard.flac"]
+    lists = {"name": names, "label": ["two", "one", "x"], "duration_ms": [1000, 1010, 5]}
+    _jsonl(tmp_path / "train/clean.json", {"identifier": "doc", "training_data": lists})
+    found = list(read_corpus(tmp_path, "peoples_speech"))
+    assert [(item.id, item.transcript, item.duration_s) for item in found] == [
+        ("a/1.flac", "one", 1.01),
+        ("b.flac", "two", 1.0),
+    ]
+    assert len(found[0].sound.load(_RATE, 9.0)) == _RATE
+    _jsonl(tmp_path / "train/clean.json", {"training_data": lists | {"label": ["two"]}})
+    with pytest.raises(ValueError, match=r"clean\.json:1: training_data is .*, expected lists"):
+        list(read_corpus(tmp_path, "peoples_speech"))
+
+
 def test_words_with_times_count_from_the_start_of_their_sound(tmp_path):
     for format in ("lhotse", "podcasts"):
         _TREES[format](tmp_path / format)
