@@ -1,4 +1,4 @@
-"""Encoders, aligners, recognizers, synthesizers and vocoders, each chosen by one line of text.
+"""Encoders, aligners, recognizers, synthesizers and others, each chosen by one line of text.
 
     KIND[:ARGUMENT][,OPTION=VALUE]…      hubert:models/mhubert,layer=11,quantizer=km500.npy
 
@@ -11,9 +11,9 @@ imported when the kind is used. Packages add kinds by entry points of the same f
     [project.entry-points."lst_jax.unit_encoders"]
     codec = "my_package.codec:open_codec"
 
-The other groups are `lst_jax.aligners`, `lst_jax.recognizers`, `lst_jax.synthesizers` and
-`lst_jax.vocoders`. A built-in kind cannot be replaced. What a function returns is held to the
-Protocol of `lst_jax.speech.interfaces`.
+The other groups are `lst_jax.aligners`, `lst_jax.recognizers`, `lst_jax.synthesizers`,
+`lst_jax.language_models` and `lst_jax.vocoders`. A built-in kind cannot be replaced. What a
+function returns is held to the Protocol of `lst_jax.speech.interfaces`.
 """
 
 from __future__ import annotations
@@ -107,6 +107,12 @@ _SYNTHESIZERS = _Room(
         "python": "data_pipelines.speech.programs:open_python_synthesizer",
     },
 )
+_LANGUAGE_MODELS = _Room(
+    "language model",
+    "lst_jax.language_models",
+    interfaces.LanguageModel,
+    {"transformers": "data_pipelines.speech.language_models:open_causal_model"},
+)
 _VOCODERS = _Room(
     "vocoder",
     "lst_jax.vocoders",
@@ -142,6 +148,11 @@ def open_recognizer(specification: str) -> interfaces.Recognizer:
 def open_synthesizer(specification: str) -> interfaces.Synthesizer:
     """Returns the synthesizer of a specification; see `open_encoder`."""
     return _open(_SYNTHESIZERS, specification)
+
+
+def open_language_model(specification: str) -> interfaces.LanguageModel:
+    """Returns the language model of a specification; see `open_encoder`."""
+    return _open(_LANGUAGE_MODELS, specification)
 
 
 def open_vocoder(specification: str) -> interfaces.Vocoder:

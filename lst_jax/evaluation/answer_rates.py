@@ -71,6 +71,11 @@ def error_rates(spoken: Sequence[SpokenText], hypotheses: Sequence[str]) -> Erro
         count_errors(item.example_id, item.text, hypothesis)
         for item, hypothesis in zip(spoken, hypotheses, strict=True)
     )
+    return rates_of(errors)
+
+
+def rates_of(errors: tuple[UtteranceErrors, ...]) -> ErrorRates:
+    """Returns the rates over utterances, at least one, with the errors of each."""
     return ErrorRates(word_error_rate(errors), character_error_rate(errors), errors)
 
 

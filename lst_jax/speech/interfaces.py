@@ -152,6 +152,32 @@ class Synthesizer(Protocol):
         ...
 
 
+@dataclasses.dataclass(frozen=True)
+class TextScore:
+    """How likely a text is to a language model.
+
+    Attributes:
+      log_probability: of its scored tokens, natural logarithm, summed.
+      token_count: of these; 0 where there is none.
+    """
+
+    log_probability: float
+    token_count: int
+
+
+@runtime_checkable
+class LanguageModel(Protocol):
+    """Texts to how likely they are."""
+
+    def score(self, texts: Sequence[str]) -> list[TextScore]:
+        """Returns the score of each text.
+
+        Raises:
+          ValueError: a text is too long for the model.
+        """
+        ...
+
+
 @runtime_checkable
 class Vocoder(Protocol):
     """Units to waveforms; the way back from a `UnitEncoder`.

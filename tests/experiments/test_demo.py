@@ -13,6 +13,7 @@ from experiments.demonstration.run_lengths import DemoPlan, write_plan
 from experiments.reports.demo_report import SpokenExample, patch_rows, read_spoken_examples
 from lst_jax.vocabulary import TextTokenizer
 from tests.binaries import run_binary
+from tests.data_pipelines.evaluation_sets.layouts import write_hellaswag
 
 pytestmark = pytest.mark.multiprocess
 
@@ -105,6 +106,26 @@ def test_the_model_continues_transcribes_and_speaks(demo):
         for clip in example["clips"]:
             assert len(read_audio(directory / clip["wav"], 22050)) > 0
     assert len(read_audio(directory / "continuation.wav", 22050)) >= 2 * 22050
+
+
+@pytest.mark.slow
+def test_a_published_text_is_spoken_and_scored_by_its_models(demo, tmp_path):
+    write_hellaswag(tmp_path / "hellaswag.jsonl", 4)
+    made = (
+        "--input=hellaswag.jsonl --synthesizer=espeak --subset --output=spoken",
+        f"--encoder=mel:{demo[0]}/corpus/encoder/encoder.npz",
+    )
+    scored = ("--data=spoken/items.jsonl", f"--checkpoint={demo[0]}/lst", "--output=out.json")
+    for binary, *arguments in (
+        ("make_spoken_set", *made[0].split(), made[1]),
+        ("evaluate", *scored),
+    ):
+        done = run_binary(f"experiments.{binary}", *arguments, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "out.json").read_text())["results"]
+    assert [(x["direction"], x["n"], x["chance"]) for x in results] == [
+        (direction, 4, 0.25) for direction in ("S-S", "T-T", "S-T", "T-S")
+    ]
 
 
 @pytest.mark.slow

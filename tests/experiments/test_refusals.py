@@ -29,6 +29,7 @@ TEXTS = {
     "evaluate": {"coordinator_address", "directions"},
     "evaluate_asr": {"coordinator_address"},
     "evaluate_pairs": {"coordinator_address"},
+    "evaluate_speech_quality": set(),
     "evaluate_tts": {"coordinator_address"},
     "fetch_speech": set(),
     "fit_units": set(),
@@ -64,6 +65,9 @@ REFUSED = {
     "evaluate": [*MODEL, "--data=none", "--output=out"],
     "evaluate_asr": [*MODEL, "--data=none", "--output=out"],
     "evaluate_pairs": [*MODEL, "--data=none", "--output=out"],
+    "evaluate_speech_quality": [
+        *("--data=none", "--output=out", "--recognizer=python:os:getcwd,takes=units"),
+    ],
     "evaluate_tts": [
         *MODEL,
         "--data=none",
@@ -355,6 +359,10 @@ LINES = {
     "evaluate": ("--data", STORY),
     "evaluate_pairs": ("--data", PAIR),
     "evaluate_asr": ("--data", {"id": "1", "text": "the quick", "units": [1, 2, 3]}),
+    "evaluate_speech_quality": (
+        "--data",
+        {"id": "1", "sample": 0, "prompt": {"text": "a"}, "segments": [{"units": [1, 2]}]},
+    ),
     "generate": ("--prompts", {"id": "a", "units": [1, 2]}),
     "make_spoken_set": (
         "--input",

@@ -7,6 +7,8 @@ import pytest
 
 from data_pipelines.speech.audio import read_audio, write_wav
 from data_pipelines.speech.units import MelFeatures, MelKMeansEncoder
+from lst_jax.inference.scoring import Continuation, score_continuations
+from lst_jax.inference.trained_model import load_trained_model
 from tests.binaries import run_binary
 from tests.experiments.test_evaluate import UNIT_COUNT, write_run, write_tokenizer
 
@@ -131,6 +133,25 @@ def test_continuations_are_printed_and_written(place):
     assert first["prompt"] == second["prompt"] == {"units": [1, 2, 3]}
     assert first["segments"] != second["segments"]
 
+    done = run(
+        place,
+        "evaluate_speech_quality",
+        *("--data=out/continuations.jsonl", "--data=data.jsonl", "--language_model=lst:lst"),
+        *("--recognizer=python:recognizers:hear,takes=units", "--output=quality.json"),
+    )
+    made, own = results(place, done, "quality.json")
+    assert json.loads((place / "quality.json").read_text())["language_model"] == "lst:lst"
+    assert (made["n"], own["n"], made["errors"]) == (6, 3, None)
+    assert own["errors"]["wer"]["rate"] == 0 == own["auto_bleu"]["value"]
+    trained = load_trained_model(place / "lst")
+    vocabulary = trained.vocabulary
+    ids = trained.text_tokenizer.encode("ann lost her key")
+    prompt = np.array([vocabulary.bos_id, vocabulary.text_mode_id], np.int32)
+    (score,) = score_continuations(trained, [Continuation(prompt, ids)])
+    assert own["perplexity"]["value"] == pytest.approx(np.exp(-score / len(ids)), rel=1e-3)
+    assert own["word_perplexity"]["value"] == pytest.approx(np.exp(-score / 4), rel=1e-3)
+    assert len(done.stdout.splitlines()) == 3
+
 
 LST = ("--checkpoint=lst",)
 MISTAKES = {
@@ -194,6 +215,14 @@ MISTAKES = {
         "evaluate_tts",
         (*LST, "--data=data.jsonl", "--recognizer=command:echo {wav}"),
         "--vocoder is None, expected one",
+    ),
+    "no language model": (
+        "evaluate_speech_quality",
+        (
+            *("--data=data.jsonl", "--recognizer=python:recognizers:hear,takes=units"),
+            "--language_model=lst",
+        ),
+        "language model is 'lst', expected lst:CHECKPOINT",
     ),
     "no kind": ("generate", (*LST, "--text=ann", "--encoder=encoder.npz"), "expected KIND"),
     "unknown kind": (

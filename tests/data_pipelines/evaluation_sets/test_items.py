@@ -139,7 +139,7 @@ def test_a_voice_is_of_the_item_and_the_seed_alone(tmp_path):
 
     class Deep(Voice):
         def synthesize(self, texts):
-            return [x / 2 for x in super().synthesize(texts)]
+            return [(x / 2).astype(np.float32) for x in super().synthesize(texts)]
 
     load = speak_texts([Voice(), Deep()], 3, Encoder())
     for name in names[:20]:

@@ -10,6 +10,7 @@ from data_pipelines.speech.registry import (
     check_options,
     open_aligner,
     open_encoder,
+    open_language_model,
     open_recognizer,
     open_synthesizer,
     open_vocoder,
@@ -22,6 +23,7 @@ GROUPS = {
     "aligners": ("aligner", open_aligner),
     "recognizers": ("recognizer", open_recognizer),
     "synthesizers": ("synthesizer", open_synthesizer),
+    "language_models": ("language model", open_language_model),
     "vocoders": ("vocoder", open_vocoder),
 }
 
@@ -36,7 +38,7 @@ class Everything:
     def encode(self, waveforms):
         return []
 
-    align = recognize = synthesize = decode = encode
+    align = recognize = synthesize = score = decode = encode
 
 
 def open_codec(argument, options):
@@ -54,7 +56,7 @@ def open_nothing(argument, options):
 
 class Odd(Everything):
     fingerprint = "a"
-    encode = align = recognize = synthesize = decode = 3
+    encode = align = recognize = synthesize = score = decode = 3
 
 
 def open_odd(argument, options):

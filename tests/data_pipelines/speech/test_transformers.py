@@ -10,6 +10,7 @@ import torch
 import transformers
 
 from data_pipelines.speech.hugging_face import SpeechModel, read_model, write_model
+from data_pipelines.speech.registry import open_language_model
 from experiments.inspection.speech_cases import verify_case
 from lst_jax.speech.wav2vec2 import Wav2Vec2, apply_model
 
@@ -154,3 +155,33 @@ def test_a_case_made_now_agrees(tmp_path):
     np.savez(pathlib.Path(tmp_path, "io.npz"), **arrays)
     comparison = verify_case(tmp_path)
     assert comparison.equal and comparison.compared == 20
+
+
+def test_a_causal_model_scores_texts_as_transformers_does(tmp_path):
+    """Its loss is the mean over the tokens behind bos."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = {word: i for i, word in enumerate(("<s>", "<unk>", "ann", "sat", "down"))}
+    plain = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    plain.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=plain, bos_token="<s>", unk_token="<unk>"
+    )
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=5, n_embd=8, n_layer=2, n_head=2, n_positions=6)
+    model = transformers.GPT2LMHeadModel(config).eval()
+    for part in (tokenizer, model):
+        part.save_pretrained(tmp_path)
+    found = open_language_model(f"transformers:{tmp_path}").score(["ann sat", "", "down"])
+    for text, score in zip(("ann sat", "down"), (found[0], found[2]), strict=True):
+        ids = torch.tensor([[0, *(words[word] for word in text.split())]])
+        with torch.no_grad():
+            loss = model(ids, labels=ids).loss
+        assert score.token_count == ids.numel() - 1
+        assert score.log_probability == pytest.approx(-float(loss) * score.token_count, abs=1e-5)
+    assert (found[1].log_probability, found[1].token_count) == (0.0, 0)
+    with pytest.raises(ValueError, match="tokens of a text is 9, expected ≤ 6"):
+        open_language_model(f"transformers:{tmp_path}").score(["ann " * 8])
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ValueError, match="expected a folder of a causal model"):
+        open_language_model(f"transformers:{tmp_path}")
