@@ -111,7 +111,7 @@ _LANGUAGE_MODELS = _Room(
     "language model",
     "lst_jax.language_models",
     interfaces.LanguageModel,
-    {"transformers": "data_pipelines.speech.language_models:open_causal_model"},
+    {"transformers": "data_pipelines.speech.causal_models:open_causal_model"},
 )
 _VOCODERS = _Room(
     "vocoder",

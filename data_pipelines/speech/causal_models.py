@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,8 +22,7 @@ class CausalModel:
           ValueError: the folder has no causal model with its tokenizer.
         """
         try:
-            import torch
-            import transformers
+            torch, transformers = map(importlib.import_module, ("torch", "transformers"))
         except ModuleNotFoundError as error:
             raise ImportError(f"no {error.name}, expected torch and transformers") from error
         options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
