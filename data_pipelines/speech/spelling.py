@@ -31,6 +31,7 @@ _ENGLISH_NUMBER = re.compile(r"([$€£¥]?)(\d+(?:[.,]\d+)*)(st|nd|rd|th)?", re
 _GROUPED = re.compile(r"\d{1,3}(,\d{3})+(\.\d+)?")
 _YEAR = re.compile(r"1[1-9]\d\d|20\d\d")
 _MOST_DIGITS = 15  # longer numbers are read out digit by digit
+_FEWER_DIGITS = {"am": 3}  # of larger ones num2words has no words in Amharic, and looks for ever
 _POINT = ("en", "he", "ja", "ko", "th", "zh")  # languages whose decimals follow a point
 _SYMBOLS = {
     **{"%": "percent", "&": "and", "+": "plus", "=": "equals", "@": "at", "#": "number"},
@@ -38,6 +39,10 @@ _SYMBOLS = {
 }
 _SPOKEN_PUNCTUATION = frozenset("%&#@*/\\§¶†‡‰")  # Unicode counts them among it
 _APOSTROPHES = str.maketrans(dict.fromkeys("\u2018\u2019\u02bc\u2032`", "'"))
+
+
+class _UnspokenError(Exception):
+    """A number that `num2words` does not say in a language."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,8 +101,8 @@ class Speller:
         pattern = _ENGLISH_NUMBER if self.language == "en" else _NUMBER
         try:
             return pattern.sub(self._say_number, text)
-        except (NotImplementedError, ArithmeticError, ValueError, IndexError, KeyError) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
+        except _UnspokenError as error:
+            reason = " ".join(str(error).split()) or type(error.__cause__).__name__
             return Rejection(
                 MISSING,
                 f"the number in {quote(text)} is not spelled in the language {self.language} by "
@@ -106,27 +111,38 @@ class Speller:
 
     def _say_number(self, match: re.Match[str]) -> str:
         currency, number, suffix = match.groups() if self.language == "en" else ("", match[0], None)
-        num2words = import_extra("speech", "num2words").num2words
         if "." not in number and "," not in number:
-            if (number[0] == "0" and len(number) > 1) or len(number) > _MOST_DIGITS:
-                said = " ".join(num2words(int(digit), lang=self.language) for digit in number)
+            if number[0] == "0":
+                said = " ".join(map(self._say, number))
             elif self.language == "en" and not suffix and not currency and _YEAR.fullmatch(number):
-                said = num2words(int(number), lang="en", to="year")
+                said = self._say(number, "year")
             else:
-                to = "ordinal" if suffix else "cardinal"
-                said = num2words(int(number), lang=self.language, to=to)
+                said = self._say(number, "ordinal" if suffix else "cardinal")
         else:
-            said = self._say_parts(number, num2words)
+            said = self._say_parts(number)
         return f" {said} {_SYMBOLS[currency] if currency else ''} "
 
-    def _say_parts(self, number: str, num2words: Any) -> str:
+    def _say(self, number: str, to: str = "cardinal") -> str:
+        """Says digits, perhaps with a point among them."""
+        num2words = import_extra("speech", "num2words").num2words
+        if len(number) > _FEWER_DIGITS.get(self.language, _MOST_DIGITS):
+            if not number.isdecimal():
+                raise _UnspokenError("it has too many digits")
+            return " ".join(map(self._say, number))
+        value = decimal.Decimal(number) if "." in number else int(number)
+        try:
+            return num2words(value, lang=self.language, to=to)
+        # What its languages raise of numbers that they do not have.
+        except (NotImplementedError, ArithmeticError, LookupError, TypeError) as error:
+            raise _UnspokenError(str(error)) from error
+
+    def _say_parts(self, number: str) -> str:
         """Says a number with groups of thousands or decimals; else several numbers."""
         plain = number if self.language in _POINT else number.translate(str.maketrans(".,", ",."))
         if _GROUPED.fullmatch(plain):
             plain = plain.replace(",", "")
         parts = re.split(r",|\.(?=.*\.)", plain)
-        say = functools.partial(num2words, lang=self.language)
-        return " ".join(say(decimal.Decimal(p) if "." in p else int(p)) for p in parts)
+        return " ".join(map(self._say, parts))
 
     def _find(self, character: str) -> str | None:
         """Returns the labels of a character: as it is, in the other case, without its marks."""

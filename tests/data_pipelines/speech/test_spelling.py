@@ -62,3 +62,16 @@ def test_numbers_of_an_unknown_language_and_symbols_outside_english_are_refused(
     for word, language in (("12", "xx"), ("5%", "de")):
         found = Speller(frozenset(string.ascii_lowercase), language).spell(word)
         assert isinstance(found, Rejection) and found.kind == "missing-letter"
+
+
+def test_numbers_of_any_length_are_said_or_refused_at_once():
+    assert Speller(None, "am").spell("9" * 7).split() == [Speller(None, "am").spell("9")] * 7
+    assert Speller(None, "en").spell("1," + "2" * 5000).split() == ["one", *["two"] * 5000]
+    found = Speller(None, "en").spell("0." + "1" * 5000)
+    assert isinstance(found, Rejection) and "too many digits" in found.reason
+
+
+def test_a_fault_of_the_speller_s_own_is_no_rejection(monkeypatch):
+    monkeypatch.setattr(Speller, "_say_parts", lambda *_: [][0])
+    with pytest.raises(IndexError):
+        Speller(None, "en").spell("1.5")
