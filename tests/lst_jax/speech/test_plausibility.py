@@ -1,6 +1,7 @@
 """What alignments are taken for impossible, and what for true."""
 
 import dataclasses
+import math
 
 import pytest
 
@@ -83,3 +84,50 @@ def test_times_out_of_order_or_out_of_the_recording_are_rejected(words):
 
 def test_no_words_are_no_alignment():
     assert _kind([]) == "no-words"
+
+
+def _spoken(*spans, scores=()):
+    scores = scores or [-0.5] * len(spans)
+    return [TimedText("w", *span, score) for span, score in zip(spans, scores, strict=True)]
+
+
+_UNIT = [(i, i + 1) for i in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("setting", "limit", "words", "duration_s"),
+    [
+        ("longest_word_s", 0.5, _spoken((0, 0.5)), 0.5),
+        ("longest_silence_s", 0.5, _spoken((0.5, 1)), 1),
+        ("longest_silence_s", 0.5, _spoken((0, 1)), 1.5),
+        ("longest_silence_s", 0.5, _spoken((0, 1), (1.5, 2)), 2),
+        ("most_short_words", 2, _spoken((0, 1), (1, 1), (1, 1), (1, 2), (2, 2)), 2),
+        ("least_score", -1.5, _spoken((0, 1), (1, 4), scores=[-3, -1]), 4),  # by their lengths
+        ("largest_fall", 2.0, _spoken(*_UNIT[:4], scores=[0, 0, -2, -2]), 4),
+        ("largest_fall", 3.0, _spoken(*_UNIT, scores=[0, 0, -3, -3, -3]), 5),
+        ("largest_fall", 3.0, _spoken(*_UNIT, scores=[0, 0, 0, -3, -3]), 5),
+    ],
+)
+def test_a_limit_is_met_and_the_least_beyond_it_is_not(setting, limit, words, duration_s):
+    off = {"longest_word_s": None, "longest_silence_s": None, "least_score": None}
+    off |= {"most_short_words": None, "largest_fall": None, "fall_words": 2}
+    stricter = limit - 1 if isinstance(limit, int) else math.nextafter(limit, 0)
+    kinds = [
+        _kind(words, PlausibilityConfig(**off | {setting: value}), duration_s)
+        for value in (limit, stricter)
+    ]
+    assert kinds[0] is None and kinds[1] is not None
+
+
+def test_a_word_of_the_shortest_length_is_none_of_no_length():
+    words = _spoken((0, 0.25), (0.25, 0.5))
+    for shortest, kind in ((0.25, None), (math.nextafter(0.25, 1), "short-words")):
+        config = PlausibilityConfig(shortest_word_s=shortest, most_short_words=1)
+        assert _kind(words, config, 0.5) == kind
+
+
+def test_too_few_words_for_both_sides_are_no_drift_and_none_of_length_have_a_mean():
+    words = _spoken(*_UNIT[:3], scores=[0, -2, -2])
+    assert _kind(words, PlausibilityConfig(largest_fall=0.1, fall_words=2), 3) is None
+    words = _spoken((0, 0), (0, 0), scores=[-1, -1])
+    assert _kind(words, PlausibilityConfig(least_score=-1.0 - 1e-9), 0.1) is None

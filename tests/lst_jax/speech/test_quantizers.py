@@ -49,6 +49,7 @@ def test_the_linear_quantizer_is_its_network():
     assert np.array_equal(classes, x.argmax(-1))
     assert (quantizer.width, quantizer.unit_count) == (24, 10)
     assert len(set(classes.reshape(-1).tolist())) > 5
+    assert quantizer.units(np.array([9, 3, 9, 0])).tolist() == [3, 3, 3, 0]
 
 
 @hypothesis.given(st.lists(st.integers(0, 4), max_size=30))
