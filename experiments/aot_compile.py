@@ -27,6 +27,7 @@ from experiments.aot.report_lines import format_table
 from experiments.common import cli, gin_config
 from experiments.common.gin_steps import read_config
 from experiments.common.mesh_text import parse_mesh
+from experiments.common.outputs import check_output
 from experiments.common.paths import define_path
 from lst_jax.files import write_json
 from lst_jax.model.attention import BACKENDS
@@ -49,6 +50,7 @@ def main(argv: Sequence[str]) -> None:
     cli.check_no_arguments(list(argv))
     jax.config.update("jax_platforms", "cpu")  # of what is computed here, beside the compilation
     values = flags.FLAGS
+    check_output(values.output)
     mesh = parse_mesh(values.mesh)
     config = read_config(values.gin_file, values.gin_binding, values.text_size, values.attention)
     report = compile_step(config, values.topology, mesh, values.slices, values.rows_per_device)

@@ -55,6 +55,8 @@ def main(argv: list[str]) -> None:
     output = pathlib.Path(_OUTPUT.value)
     require(output.suffix == ".json", "--output", str(output), "a file that ends in .json")
     check_output(output)
+    if not output.exists():
+        check_output(output.with_suffix(".npy"))  # which replaces none that is there alone
     files = find_recordings(_AUDIO.value, _SEED.value)
     features = flags.FLAGS.features
     specification = parse_specification(features)

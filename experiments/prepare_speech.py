@@ -38,7 +38,7 @@ from experiments.common.encoders import define_specification
 from experiments.common.outputs import check_writable
 from experiments.common.paths import define_path
 from lst_jax.extras import check_extra
-from lst_jax.files import write_file
+from lst_jax.files import refuse_to_replace, write_file
 from lst_jax.settings import given, quote, require
 from lst_jax.speech.plausibility import PlausibilityConfig
 from lst_jax.vocabulary import TextTokenizer
@@ -98,6 +98,9 @@ def main(argv: list[str]) -> None:
     shard, shards = _parse_shard(_SHARD.value)
     root, output = pathlib.Path(_INPUT.value), pathlib.Path(_OUTPUT.value)
     check_writable(output)
+    known = any((output / name).is_file() for name in ("settings.json", "parts/settings.json"))
+    if output.exists() and not known:
+        refuse_to_replace(output)
     # A manifest is read whole before an encoder is opened, which takes long.
     count = sum(1 for _ in read_corpus(root, _FORMAT.value))
     tools = _open_tools()

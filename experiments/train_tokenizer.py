@@ -8,6 +8,8 @@ writes `tokenizer.model`. Of aligned speech the words are used, silences aside.
 
 from __future__ import annotations
 
+import os
+import pathlib
 from collections.abc import Callable
 from typing import cast
 
@@ -19,6 +21,7 @@ from data_pipelines.corpora.text import TEXT_PARSERS, TextFormat
 from data_pipelines.tokenizers import ModelType, train_tokenizer
 from experiments.common import cli
 from experiments.common.inputs import FORMATS, find_inputs
+from experiments.common.outputs import check_writable
 from experiments.common.paths import define_path, define_paths
 from lst_jax.vocabulary import TextTokenizer
 
@@ -44,6 +47,10 @@ _SKIP_BAD_RECORDS = flags.DEFINE_bool(
 def main(argv: list[str]) -> None:
     """Trains as the flags say."""
     cli.check_no_arguments(argv)
+    output = pathlib.Path(f"{_OUTPUT.value}.model")
+    check_writable(output.parent)
+    if os.path.lexists(output):
+        TextTokenizer(output)  # nothing else is replaced
     skipped = SkipReport() if _SKIP_BAD_RECORDS.value else None
     parse = _choose_parser(_FORMAT.value, _UNIT_COUNT.value)
     try:

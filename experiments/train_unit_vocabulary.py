@@ -14,6 +14,7 @@ from absl import flags
 from data_pipelines.records.storage import open_records
 from data_pipelines.unit_vocabulary import choose_unit_sequences, train_unit_encoding
 from experiments.common import cli
+from experiments.common.outputs import check_output
 from experiments.common.paths import define_path
 from lst_jax.files import write_json
 from lst_jax.unit_encoding import unit_encoding_to_json
@@ -33,6 +34,7 @@ def main(argv: list[str]) -> None:
     cli.check_no_arguments(argv)
     if _VOCAB_SIZE.value is None and not _DEDUPLICATE.value:
         raise ValueError("expected --vocab_size, --deduplicate or both")
+    check_output(_OUTPUT.value)
     records = open_records(_RECORDS.value)
     unit_count = records.metadata.unit_count
     encoding = train_unit_encoding(
@@ -41,7 +43,8 @@ def main(argv: list[str]) -> None:
         vocab_size=_VOCAB_SIZE.value,
         deduplicated=_DEDUPLICATE.value,
     )
-    write_json(_OUTPUT.value, unit_encoding_to_json(encoding, unit_count))
+    made_by = records.metadata.encoder_fingerprint
+    write_json(_OUTPUT.value, unit_encoding_to_json(encoding, unit_count, made_by))
     print(
         f"wrote {_OUTPUT.value}: {unit_count} units and {len(encoding.pieces)} pieces, "
         f"{encoding.units_per_id:.2f} units an id"

@@ -21,6 +21,7 @@ import numpy as np
 
 from lst_jax.settings import (
     Bounds,
+    Name,
     NaturalInt,
     UnitCount,
     configuration,
@@ -148,14 +149,18 @@ def repeat_units(units: np.ndarray, run_length: float) -> np.ndarray:
 class _UnitVocabularyFile:
     unit_count: UnitCount
     units: UnitEncoding
+    encoder_fingerprint: Name | None = None  # not told
 
 
-def read_unit_encoding(path: pathlib.Path, unit_count: int) -> UnitEncoding:
+def read_unit_encoding(
+    path: pathlib.Path, unit_count: int, encoder_fingerprint: str | None = None
+) -> UnitEncoding:
     """Returns what a unit vocabulary's file holds (`experiments.train_unit_vocabulary`).
 
     Args:
       path: the file.
       unit_count: units of the encoder.
+      encoder_fingerprint: of it. None: not known.
 
     Raises:
       OSError: it cannot be read.
@@ -171,10 +176,18 @@ def read_unit_encoding(path: pathlib.Path, unit_count: int) -> UnitEncoding:
     content = validate_fields(_UnitVocabularyFile, fields, path)
     same = content.unit_count == unit_count
     require(same, f"{path}: unit_count", content.unit_count, str(unit_count))
+    made_by = content.encoder_fingerprint
+    if None not in (made_by, encoder_fingerprint) and made_by != encoder_fingerprint:
+        raise ValueError(
+            f"{path} is of units of the encoder {made_by}, expected {encoder_fingerprint}, as the "
+            "records'"
+        )
     return content.units
 
 
-def unit_encoding_to_json(encoding: UnitEncoding, unit_count: int) -> dict[str, Any]:
+def unit_encoding_to_json(
+    encoding: UnitEncoding, unit_count: int, encoder_fingerprint: str | None = None
+) -> dict[str, Any]:
     """Returns the contents of a unit vocabulary's file as JSON values."""
-    content = dataclasses.asdict(_UnitVocabularyFile(unit_count, encoding))
+    content = dataclasses.asdict(_UnitVocabularyFile(unit_count, encoding, encoder_fingerprint))
     return {"format": FORMAT, "format_version": _FORMAT_VERSION, **content}

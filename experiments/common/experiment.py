@@ -79,12 +79,12 @@ class Experiment:
         parts |= {f"train.{name}": getattr(self, name) for name in names}
         return parts | {"train.writers": ", ".join(self.writers)}
 
-    def unit_encoding(self) -> UnitEncoding:
-        """Returns how ids come from units; see `read_unit_encoding` for errors."""
+    def unit_encoding(self, encoder_fingerprint: str | None = None) -> UnitEncoding:
+        """Returns how ids come from units; see `read_unit_encoding`."""
         if self.unit_vocabulary is None:
             return UnitEncoding()
         file = local_path(self.unit_vocabulary, "unit_vocabulary")
-        return read_unit_encoding(file, self.unit_count)
+        return read_unit_encoding(file, self.unit_count, encoder_fingerprint)
 
     def describe(self) -> ModelDescription:
         """Returns what `model.json` will say.
@@ -182,6 +182,7 @@ def run_experiment(
         host_count=share.count,
     )
     encoder = dataset.documents.encoder_fingerprint
+    experiment.unit_encoding(encoder)  # is of units of this one
     description = dataclasses.replace(description, encoder_fingerprint=encoder)
     evaluators = make_evaluators(
         experiment.evaluation,

@@ -131,6 +131,11 @@ def test_a_file_comes_back_and_another_is_refused(tmp_path):
     fields = unit_encoding_to_json(encoding, UNIT_COUNT)
     path.write_text(json.dumps(fields))
     assert read_unit_encoding(path, UNIT_COUNT) == encoding
+    assert read_unit_encoding(path, UNIT_COUNT, "a") == encoding  # whose encoder is not told
+    path.write_text(json.dumps(unit_encoding_to_json(encoding, UNIT_COUNT, "b")))
+    assert read_unit_encoding(path, UNIT_COUNT) == read_unit_encoding(path, UNIT_COUNT, "b")
+    with pytest.raises(ValueError, match="of the encoder b, expected a, as the records'"):
+        read_unit_encoding(path, UNIT_COUNT, "a")
     for change, message in (
         ({"format": "x"}, "format and format_version are ['x', 1], expected ['lst-jax-units', 1]"),
         ({"unit_count": 7}, "unit_count is 7, expected 6"),

@@ -97,3 +97,20 @@ def test_times_of_other_words_or_after_the_end_are_refused():
         time_words(timings, ("b",), 1.0)
     with pytest.raises(ValueError, match="frame_rate is"):
         align_pieces(np.array([[0, 100]]), np.array([1]), np.array([1]), 0.0)
+
+
+def test_boundaries_are_rounded_to_the_nearest_frame():
+    words = [TimedText("a", 0, 0.26), TimedText("b", 0.26, 0.5)]
+    names, counts = align_units(words, 5, 10.0)
+    assert (names, counts.tolist()) == (("a", "b"), [3, 2])
+    times = np.array([[0, 260], [260, 500]])
+    assert align_pieces(times, np.array([2]), np.array([5]), 10.0).tolist() == [3, 2]
+
+
+def test_words_leave_room_for_those_after_them_and_pieces_stay_in_their_word():
+    words = [TimedText("a", 0, 5), TimedText("b", 5, 5), TimedText("c", 5, 5)]
+    names, counts = align_units(words, 5, 1.0)
+    assert (names, counts.tolist()) == (("a", "b", "c"), [3, 1, 1])
+    times = np.array([[0, 900], [900, 1000], [1000, 2000]])
+    pieces = align_pieces(times, np.array([2, 1]), np.array([5, 15]), 10.0)
+    assert pieces.tolist() == [5, 0, 15]
