@@ -15,7 +15,7 @@ from lst_jax.settings import require
 from lst_jax.unit_encoding import UnitEncoding, drop_repeats
 from lst_jax.vocabulary import Vocabulary
 
-_FIRST_CHARACTER = 0xF0000  # of Unicode's private range, whose characters mean nothing of their own
+_FIRST_CHARACTER = 0xF0000  # of Unicode's private range, whose characters mean nothing
 _MOST_UNITS = 0xFFFD
 _LONGEST_SEQUENCE = 2**30  # SentencePiece leaves out longer ones without a word
 _LIMIT = re.compile(r"too high .*<= (\d+)")

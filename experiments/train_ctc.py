@@ -3,7 +3,7 @@
     python -m experiments.train_ctc --gin_file=experiments/configs/ctc/small.gin --workdir=runs/ctc
 
 It learns the built-in corpus' sentences, spoken by many voices whose word and phoneme times are
-known, or recordings of your own, in any language: `--gin.RECORDINGS=recordings.jsonl`, a line each
+known, or your recordings, in any language: `--gin.RECORDINGS=recordings.jsonl`, a line each
 
     {"audio": "a.flac", "text": "what is said", "words": [{"word": …, "start_s": …, "end_s": …}, …]}
 

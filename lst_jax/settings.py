@@ -122,11 +122,11 @@ PositiveInt = Annotated[int, Bounds(least=1, most=2**31 - 1)]  # steps, windows:
 NaturalInt = Annotated[int, Bounds(least=0, most=2**31 - 1)]
 Width = Annotated[int, Bounds(least=1, most=2**16)]  # features of a layer, heads
 Depth = Annotated[int, Bounds(least=1, most=2**10)]  # layers
-UnrolledDepth = Annotated[int, Bounds(least=1, most=2**7)]  # each is traced and compiled anew
+UnrolledDepth = Annotated[int, Bounds(least=1, most=2**7)]  # each is traced and compiled
 TextSize = Annotated[int, Bounds(least=2, most=2**21)]  # pieces of a tokenizer
 UnitCount = Annotated[int, Bounds(least=1, most=2**20)]
 VocabularySize = Annotated[int, Bounds(least=1, most=2**22)]  # ids: an embedding has as many rows
-BatchRows = Annotated[int, Bounds(least=1, most=2**16)]  # each has a packer of its own
+BatchRows = Annotated[int, Bounds(least=1, most=2**16)]  # each has a packer
 RowSlots = Annotated[int, Bounds(least=1, most=2**24)]  # patches or tokens of a row
 Workers = Annotated[int, Bounds(least=0, most=2**10)]  # processes, and what they prepare ahead
 PositiveFloat = Annotated[float, Bounds(above=0)]

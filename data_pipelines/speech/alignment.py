@@ -19,7 +19,7 @@ def align_units(
     """Shares the units of an utterance between its words and the silences around them.
 
     Boundaries are rounded to whole frames, then moved as little as it takes to give every word
-    at least one unit, so that each has a patch of its own. A silence that rounds to no frame
+    at least one unit, so that each has its patch. A silence that rounds to no frame
     disappears. (Records of other alignments may hold words of no unit: those have no patch, see
     `patching.aligned_run_lengths`.)
 

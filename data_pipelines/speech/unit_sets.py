@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from data_pipelines.speech.weights import Record, describe, read_weights
+from data_pipelines.speech.pickles import Record, describe
+from data_pipelines.speech.weights import read_weights
 from lst_jax.settings import (
     Bounds,
     Name,

@@ -3,7 +3,7 @@ r"""Compares the training step on a CPU with an older commit's, and with its bar
     python -m experiments.benchmarks.cpu_step --against=564c667 \
         --output=experiments/benchmarks/results/cpu_step.json
 
-Each side is a process of its own, kept warm: the files as they are, the commit, and NumPy, which
+Each side is a separate process, kept warm: the files as they are, the commit, and NumPy, which
 multiplies matrices of the step's shapes and does nothing else. They take turns, a few steps at a
 time, on the same batches, from the same parameters; ratios are of medians. Losses of the first
 steps are compared, too.

@@ -84,7 +84,7 @@ class Children(StopSignal):
         log.parent.mkdir(parents=True, exist_ok=True)
         arguments = [sys.executable, "-m", "experiments.studies.child", *command]
         with log.open("ab") as file:
-            # A group of its own: what a terminal sends to all goes through this process alone.
+            # A separate group: what a terminal sends to all goes through this process alone.
             self._child = subprocess.Popen(
                 arguments,
                 stdin=subprocess.DEVNULL,

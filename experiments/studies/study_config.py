@@ -199,7 +199,7 @@ class Study:
       held_out_batches: batches of them.
       evaluations: how often a run is measured on the way, the end included; 1: at the end alone.
       decay: share of each budget's steps that are a decay from the constant learning rate of one
-        run that all budgets of a model, arm and seed share; None: every budget is a run of its own.
+        run that all budgets of a model, arm and seed share; None: every budget is a separate run.
       plan_batches: batches that a step's cost is measured on.
     """
 

@@ -48,7 +48,7 @@ class Choice:
       group: the part of the set that it belongs to, if any.
       candidates: two or more.
       label: index of the right one.
-      item: what the choice is a version of; None: it is an item of its own.
+      item: what the choice is a version of; None: it is an item.
     """
 
     set_name: str
@@ -260,7 +260,7 @@ def measure_accuracy(
 
     Args:
       choices: the candidates' scores and the right one's index.
-      items: what each is a version of; None: each is an item of its own.
+      items: what each is a version of; None: each is an item.
 
     Raises:
       ValueError: there are no choices.

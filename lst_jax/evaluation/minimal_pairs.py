@@ -8,7 +8,7 @@ the ZeroSpeech challenge 2021. The files are JSON lines, one pair a line:
 
 `correct` is the index of the right member. `set` is any name; accuracies are reported by set and,
 within a set, by `category`, which may be absent (or null). Lines of one `pair` are versions of it,
-in several voices, and count as one, by their mean; where it is absent a line is a pair of its own.
+in several voices, and count as one, by their mean; where it is absent a line is a separate pair.
 `file` of a member, `lexical/dev/NAME`, names it in a submission to the challenge. Other fields are
 ignored.
 """

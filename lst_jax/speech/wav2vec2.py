@@ -389,7 +389,7 @@ def attend_to_all(
     block = max(_LEAST_QUERIES, _MOST_SCORES // (rows * heads * length))
     count = -(-length // block)
     block = -(-length // count)
-    # With the heads first and the keys turned over, products need no copies of their own.
+    # With the heads first and the keys turned over, products need no copies.
     query, value = query.swapaxes(1, 2), value.swapaxes(1, 2)
     key = key.transpose(0, 2, 3, 1)
     if count == 1:

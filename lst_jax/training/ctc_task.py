@@ -47,7 +47,7 @@ class CTCBatch(NamedTuple):
     """Rows of speech and what is said in them.
 
     Attributes:
-      waveforms: normalized as the model wants them; all of a row is real.
+      waveforms: normalized as the model takes them; all of a row is real.
       targets: labels; those behind a row's length are 0.
       lengths: labels of each row; 0 where they do not fit into its frames, and CTC is left out.
       frame_targets: the label of each frame, −1 where it is not known.

@@ -19,8 +19,9 @@ import torch
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans, MiniBatchKMeans
 
-from data_pipelines.speech import weights
-from data_pipelines.speech.weights import Record, describe, read_torch, read_weights
+from data_pipelines.speech import pickles
+from data_pipelines.speech.pickles import Record, describe
+from data_pipelines.speech.weights import read_torch, read_weights
 
 pytestmark = pytest.mark.torch
 RANDOM = np.random.default_rng(0)
@@ -238,7 +239,7 @@ def laughing(levels):
 
 
 def test_what_grows_without_end_costs_little(tmp_path, monkeypatch):
-    monkeypatch.setattr(weights, "_MOST_STEPS", 100_000)
+    monkeypatch.setattr(pickles, "_MOST_STEPS", 100_000)
     (tmp_path / "p").write_bytes(laughing(60) + b".")
     assert describe(read_weights(tmp_path / "p")) == "a list"
     (tmp_path / "p").write_bytes(b"N" * 200_000 + b".")
