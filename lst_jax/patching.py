@@ -50,7 +50,7 @@ class PatchingConfig:
         before it (silence that opens a run joins the word after it).
       aligned_by: what an aligned patch is, a word or a text piece of one.
       boundary_noise: how far, in units, the boundaries between aligned patches are off: each is
-        moved by up to this much in either direction, differently in every epoch. 0.5 and 1 are 20 and
+        moved by up to this much either way, differently in every epoch. 0.5 and 1 are 20 and
         40 ms at 25 units a second. 0: they are where the records have them.
       mixed_aligned_probability: P of the mixed strategy, the same at every step.
       curriculum_start: τ₁ in optimizer steps; before it every example is aligned.

@@ -119,7 +119,7 @@ def _read_story(
     if len(columns.endings) > 1:
         endings: Any = [need_text(fields, key, place) for key in columns.endings]
     else:
-        (key,) = columns.endings
+        key = columns.endings[0]
         endings = fields.get(key)
         if isinstance(endings, str):
             try:
