@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from lst_jax.vocabulary import Vocabulary
 
 KINDS = ("text", "wav", "units")
 _SHOWN_CHARACTERS = 40
+_LONGEST_NAME = 240  # bytes; what follows an id in a file's name has fewer than 15
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,10 +84,14 @@ def read_prompts(given: Mapping[str, Sequence[str]], files: Sequence[str]) -> li
     named: dict[str, GivenPrompt] = {}
     for number, prompt in enumerate(prompts):
         name = prompt.name or f"{number}"
-        if name in named:
-            known = named[name].origin
-            raise ValueError(f"{prompt.origin}: its id {quote(name)} is already that of {known}")
-        named[name] = dataclasses.replace(prompt, name=name)
+        key = unicodedata.normalize("NFC", name).casefold()  # as some file systems tell names apart
+        if key in named:
+            known = f"{quote(named[key].name)}, that of {named[key].origin}"
+            raise ValueError(
+                f"{prompt.origin}: its id {quote(name)} is already there as {known}, expected "
+                "another, by more than case"
+            )
+        named[key] = dataclasses.replace(prompt, name=name)
     return list(named.values())
 
 
@@ -104,8 +110,10 @@ def _parse_fields(fields: Mapping[str, Any], origin: str) -> GivenPrompt:
     name = fields.get("id")
     if name is not None:
         name = str(name) if type(name) is int else jsonl.field(fields, "id", str)
-        if pathlib.PurePath(name).name != name or "\0" in name:
-            raise ValueError(f"id is {quote(name)}, expected one that can begin a file's name")
+        is_name = pathlib.PurePath(name).name == name and name.isprintable()
+        if not is_name or len(name.encode()) > _LONGEST_NAME:
+            expected = f"one that can begin a file's name, at most {_LONGEST_NAME} bytes"
+            raise ValueError(f"id is {quote(name)}, expected {expected}")
     return GivenPrompt(kind, value, name, origin)
 
 

@@ -174,7 +174,11 @@ MISTAKES = {
     ),
     "unit": ("generate", (*LST, "--units=3,9"), "expected an integer 0 … 8"),
     "huge unit": ("generate", (*LST, "--units=99999999999999999999"), "expected an integer 0 … 8"),
-    "same id": ("generate", (*LST, "--prompts=same_ids.jsonl"), "same_ids.jsonl:3: its id 'a' is"),
+    "same id": (
+        "generate",
+        (*LST, "--prompts=same_ids.jsonl"),
+        "same_ids.jsonl:3: its id 'a' is already there as 'a'",
+    ),
     "id": ("generate", (*LST, "--prompts=folder_ids.jsonl"), "folder_ids.jsonl:2: id is '../b'"),
     "encoding": ("generate", (*LST, "--prompts=latin.jsonl"), "latin.jsonl:1: not UTF-8"),
     "seconds": ("generate", (*LST, "--text=ann", "--max_seconds=inf"), "max_seconds is inf"),

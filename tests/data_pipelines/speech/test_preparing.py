@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.records.storage import open_records
+from data_pipelines.records.types import Utterance
 from data_pipelines.speech.audio import write_wav
 from data_pipelines.speech.imports import open_alignments, open_transcripts, open_units
 from data_pipelines.speech.parts import Decoders, Parts, batched, write_parts
@@ -144,6 +145,61 @@ def test_what_cannot_be_true_is_rejected_with_a_kind_and_a_reason(tmp_path, chan
     assert isinstance(result, Rejection)
     assert result.kind == kind
     assert result.reason and "\n" not in result.reason
+
+
+class _Units:
+    """An index that has the same units of every recording, from its file's start."""
+
+    def __init__(self, units, begin_s=0.0):
+        self._found = np.array(units), begin_s
+
+    def find(self, name, sound):
+        return self._found
+
+
+@pytest.mark.parametrize(
+    ("seconds", "counts"), [(1.0, {22: False, 23: True, 27: True, 28: False}), (60.0, {1503: True})]
+)
+def test_units_are_as_many_as_the_rate_says_but_two_and_a_share(tmp_path, seconds, counts):
+    recording = Recording("a", _wav(tmp_path / "a.wav", seconds))
+    for count, fits in counts.items():
+        units = UnitSource(25.0, 50, None, _Units([1] * count))
+        assert isinstance(_one(recording, units=units, piece_s=seconds), Utterance) == fits
+    units = UnitSource(25.0, 50, None, _Units([50] * 25))
+    assert _one(recording, units=units).kind == "unit-range"
+
+
+@pytest.mark.parametrize(
+    ("change", "options"),
+    [
+        ({"transcript": "x " * 25}, {}),  # a unit a word
+        ({"duration_s": 1.22}, {}),
+        ({"duration_s": 0.82}, {}),
+        ({}, {"longest_s": 1.0}),
+        ({}, {"piece_s": 1.0}),
+    ],
+)
+def test_a_limit_is_met(tmp_path, change, options):
+    recording = Recording("a", _wav(tmp_path / "a.wav"))
+    assert _one(dataclasses.replace(recording, **change), **options).file_id == "a"
+    beyond = [x for x in (1.23, 0.78) if "duration_s" in change]
+    for seconds in beyond:
+        assert _one(dataclasses.replace(recording, duration_s=seconds)).kind == "duration"
+
+
+def test_the_units_of_a_part_are_those_nearest_to_its_edges(tmp_path):
+    sound = dataclasses.replace(_wav(tmp_path / "a.wav", 2.0), start_s=1.03, end_s=1.53)
+    units = UnitSource(25.0, 50, None, _Units(range(50), 1.03))
+    assert _one(Recording("x", sound), units=units).units.tolist() == [*range(26, 38)]
+
+
+def test_a_part_has_the_words_whose_middle_is_in_it(tmp_path):
+    words = [("a", 0.5, 1.5), ("b", 1.5, 1.7), ("c", 1.5, 2.5)]
+    items = [{"word": word, "start": start, "end": end} for word, start, end in words]
+    whole = {"segments": [{"start": 0.5, "end": 2.5, "text": "a b c", "words": items}]}
+    transcripts = open_transcripts(_index(tmp_path / "a.json", json.dumps(whole)))
+    sound = dataclasses.replace(_wav(tmp_path / "a.wav", 3.0), start_s=1.0, end_s=2.0)
+    assert _one(Recording("x", sound), transcripts=transcripts).transcript == "a b"
 
 
 def test_silent_and_too_short_recordings_are_rejected(tmp_path):
