@@ -66,12 +66,19 @@ def test_killed_and_shared_runs_give_the_same_bytes(place):
     assert sorted(path.name for path in (place / "whole").iterdir()) == [
         *("records", "rejects.jsonl", "settings.json", "statistics.html", "statistics.json"),
     ]
-    killed = Binary("experiments.prepare_speech", *_arguments(place, "killed"), cwd=place)
-    deadline = time.monotonic() + 120
-    while not list((place / "killed/parts").glob("*2.json")) and time.monotonic() < deadline:
-        time.sleep(0.005)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait(60)
+    parts = place / "killed/parts"
+    for which in (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM):
+        before = len(list(parts.glob("0*.json")))
+        killed = Binary("experiments.prepare_speech", *_arguments(place, "killed"), cwd=place)
+        deadline = time.monotonic() + 120
+        while len(list(parts.glob("0*.json"))) <= before and time.monotonic() < deadline:
+            time.sleep(0.002)
+        for _ in range(2):  # who insists
+            killed.send_signal(which)
+        said, _ = killed.communicate(60)
+        expected = (143, "stopped by SIGTERM\n") if which == signal.SIGTERM else (-which, "")
+        assert (killed.returncode, said) == expected and before < _RECORDINGS - 1
+    assert not list(parts.glob(".*"))
     assert not (place / "killed/records").exists()
     assert _run(place, "killed").returncode == 0
     assert _files(place / "killed") == _files(place / "whole")
