@@ -116,10 +116,10 @@ def _read_story(
 ) -> UnencodedItem:
     name = need_text(fields, columns.id, place) if columns.id else str(number)
     prompt = " ".join(need_text(fields, key, place) for key in columns.prompt)
-    if len(columns.endings) > 1:
-        endings: Any = [need_text(fields, key, place) for key in columns.endings]
+    key, *others = columns.endings
+    if others:
+        endings: Any = [need_text(fields, column, place) for column in columns.endings]
     else:
-        key = columns.endings[0]
         endings = fields.get(key)
         if isinstance(endings, str):
             try:
