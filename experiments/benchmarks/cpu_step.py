@@ -3,10 +3,11 @@ r"""Compares the training step on a CPU with an older commit's, and with its bar
     python -m experiments.benchmarks.cpu_step --against=564c667 \
         --output=experiments/benchmarks/results/cpu_step.json
 
-Each side is a separate process, kept warm: the files as they are, the commit, and NumPy, which
-multiplies matrices of the step's shapes and does nothing else. They take turns, a few steps at a
-time, on the same batches, from the same parameters; ratios are of medians. Losses of the first
-steps are compared, too.
+Each side is a separate process, kept warm: the files as they are; the same with the rows on
+several CPU devices, as many as there are cores for and the rows divide by; the commit; the step's
+attentions alone; and NumPy, which multiplies matrices of the step's shapes and does nothing else.
+They take turns, a few steps at a time, on the same batches, from the same parameters; ratios are of
+medians. Losses of the first steps are compared, too.
 
 Threads of XLA and of BLAS wait for each other by spinning. Where other work takes some of the cores
 they wait for a thread that does not run, and times rise fivefold: measure on an idle machine.
@@ -118,8 +119,8 @@ class Side:
       times: of all steps so far, in seconds.
     """
 
-    def __init__(self, code: pathlib.Path, task: pathlib.Path, kind: str) -> None:
-        environment = os.environ | {"PYTHONPATH": str(code)}
+    def __init__(self, code: pathlib.Path, task: pathlib.Path, kind: str, devices: int) -> None:
+        environment = os.environ | {"PYTHONPATH": str(code), "JAX_NUM_CPU_DEVICES": str(devices)}
         environment.setdefault("JAX_PLATFORMS", "cpu")
         self.times: list[float] = []
         self._process = subprocess.Popen(
@@ -174,12 +175,16 @@ def compare(name: str, config: StepConfig, against: str, rounds: int, count: int
     with tempfile.TemporaryDirectory() as directory:
         path = pathlib.Path(directory, "task.pickle")
         path.write_bytes(pickle.dumps(task))
-        codes = {"now": HERE, "before": against, "products": HERE}
+        devices = split_devices(config.num_rows, len(os.sched_getaffinity(0)))
+        runs = {"now": (HERE, "step", 1), "before": (against, "step", 1)}
+        if devices > 1:
+            runs["split"] = HERE, "step", devices
+        runs |= {kind: (HERE, kind, 1) for kind in ("attention", "products")}
         sides: dict[str, Side] = {}
         # One after another, so that none compiles while another runs.
-        for side, commit in codes.items():
+        for side, (commit, kind, number) in runs.items():
             code = find_code(commit, pathlib.Path(directory, side))
-            sides[side] = Side(code, path, "products" if side == "products" else "step")
+            sides[side] = Side(code, path, kind, number)
         for turn in range(rounds):
             order = list(sides.values())
             for side in order[turn % len(order) :] + order[: turn % len(order)]:
@@ -188,16 +193,29 @@ def compare(name: str, config: StepConfig, against: str, rounds: int, count: int
             side.close()
     medians = {side: statistics.median(x.times) for side, x in sides.items()}
     flops = sum(2 * math.prod(product) for product in task["products"])
-    pairs = zip(sides["now"].losses, sides["before"].losses, strict=True)
+    largest = max(
+        abs(a - b) / b
+        for side in ("now", "split")
+        if side in sides
+        for a, b in zip(sides[side].losses, sides["before"].losses, strict=True)
+    )
     return {
         "shape": name,
+        "devices_of_split": devices,
         "gigaflops_of_products": round(flops / 1e9, 1),
         "median_ms": {side: round(1e3 * x, 2) for side, x in medians.items()},
         "fastest_ms": {side: round(1e3 * min(x.times), 2) for side, x in sides.items()},
         "ratio": round(medians["now"] / medians["before"], 3),
+        "ratio_of_split": round(medians["split"] / medians["before"], 3) if devices > 1 else None,
         "products_share": round(medians["products"] / medians["now"], 3),
-        "largest_relative_difference_of_losses": max(abs(a - b) / b for a, b in pairs),
+        "attention_share": round(medians["attention"] / medians["now"], 3),
+        "largest_relative_difference_of_losses": largest,
     }
+
+
+def split_devices(rows: int, most: int) -> int:
+    """Returns the most devices, up to `most`, that the rows of a batch divide among."""
+    return max(count for count in range(1, most + 1) if rows % count == 0)
 
 
 def _settings(config: Any) -> dict[str, Any]:
@@ -210,10 +228,16 @@ def _settings(config: Any) -> dict[str, Any]:
 def _format(result: dict[str, Any], against: str) -> str:
     """Returns the line of one shape."""
     ms = result["median_ms"]
+    split = ""
+    if result["ratio_of_split"] is not None:
+        split = (
+            f"{result['ratio_of_split']:.2f} ({ms['split']:,.0f} ms) with rows on "
+            f"{result['devices_of_split']} devices; "
+        )
     return (
         f"{result['shape']}: {ms['now']:,.0f} ms, {result['ratio']:.2f} of {against}'s "
-        f"{ms['before']:,.0f}; bare products {ms['products']:,.0f} ms, "
-        f"{result['products_share']:.0%} of the step; losses differ by "
+        f"{ms['before']:,.0f}; {split}attention {ms['attention']:,.0f} ms, bare products "
+        f"{ms['products']:,.0f} ms, {result['products_share']:.0%} of the step; losses differ by "
         f"{result['largest_relative_difference_of_losses']:.1e}"
     )
 

@@ -34,7 +34,8 @@ def steps(task: dict[str, Any]) -> Iterator[float]:
     flat = pathlib.Path("lst_jax/trainer.py").exists()
     names = FLAT if flat else NESTED
     trainer, optimizers, states = map(importlib.import_module, names)
-    mesh, model = make_mesh(MeshConfig()), LSTConfig(**task["model"])
+    mesh = make_mesh(MeshConfig(data=jax.device_count(), fsdp=1))
+    model = LSTConfig(**task["model"])
     optimizer = optimizers.OptimizerConfig(**task["optimizer"])
     training = trainer.TrainingConfig(num_steps=task["num_steps"])
     arguments = [model, optimizer, training, task["first_unit_id"]]
@@ -73,10 +74,54 @@ def products(task: dict[str, Any]) -> Iterator[float]:
         yield 0.0
 
 
+def attention(task: dict[str, Any]) -> Iterator[float]:
+    """Yields after all attentions of a step, forward and backward."""
+    import jax
+    import jax.numpy as jnp
+
+    from lst_jax.batch import Batch
+    from lst_jax.config import LSTConfig
+    from lst_jax.model.attention import attend
+    from lst_jax.model.key_ranges import lst_key_ranges
+
+    config = LSTConfig(**task["model"])
+    batches = [Batch(**batch, num_patches=task["num_patches"]) for batch in task["batches"]]
+    ranges = [jax.tree.map(jnp.asarray, lst_key_ranges(batch, config)) for batch in batches]
+    (rows, tokens), patches = batches[0].tokens.shape, task["num_patches"]
+    latents = patches * config.latent_vectors_per_patch
+    local = config.num_heads_local, config.dim_local // config.num_heads_local
+    cross = config.cross_attention_heads, config.dim_local // config.cross_attention_heads
+    wide = config.num_heads_global, config.dim_global // config.num_heads_global
+    layers = config.num_layers_encoder + config.num_layers_decoder
+    reads = config.num_layers_encoder if config.encoder_cross_layers == "all" else 1
+    kinds = {
+        "token_self": (tokens, tokens, local, layers),
+        "encoder_cross": (latents, tokens, cross, reads),
+        "global_self": (patches, patches, wide, config.num_layers_global),
+        "decoder_cross": (tokens, latents, cross, config.num_layers_decoder),
+    }
+
+    @jax.jit
+    def run(q: Any, k: Any, key_range: Any) -> Any:
+        out, pull = jax.vjp(lambda q, k, v: attend(q, k, v, key_range, config.attention), q, k, k)
+        return pull(out)
+
+    inputs = {
+        name: [jnp.full((rows, length, *heads), 0.1) for length in (queries, keys)]
+        for name, (queries, keys, heads, _) in kinds.items()
+    }
+    while True:
+        for found in ranges:
+            for name, (*_, count) in kinds.items():
+                for _ in range(count):
+                    jax.block_until_ready(run(*inputs[name], getattr(found, name)))
+            yield 0.0
+
+
 def main() -> None:
     """Runs the task in the file that is named."""
     task = pickle.loads(pathlib.Path(sys.argv[1]).read_bytes())
-    run = steps(task) if sys.argv[2] == "step" else products(task)
+    run = {"step": steps, "products": products, "attention": attention}[sys.argv[2]](task)
     print(json.dumps([next(run) for _ in range(task["losses"])]), flush=True)
     for line in sys.stdin:
         times = [time.perf_counter()]

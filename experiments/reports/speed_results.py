@@ -144,11 +144,22 @@ def _ratios_of_steps(report: Record) -> str:
         "step": lambda x: f"{x['median_ms']['now']:,.0f} ms",
         report["against"]: lambda x: f"{x['median_ms']['before']:,.0f} ms",
         "ratio": lambda x: f"{x['ratio']:.2f}",
+        "rows on two devices": _ratio_of_split,
+        "attention alone": lambda x: _milliseconds(x, "attention"),
         "products alone": lambda x: f"{x['median_ms']['products']:,.0f} ms",
         "of the step": lambda x: f"{x['products_share']:.0%}",
         "losses differ by": lambda x: f"{x['largest_relative_difference_of_losses']:.0e}",
     }
     return table(columns, report["results"])
+
+
+def _ratio_of_split(result: Record) -> str:
+    ratio = result.get("ratio_of_split")
+    return "—" if ratio is None else f"{_milliseconds(result, 'split')}, {ratio:.2f}"
+
+
+def _milliseconds(result: Record, side: str) -> str:
+    return f"{result['median_ms'][side]:,.0f} ms" if side in result["median_ms"] else "—"
 
 
 def _decoding_rates(report: Record) -> str:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments.benchmarks.cpu_step import count_products
+from experiments.benchmarks.cpu_step import count_products, split_devices
 from tests.binaries import run_binary
 
 
@@ -20,6 +20,13 @@ def test_products_are_counted_as_often_as_loops_run_them():
 
     jaxpr = jax.make_jaxpr(function)(jnp.zeros((3, 4)), jnp.zeros((5, 4, 4)))
     assert count_products(jaxpr.jaxpr) == {(1, 3, 4, 4): 5, (1, 3, 4, 2): 1}
+
+
+@pytest.mark.parametrize(
+    ("rows", "cores", "devices"), [(4, 2, 2), (1, 2, 1), (4, 3, 2), (6, 16, 6), (5, 1, 1)]
+)
+def test_rows_divide_among_the_devices(rows, cores, devices):
+    assert split_devices(rows, cores) == devices
 
 
 @pytest.mark.slow
