@@ -6,12 +6,15 @@ import os
 import random
 import re
 import shutil
+import tarfile
 import zipfile
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from data_pipelines.speech.audio import write_wav
 from tests.experiments.forked import ROOT, Binaries
 from tests.marks import quick
 from tests.test_version1 import VERSION1
@@ -369,6 +372,10 @@ LINES = {
         {"ctx": "the quick", "endings": ["brown fox", "lazy dog"], "label": 0},
     ),
     "prepare_data": ("--input", {"file_id": "a", "text": "the quick"}),
+    "train_ctc": (
+        "--gin.RECORDINGS",
+        {"audio": "a.wav", "text": "the", "words": [{"word": "the", "start_s": 0, "end_s": 1}]},
+    ),
 }
 
 
@@ -408,3 +415,92 @@ def test_any_description_is_taken_or_refused(refused, tmp_path, examples):
             arguments += ["--gin.INITIAL_CHECKPOINT=None", "--gin.EVAL_STORIES=('none',)"]
             arguments += ["--gin.EVAL_EVERY=1"]
         refused(binary, *arguments, f"{option}={(copied / name).parent}")
+
+
+WORDS = [{"word": "the", "start": 0.1, "end": 0.3}, {"word": "house", "start": 0.3, "end": 0.5}]
+HEARD = {"segments": [{"start": 0.1, "end": 0.5, "text": "the house", "words": WORDS}]}
+GRID = """File type = "ooTextFile"\nObject class = "TextGrid"\n\n0\n0.5\n<exists>\n1
+"IntervalTier"\n"words"\n0\n0.5\n2\n0.1\n0.3\n"the"\n0.3\n0.5\n"house"\n"""
+UNITS = ["--unit_count=9", "--frame_rate=25", "--units={}"]
+CUT = {
+    "id": "c",
+    "start": 0,
+    "duration": 0.5,
+    "supervisions": [{"id": "s", "text": "the", "alignment": {"word": [["the", 0.1, 0.2]]}}],
+    "recording": {"id": "r", "sources": [{"type": "file", "source": "a.wav"}]},
+}
+SPOKEN = {"begin_time": 0, "end_time": 0.5, "sid": "s", "text_tn": "THE HOUSE"}
+# A file of a corpus, what it holds, and the arguments that read it.
+CORPUS = {
+    "units.jsonl": ({"file_id": "a", "units": [1] * 12, "duration": [1] * 12}, UNITS),
+    "units/units.km": ("1 2 3 4 5 6 7 8 7 6 5 4\n", UNITS),
+    "words.json": (HEARD, ["--alignment={}"]),
+    "words.TextGrid": (GRID, ["--alignment={}"]),
+    "words.ctm": ("a 1 0.1 0.2 the 0.9\na 1 0.3 0.2 house\n", ["--alignment={}"]),
+    "heard.json": (HEARD, ["--transcripts={}"]),
+    "heard.jsonl": ({"audio_filepath": "a.wav", "pred_text": "the"}, ["--transcripts={}"]),
+    "cuts.jsonl": (CUT, ["--input={}", "--format=lhotse"]),
+    "manifest.json": (
+        {"audio_filepath": "a.wav", "duration": 0.5, "offset": 0, "text": "the", "shard_id": 0},
+        ["--input={}", "--format=nemo"],
+    ),
+    "GigaSpeech.json": (
+        {"audios": [{"aid": "A", "path": "a.wav", "segments": [SPOKEN]}]},
+        ["--input={}", "--format=gigaspeech"],
+    ),
+    "x_0.tar": (None, ["--input={}", "--format=webdataset"]),
+    "folder/a.wav": (None, []),
+}
+
+
+@st.composite
+def spoiled(draw, data):
+    """Bytes of which some are others, a number is a hostile text, or all another encoding."""
+    how = draw(st.sampled_from(["flip", "flip", "number", "cut", "utf-16", "BOM"]))
+    if how == "number" and (places := [m.span() for m in re.finditer(rb"[0-9.]+", data)]):
+        start, end = draw(st.sampled_from(places))
+        value = draw(st.sampled_from([x for x in HOSTILE if len(x) < 10_000])).encode()
+        return data[:start] + value + data[end:]
+    if how == "flip":
+        changed = bytearray(data)
+        for place in draw(st.lists(st.integers(0, min(len(data), 600) - 1), min_size=1)):
+            changed[place] = draw(st.integers(0, 255))
+        return bytes(changed)
+    texts = {"utf-16": data.decode("latin-1").encode("utf-16"), "BOM": b"\xef\xbb\xbf" + data}
+    return texts.get(how, data[: len(data) // 2])
+
+
+@pytest.mark.parametrize("examples", [5, pytest.param(60, marks=pytest.mark.slow)])
+def test_any_file_of_a_corpus_is_taken_or_refused(binaries, tmp_path, examples):
+    root, folder = tmp_path / "corpus", tmp_path / "folder"
+    (root / "folder").mkdir(parents=True)
+    (root / "units").mkdir()
+    folder.mkdir()
+    write_wav(root / "a.wav", np.random.default_rng(0).normal(0, 0.1, 8000), 16_000)
+    sound = (root / "a.wav").read_bytes()
+    (root / "units/units.tsv").write_text("/\na.wav\t8000\n")
+    with tarfile.open(root / "x_0.tar", "w") as archive:
+        archive.add(root / "a.wav", "a.wav")
+    packed = {"x_0.tar": (root / "x_0.tar").read_bytes(), "folder/a.wav": sound}
+    given = [f"--tokenizer={TOKENIZER}", "--shard=0/2", "--max_reject_share=1", "--output=out"]
+    given += [f"--input={root}/folder", "--format=folder"]
+    (root / "good.jsonl").write_text(json.dumps(CORPUS["units.jsonl"][0]))
+    given += [option.format(root / "good.jsonl") for option in UNITS]
+
+    @fuzz(examples, st.data(), st.sampled_from(sorted(CORPUS)))
+    def check(data, name):
+        value, options = CORPUS[name]
+        (root / "folder/a.wav").write_bytes(sound)
+        if isinstance(value, dict):
+            contents = data.draw(damaged(value))
+        else:
+            contents = data.draw(spoiled(packed[name] if value is None else value.encode()))
+        (root / name).write_bytes(contents)
+        arguments = [*given, *(option.format(root / name) for option in options)]
+        done = binaries.run("experiments.prepare_speech", *arguments, folder=folder, seconds=30)
+        lines = done["stderr"].splitlines()
+        assert done["code"] in (0, 2) and done["peak_bytes"] < 2 * 2**30, (contents, done)
+        if done["code"] == 2:
+            assert len(lines) == 1 and len(lines[0]) < 500 and str(root) in lines[0], lines
+            assert not list(folder.iterdir())
+        shutil.rmtree(folder / "out", ignore_errors=True)
