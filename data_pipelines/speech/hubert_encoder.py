@@ -415,7 +415,8 @@ def open_frames(
     if units is not None:
         layer = "last" if units.layer is None else str(units.layer)
     layer = options.get("layer", layer)
-    good = layer is not None and (layer == "last" or (layer.isdecimal() and int(layer[:9]) <= depth))
+    is_number = layer is not None and layer.isdecimal()
+    good = layer == "last" or (is_number and int(layer[:9]) <= depth)
     require(good, "layer of hubert", layer, f"0 … {depth}, or last")
     normalize = model.normalize
     if normalize is None:

@@ -165,7 +165,7 @@ def import_function(name: str) -> Callable[[Sequence[Any]], Any]:
     module, _, attribute = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError, RecursionError) as error:
         expected = "package.module:function"
         raise ValueError(f"python is {quote(name)}, expected {expected} ({error})") from error
     require(callable(found), "python", name, "a function")

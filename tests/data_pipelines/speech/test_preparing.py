@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+from concurrent import futures
 
 import numpy as np
 import pytest
@@ -494,6 +495,17 @@ def test_parts_made_in_any_order_and_after_a_failure_give_the_same_records(tmp_p
     opened = open_records(tmp_path / "b/records", fingerprint=make_tokenizer().fingerprint)
     assert len(opened) == 10
     assert opened.metadata.encoder_fingerprint == "0" * 64
+
+
+def test_what_workers_decode_goes_to_its_own_recording(tmp_path):
+    recordings = _corpus(tmp_path / "corpus")
+    decoders = Decoders(0)
+    decoders._pool, decoders._ahead = futures.ThreadPoolExecutor(2), 3
+    there = [len(next(iter(x.values()))) if isinstance(x, dict) else x.kind
+             for x in decoders.decode(recordings, _tools())]  # fmt: skip
+    decoders.close()
+    lengths = [round((0.5 + 0.1 * number) * _RATE) for number in range(11)]
+    assert there == [*lengths[:4], "silent", *lengths[5:]]
 
 
 @pytest.mark.slow

@@ -79,6 +79,7 @@ def test_espeak_speaks():
         (open_recognizer, "command:a {wav},rat=8", "an option of command is 'rat', expected rate"),
         (open_recognizer, "python:os:nothing", "expected package.module:function"),
         (open_recognizer, "python:os:sep", "expected a function"),
+        (open_recognizer, f"python:{'x.' * 3000}y:z", "expected package.module:function"),
         (open_synthesizer, "python", "expected package.module:function"),
         (open_synthesizer, "command:a {wav},rate=0", "rate of command is '0', expected an integer"),
         (open_synthesizer, "espeak:xx/yy", "no such voice"),

@@ -263,6 +263,8 @@ def rewrite(file, changes):
     ("changes", "reason"),
     [
         ({"data/0": lambda data: data[:-4]}, "it has 116 bytes for storage 0, expected 120"),
+        ({"data/0": lambda data: data + bytes(4)}, "it has 124 bytes for storage 0, expected 120"),
+        ({"data.pkl": lambda data: data.replace(b"K\0K\x06", b"K\1K\x06")}, "over 31 numbers"),
         ({"data.pkl": lambda data: data.replace(b"K\x06K\x05", b"K\x07K\x05")}, "over 35 numbers"),
         ({"data.pkl": lambda data: data.replace(b"K\x05K\x01", b"K\x06K\x01")}, "over 35 numbers"),
         ({"data.pkl": lambda data: data[:40]}, "damaged"),
@@ -274,6 +276,15 @@ def test_a_tensor_is_within_its_storage(tmp_path, changes, reason):
     rewrite(tmp_path / "a.pt", changes)
     with pytest.raises(ValueError, match=reason):
         read_torch(tmp_path / "a.pt")
+
+
+def test_a_flipped_byte_of_a_tensor_is_noticed(tmp_path):
+    torch.save({"x": torch.from_numpy(CENTROIDS)}, file := tmp_path / "a.pt")
+    data = bytearray(file.read_bytes())
+    data[data.index(CENTROIDS.tobytes()) + 7] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match="the checksum of data/0 is wrong"):
+        read_torch(file)
 
 
 def test_a_tensor_repeated_beyond_its_file_is_refused(tmp_path):
