@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import pathlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 # A compiled module, without stubs.
@@ -29,7 +29,7 @@ from data_pipelines.records.types import (
     count_record,
 )
 from lst_jax.files import new_directory, refuse_to_replace, write_file
-from lst_jax.settings import Fraction, validate_value
+from lst_jax.settings import Fraction, one_line, validate_value
 from lst_jax.vocabulary import TextTokenizer
 
 # One record a chunk, so that reading one decompresses no other.
@@ -73,7 +73,9 @@ class _RecordWriter:
         check_record(record, self._vocabulary)
         if not self._counts or self._counts[-1] == self._records_per_shard:
             self._next_shard()
-        self._writer.write(encode_record(record))
+        payload = encode_record(record)
+        with _telling_errors():
+            self._writer.write(payload)
         self._counts[-1] += 1
         self._totals += count_record(record)
         unknown = self._tokenizer.count_unknown(record.pieces)
@@ -113,9 +115,10 @@ class _RecordWriter:
 
     def close(self) -> None:
         """Closes the shard that is open."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with _telling_errors():
+                writer.close()
 
     def _shard_path(self, shard: int) -> pathlib.Path:
         return self._folder / f"{self._kind}-{shard:05d}.array_record"
@@ -123,7 +126,8 @@ class _RecordWriter:
     def _next_shard(self) -> None:
         self.close()
         path = self._shard_path(len(self._counts))
-        self._writer = array_record_module.ArrayRecordWriter(str(path), _WRITER_OPTIONS)
+        with _telling_errors():
+            self._writer = array_record_module.ArrayRecordWriter(str(path), _WRITER_OPTIONS)
         self._counts.append(0)
 
     def _name_shard(self, shard: int) -> Shard:
@@ -166,6 +170,7 @@ def write_records(
 
     Raises:
       FileExistsError: the output exists, is not empty and may not be replaced.
+      OSError: they cannot be written.
       ValueError: an item is of the wrong kind or breaks its promises; there are no items; too many
         pieces are unknown.
     """
@@ -185,6 +190,15 @@ def write_records(
             for item in items:
                 writer.write(item)
             return writer.finish(max_unknown_share)
+
+
+@contextlib.contextmanager
+def _telling_errors() -> Iterator[None]:
+    """Makes an `OSError` of what ArrayRecord raises where it cannot write."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OSError(one_line(f"records cannot be written: {error}")) from error
 
 
 def _check_records(path: pathlib.Path) -> None:

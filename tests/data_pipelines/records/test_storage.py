@@ -7,7 +7,9 @@ import json
 import pathlib
 import pickle
 import re
+import resource
 import shutil
+import signal
 import struct
 from concurrent import futures
 
@@ -631,6 +633,22 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
         records.write_records(path, "text", fail(), make_tokenizer(), overwrite=True)
     assert records.open_records(path)[0].file_id == "a"
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("size", [100, 3000])
+def test_a_full_disk_is_an_error_of_the_system_and_leaves_nothing(tmp_path, size):
+    """As a limit on the size of files makes it."""
+    documents = [make_text("one", f"{i}") for i in range(100)]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        with pytest.raises(OSError, match=r"cannot be written: .*too large") as error:
+            records.write_records(tmp_path / "out", "text", documents, make_tokenizer())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert "text-00000" in str(error.value) and not list(tmp_path.iterdir())
 
 
 def test_nothing_to_write_is_an_error(tmp_path):

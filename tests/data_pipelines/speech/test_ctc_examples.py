@@ -98,3 +98,14 @@ def test_clean_rows_are_heard_over_their_noise(share):
     row = next(CTCBatches(lambda i: clip, 1, LABELS, MODEL, config))
     spread = row.waveforms.std(axis=1)
     assert np.isfinite(row.waveforms).all() and (spread > 0.9).all()
+
+
+@pytest.mark.parametrize(
+    ("word", "row_s", "length"), [("AB", 0.06, 2), ("ABA", 0.06, 0), ("AA", 0.06, 0)]
+)
+def test_a_row_has_all_its_letters_or_none(word, row_s, length):
+    config = CTCDataConfig(batch_size=1, row_s=row_s)
+    clip = Clip(np.full(960, 0.5, np.float32), (word,), None)  # all of the row
+    row = next(CTCBatches(lambda i: clip, 1, LABELS, MODEL, config))
+    assert (row.frame_targets == -1).all()
+    assert row.frame_targets.shape[1] == 2 and row.lengths.tolist() == [length]
