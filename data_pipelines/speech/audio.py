@@ -39,7 +39,7 @@ def float_samples(samples: np.ndarray) -> np.ndarray:
       samples: (S,) int16, or floating point with full scale at ±1; mono.
 
     Returns:
-      float32 (S,), full scale at ±1.
+      float32 (S,), full scale at ±1; float32 samples themselves.
 
     Raises:
       ValueError: empty, not finite, of another shape or type, or far beyond full scale.
@@ -51,12 +51,17 @@ def float_samples(samples: np.ndarray) -> np.ndarray:
         return samples.astype(np.float32) / np.float32(_FULL_SCALE)
     if not np.issubdtype(samples.dtype, np.floating):
         raise ValueError(f"samples has dtype {samples.dtype}, expected int16 or floating point")
-    if not np.isfinite(samples).all():
+    loudest = loudest_of(samples)
+    if not np.isfinite(loudest):
         raise ValueError("samples holds NaN or infinity, expected finite numbers")
-    loudest = float(np.abs(samples).max())
     if loudest > _LOUDEST:
         raise ValueError(f"samples reach {loudest:g}, expected floating point within ±1")
-    return samples.astype(np.float32)
+    return samples.astype(np.float32, copy=False)
+
+
+def loudest_of(samples: np.ndarray) -> float:
+    """Returns the largest absolute sample, without a copy of hours; NaN where there is one."""
+    return float(np.maximum(samples.max(), -samples.min()))
 
 
 def write_wav(path: str | pathlib.Path, samples: np.ndarray, sample_rate: int) -> None:

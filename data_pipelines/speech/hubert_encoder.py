@@ -45,7 +45,7 @@ import jax
 import numpy as np
 
 from data_pipelines.speech.audio import float_samples
-from data_pipelines.speech.hugging_face import SpeechModel, read_model
+from data_pipelines.speech.hugging_face import SpeechModel, mean_and_deviation, read_model
 from data_pipelines.speech.registry import check_options, path_argument
 from data_pipelines.speech.unit_sets import (
     PadSamples,
@@ -226,7 +226,7 @@ class FrameModel:
                 yield number, Rejection("too-short", reason)
                 continue
             if self.options.normalize:
-                means[number] = _mean_and_deviation(waveform)
+                means[number] = mean_and_deviation(waveform)
             parts = cut(config, len(waveform) + 2 * pad, self._longest, self._overlap)
             pieces += [(number, place, piece) for place, piece in enumerate(parts)]
         found: dict[int, dict[int, np.ndarray]] = collections.defaultdict(dict)
@@ -451,14 +451,6 @@ def _number(text: str) -> float | int | str:
 
 def _classify(quantizer: Any, hidden: jax.Array) -> jax.Array:
     return quantizer.classes(hidden)
-
-
-def _mean_and_deviation(waveform: np.ndarray) -> tuple[float, float]:
-    """Returns those of a recording, of any length, in float64."""
-    blocks = range(0, len(waveform), 2**20)
-    mean = sum(waveform[i : i + 2**20].sum(dtype=np.float64) for i in blocks) / len(waveform)
-    square = sum(np.square(waveform[i : i + 2**20].astype(np.float64) - mean).sum() for i in blocks)
-    return mean, math.sqrt(square / len(waveform) + 1e-7)
 
 
 def _cut_padded(waveform: np.ndarray, pad: int, start: int, stop: int) -> np.ndarray:

@@ -20,6 +20,7 @@ have its old or its new names, and is computed once, here. What only training us
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -52,6 +53,7 @@ _NORMED = (
     ("conv.weight_g", "conv.weight_v"),
 )
 _FLOATS = ("float32", "float16", "bfloat16")
+_BLOCK = 2**20  # samples of which there are wide copies
 _LARGEST_SHARD = 5 * 10**9  # bytes
 _Arrays = dict[str, np.ndarray]
 
@@ -79,8 +81,19 @@ class SpeechModel:
 
 def normalize_waveform(waveform: np.ndarray) -> np.ndarray:
     """Returns a waveform (S,) float32 of mean 0 and variance 1, as feature extractors make it."""
-    wide = waveform.astype(np.float64)
-    return ((wide - wide.mean()) / np.sqrt(wide.var() + 1e-7)).astype(np.float32)
+    mean, deviation = mean_and_deviation(waveform)
+    normal = np.empty(len(waveform), np.float32)
+    for i in range(0, len(waveform), _BLOCK):
+        normal[i : i + _BLOCK] = (waveform[i : i + _BLOCK].astype(np.float64) - mean) / deviation
+    return normal
+
+
+def mean_and_deviation(waveform: np.ndarray) -> tuple[float, float]:
+    """Returns those of a recording, of any length, in float64."""
+    blocks = range(0, len(waveform), _BLOCK)
+    mean = sum(waveform[i : i + _BLOCK].sum(dtype=np.float64) for i in blocks) / len(waveform)
+    wide = (waveform[i : i + _BLOCK].astype(np.float64) - mean for i in blocks)
+    return mean, math.sqrt(sum(np.square(part).sum() for part in wide) / len(waveform) + 1e-7)
 
 
 def read_model(directory: str | pathlib.Path) -> SpeechModel:

@@ -30,7 +30,8 @@ from lst_jax.settings import list_names, quote
 from lst_jax.speech.interfaces import Rejection
 from lst_jax.strict_json import read_json_object
 
-_AHEAD = 8  # recordings for every worker
+# Recordings, and seconds of them, that wait while a device works; every worker has one besides.
+_AHEAD, _AHEAD_S = 128, 1800.0
 _LENGTH = struct.Struct("<I")
 
 
@@ -163,7 +164,7 @@ class Decoders:
             if num_workers
             else None
         )
-        self._ahead = max(1, num_workers * _AHEAD)
+        self._num_workers = num_workers
 
     def decode(self, recordings: Sequence[Recording], tools: Tools) -> Iterator[Any]:
         """Yields what `prepare_utterances` takes as decoded."""
@@ -173,13 +174,20 @@ class Decoders:
             for part in parts:
                 yield decode(part, *options)
             return
-        running: collections.deque[futures.Future[Any]] = collections.deque()
+        running: collections.deque[tuple[futures.Future[Any], float]] = collections.deque()
+        waiting_s = 0.0
         for part in parts:
-            running.append(self._pool.submit(decode, part, *options))
-            if len(running) >= self._ahead:
-                yield running.popleft().result()
+            seconds = part.about_s
+            while len(running) > self._num_workers and (
+                len(running) >= _AHEAD or waiting_s + seconds > _AHEAD_S
+            ):
+                done, its_s = running.popleft()
+                waiting_s -= its_s
+                yield done.result()
+            running.append((self._pool.submit(decode, part, *options), seconds))
+            waiting_s += seconds
         while running:
-            yield running.popleft().result()
+            yield running.popleft()[0].result()
 
     def close(self) -> None:
         """Ends the processes."""

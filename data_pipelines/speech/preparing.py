@@ -13,6 +13,7 @@ import numpy as np
 from data_pipelines.records.storage import Utterance, make_utterance
 from data_pipelines.records.types import SILENCE
 from data_pipelines.speech.alignment import align_units, time_words
+from data_pipelines.speech.audio import loudest_of
 from data_pipelines.speech.imports import Index
 from data_pipelines.speech.recordings import Recording
 from lst_jax.settings import one_line
@@ -226,7 +227,7 @@ def decode(
 
 def find_silence(samples: np.ndarray) -> Rejection | None:
     """Returns why samples (S,) are no speech: there is no sound in them; None where there is."""
-    loudest = float(np.abs(samples).max())
+    loudest = loudest_of(samples)
     if loudest >= _SILENT:
         return None
     return Rejection("silent", f"its loudest sample is {loudest:g}, expected {_SILENT:g}")
@@ -283,7 +284,8 @@ def _quiet_places(samples: np.ndarray, rate: int, longest_s: float) -> list[floa
     """Returns where to cut a recording, in seconds, so that no piece is longer."""
     step = max(1, round(_STEP_S * rate))
     count = len(samples) // step
-    power = np.square(samples[: count * step], dtype=np.float32).reshape(count, step).sum(axis=1)
+    frames = samples[: count * step].reshape(count, step)
+    power = np.einsum("ij,ij->i", frames, frames)
     longest = max(2, int(longest_s * rate) // step)
     shortest = max(1, int(longest * (1 - _CUT_WITHIN)))
     places, last = [], 0

@@ -14,6 +14,9 @@ from lst_jax.extras import import_extra
 from lst_jax.settings import one_line
 from lst_jax.speech.interfaces import Rejection, TimedText
 
+_LEAST_BYTES = 4000  # a second of Opus has
+_USUAL_S = 30.0
+
 
 @dataclasses.dataclass(frozen=True)
 class Sound:
@@ -97,3 +100,19 @@ class Recording:
     source: str | None = None
     duration_s: float | None = None
     rejection: Rejection | None = None
+
+    @property
+    def about_s(self) -> float:
+        """Returns about how long it is, and rather too much, in seconds; decodes nothing."""
+        sound = self.sound
+        if self.duration_s is not None:
+            return self.duration_s
+        if sound.end_s is not None:
+            return sound.end_s - sound.start_s
+        if sound.path.suffix == ".parquet":
+            return _USUAL_S
+        try:
+            size = sound.place[1] if sound.place else sound.path.stat().st_size
+        except OSError:  # it will be a reject
+            size = 0
+        return size / _LEAST_BYTES
