@@ -36,7 +36,7 @@ _CONTENTS = {
     "conventions.md": "what the published model's conventions do to the loss",
     "aot.md": "training steps compiled for TPU pods: memory, FLOPs, traffic",
     "cpu.md": "data pipeline, attention, training step, decoding, porting and digests on CPUs",
-    "encoders.md": "speech encoders on a CPU: speed, FLOPs, units in bfloat16",
+    "encoders.md": "speech encoders on a CPU: speed, FLOPs, units in bfloat16, feeding, memory",
     "gpus.md": "GPUs: kernels, memory, and what was timed",
 }
 
@@ -84,7 +84,10 @@ def pages(results: pathlib.Path = RESULTS) -> dict[str, str]:
             read("checkpoint_digests"),
             read("cpu_step") if (results / "cpu_step.json").exists() else None,
         ),
-        "encoders.md": speed_results.encoders_page(read("speech_encoder")),
+        "encoders.md": speed_results.encoders_page(
+            read("speech_encoder"),
+            read("speech_feed") if (results / "speech_feed.json").exists() else None,
+        ),
         "gpus.md": gpu_results(results),
     }
 

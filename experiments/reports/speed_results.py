@@ -45,8 +45,8 @@ def _encoding(encoder: Record) -> str:
     return table(columns, encoder["results"])
 
 
-def encoders_page(report: Record) -> str:
-    """Returns the page of the speech encoder beside transformers' PyTorch."""
+def encoders_page(report: Record, feed: Record | None) -> str:
+    """Returns the page of the speech encoder beside transformers' PyTorch, and of its feeding."""
     times = {
         "batch": lambda x: f"{x['rows']} × {x['seconds']} s",
         "part": lambda x: x["part"],
@@ -65,7 +65,19 @@ def encoders_page(report: Record) -> str:
         report=report,
         times=table(times, report["results"]),
         flops=table(flops, report["flops_per_second"]),
+        feed=feed,
+        fed=table(_FED, feed["results"]) if feed else "",
+        gib=gib,
     )
+
+
+_FED = {
+    "model": lambda x: x["model"],
+    "processes that decode": lambda x: x["workers"],
+    "recordings": lambda x: x["recordings"],
+    "times real time": lambda x: f"{x['times_real_time']:.1f}",
+    "share of time that the encoder waits": lambda x: f"{x['waiting']:.0%}",
+}
 
 
 def cpu_page(

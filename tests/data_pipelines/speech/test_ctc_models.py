@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from data_pipelines.speech import ctc_models
+from data_pipelines.speech import ctc_models, spelling
 from data_pipelines.speech.ctc_examples import make_labels
 from data_pipelines.speech.hugging_face import SpeechModel, write_model
 from lst_jax.speech.interfaces import Alignment, Rejection
@@ -90,6 +90,33 @@ def test_what_cannot_be_aligned_says_why(model, directory):
     (starred,) = star.align([_noise(1.0)], ["hale box an"])
     assert isinstance(starred, Alignment) and starred.words[1].text == "box"
     assert starred.words[1].score == 0
+
+
+@pytest.mark.slow
+def test_labels_of_mms_align_any_script_by_latin_letters_and_a_star(
+    directory, tmp_path, monkeypatch
+):
+    # What uroman says of them, which reads its tables for seconds.
+    latin = {"Привет,": "Privet,", "你好": "nihao", " два ": "dva"}
+    monkeypatch.setattr(spelling, "_romanize", lambda text: latin.get(text, text))
+    names = ["<blank>", "<pad>", "</s>", "<unk>", *"aienuotsrmkldghybpwcvjzf'qx"]
+    model = ctc_models.read_model(directory)
+    config = dataclasses.replace(CONFIG, vocab_size=len(names), pad_token_id=1)
+    head = {
+        name: np.resize(x, (*x.shape[:-1], len(names)))
+        for name, x in model.params["params"]["head"].items()
+    }
+    params = {"params": {**model.params["params"], "head": head}}
+    labels = {name: number for number, name in enumerate(names)}
+    mms = SpeechModel(config, params, head=True, normalize=True, labels=labels)
+    write_model(tmp_path / "mms", mms)
+    options = {"romanize": "yes", "missing": "star", "language": "ru"}
+    aligner = ctc_models.open_aligner(str(tmp_path / "mms"), options)
+    (found,) = aligner.align([_noise(1.5)], ["Привет, 你好 2 ♥"])
+    assert isinstance(found, Alignment) and found.characters is not None
+    assert [word.text for word in found.words] == ["Привет,", "你好", "2", "♥"]
+    assert "".join(letter.text for letter in found.characters) == "privetnihaodva*"
+    assert found.words[-1].score == 0 and all(word.score < 0 for word in found.words[:-1])
 
 
 def test_a_recognizer_reads_the_likeliest_labels(directory):

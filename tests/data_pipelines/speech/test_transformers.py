@@ -36,6 +36,10 @@ SHAPES = {
         SMALL | {"do_stable_layer_norm": True, "feat_extract_norm": "layer"},
     ),
     "wav2vec2": ("Wav2Vec2", SMALL),
+    "stable wav2vec2": (
+        "Wav2Vec2",
+        SMALL | {"do_stable_layer_norm": True, "feat_extract_norm": "layer", "conv_bias": True},
+    ),
     "25 Hz": (
         "Hubert",
         SMALL | {"conv_stride": (5, 2, 2, 2, 2, 2, 4), "conv_kernel": (10, 3, 3, 3, 3, 2, 4)},
@@ -129,6 +133,34 @@ def test_files_of_torch_are_read_as_those_of_safetensors(tmp_path):
         bound = {torch.float32: 0, torch.float16: 1e-3, torch.bfloat16: 1e-2}[kind]
         for x, y in zip(*map(jax.tree.leaves, (first.params, second.params)), strict=True):
             np.testing.assert_allclose(x, y, rtol=bound, atol=bound)
+
+
+@pytest.mark.parametrize("name", ["hubert", "stable hubert", "stable wav2vec2"])
+def test_layer_k_is_what_the_layer_itself_returns_and_a_hidden_state_of_that_number(name, tmp_path):
+    """fairseq and textless-lib take the output of layer k, before any final norm."""
+    oracle, x = make(name), waveforms()[:1]
+    outputs = {}
+    for k, layer in enumerate(oracle.encoder.layers, start=1):
+
+        def keep(_, __, output, k=k):
+            outputs[k] = output[0] if isinstance(output, tuple) else output
+
+        layer.register_forward_hook(keep)
+    want = theirs(oracle, x)
+    oracle.save_pretrained(tmp_path / "model")
+    model = read_model(tmp_path / "model")
+    stable = model.config.do_stable_layer_norm
+    for k, output in outputs.items():
+        module = Wav2Vec2(model.config)
+        states = jax.jit(functools.partial(apply_model, module, layer=k))(model.params, x)
+        assert len(states.hidden) == k + 1
+        np.testing.assert_allclose(states.hidden[k], output.numpy(), atol=1e-4)
+        if k < len(outputs) or not stable:
+            np.testing.assert_allclose(states.hidden[k], want.hidden_states[k], atol=1e-4)
+    last = run(model, "exact", x).last
+    np.testing.assert_allclose(last, want.last_hidden_state.numpy(), atol=1e-4)
+    differs = np.abs(last - outputs[len(outputs)].numpy()).max() > 1e-2
+    assert differs == stable
 
 
 def test_base_size_is_that_of_transformers_at_every_layer(tmp_path):
