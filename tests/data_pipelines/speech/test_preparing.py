@@ -497,10 +497,13 @@ def test_parts_made_in_any_order_and_after_a_failure_give_the_same_records(tmp_p
     assert opened.metadata.encoder_fingerprint == "0" * 64
 
 
-def test_what_workers_decode_goes_to_its_own_recording(tmp_path):
+@pytest.mark.parametrize(("ahead", "ahead_s"), [(3, 99), (99, 1.5), (99, 99)])
+def test_what_workers_decode_goes_to_its_own_recording(tmp_path, monkeypatch, ahead, ahead_s):
+    monkeypatch.setattr("data_pipelines.speech.parts._AHEAD", ahead)
+    monkeypatch.setattr("data_pipelines.speech.parts._AHEAD_S", ahead_s)
     recordings = _corpus(tmp_path / "corpus")
     decoders = Decoders(0)
-    decoders._pool, decoders._ahead = futures.ThreadPoolExecutor(2), 3
+    decoders._pool = futures.ThreadPoolExecutor(2)
     there = [len(next(iter(x.values()))) if isinstance(x, dict) else x.kind
              for x in decoders.decode(recordings, _tools())]  # fmt: skip
     decoders.close()
