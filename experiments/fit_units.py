@@ -32,7 +32,7 @@ from experiments.common import cli
 from experiments.common.encoders import define_specification
 from experiments.common.outputs import check_output
 from experiments.common.paths import define_path
-from lst_jax.files import write_file, write_json
+from lst_jax.files import naming_file, write_file, write_json
 from lst_jax.settings import require
 from lst_jax.speech.interfaces import Rejection
 
@@ -125,7 +125,7 @@ def write_features(
     """
     count = recordings = short = 0
     seconds, start = 0.0, time.monotonic()
-    with output.open("wb") as file:
+    with naming_file(output), output.open("wb") as file:
         for waveforms in _batches(files, frames.model.sample_rate):
             features = dict(frames.run(waveforms, _features))
             for number, waveform in enumerate(waveforms):

@@ -51,14 +51,25 @@ def write_file(path: str | pathlib.Path, contents: str | bytes) -> pathlib.Path:
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}-{next(_NUMBERS)}")
+    data = contents if isinstance(contents, bytes) else contents.encode("utf-8")
     try:
-        partial.write_bytes(contents if isinstance(contents, bytes) else contents.encode("utf-8"))
-        return partial.replace(path)
-    except OSError as error:  # a full disk names no file
-        error.filename, error.filename2 = str(path), None
-        raise
+        with naming_file(path):
+            partial.write_bytes(data)
+            return partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming_file(path: pathlib.Path) -> Iterator[None]:
+    """Names a file in what the system raises while it is written: a full disk names none."""
+    try:
+        yield
+    except OSError as error:
+        known = error.filename is not None and path.name not in str(error.filename)
+        if not known:  # or it is named as it is called until it is whole
+            error.filename, error.filename2 = str(path), None
+        raise
 
 
 def write_json(path: str | pathlib.Path, value: Any) -> pathlib.Path:

@@ -13,6 +13,7 @@ from data_pipelines.speech.vocoder import decode_known
 from experiments.common import sampling_flags
 from experiments.common.outputs import check_writable
 from experiments.common.prompts import Prompt
+from lst_jax.files import naming_file
 from lst_jax.inference.generation import Generation, GenerationLimits
 from lst_jax.inference.sampling import Modality
 from lst_jax.inference.segments import Segment
@@ -124,7 +125,8 @@ class ContinuationWriter:
                 "token_steps": generation.steps.token_steps,
                 "global_steps": generation.steps.global_steps,
             }
-            with (self._directory / _RESULTS).open("a", encoding="utf-8") as file:
+            path = self._directory / _RESULTS
+            with naming_file(path), path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(fields, ensure_ascii=False) + "\n")
         # Kept before it is shown.
         ending = f"({generation.stop_reason}){sound}"
