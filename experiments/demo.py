@@ -8,14 +8,17 @@ in all four directions, fine-tunes the LST to transcribe and to speak, and write
 `--minutes` is what all of it may take: a step is timed first, and the lengths that follow are kept
 in `plan.json`. What was interrupted continues where it was, with the same lengths, when the same
 command is given again. Training is that of `experiments.train` with the Gin files in
-`demonstration/stages.py`; `--gin.NAME=VALUE` changes a setting of all models.
+`demonstration/stages.py`; `--gin.NAME=VALUE` changes a setting of all models. On CPUs rows are
+parted among two devices, a core each; with an odd `BATCH_ROWS` set `JAX_NUM_CPU_DEVICES=1`.
 """
 
 from __future__ import annotations
 
+import os
 import pathlib
 import sys
 
+import jax
 from absl import flags
 
 from data_pipelines.microworld.corpus import MicroworldConfig
@@ -25,6 +28,9 @@ from experiments.common.paths import define_path
 from lst_jax.extras import check_extra
 from lst_jax.settings import PositiveFloat, validate_value
 from lst_jax.training.loop import NonFiniteLossError
+
+# CPU devices that the rows of every batch divide among; one a core is faster than one for all.
+_CPU_DEVICES = 2
 
 gin_config.define_flags()
 _WORKDIR = define_path("workdir", "Directory of the demo.", required=True)
@@ -47,6 +53,9 @@ def main(argv: list[str]) -> None:
     from experiments.demonstration.stages import Demo  # which imports what the extra brings
 
     validate_value(PositiveFloat, _MINUTES.value, "--minutes")
+    xla_flags = os.environ.get("XLA_FLAGS", "")
+    if "JAX_NUM_CPU_DEVICES" not in os.environ and "device_count" not in xla_flags:
+        jax.config.update("jax_num_cpu_devices", min(_CPU_DEVICES, len(os.sched_getaffinity(0))))
     workdir = pathlib.Path(_WORKDIR.value)
     config = MicroworldConfig(
         speech_stories=_SPEECH_STORIES.value,

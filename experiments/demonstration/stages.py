@@ -99,6 +99,8 @@ _SHARES = {
     "speak": 0.02,
     "report": 0.02,
 }
+# Rows are parted among all devices, and parameters, which are few, copied.
+_MESH = "MESH_DATA=-1", "MESH_FSDP=1"
 _EVALUATION_ROWS = ScoringShape(batch_rows=8, patches_per_row=512)
 # Accuracy on the way is of so many items of each set of two endings, taken together.
 _ITEMS_ON_THE_WAY = 100
@@ -298,7 +300,9 @@ class Demo:
         elif "baseline" in name:
             files.append(_BASELINE_FILE)
         bindings = [f"{key}={value!r}" for key, value in (macros | self._lengths(name)).items()]
-        gin_config.parse([*files, *self._gin_files], [*self._gin_bindings, *bindings])
+        # Files that are given may say another mesh, which bindings would replace.
+        mesh = () if self._gin_files else _MESH
+        gin_config.parse([*files, *self._gin_files], [*mesh, *self._gin_bindings, *bindings])
         experiment = gin_config.build_experiment()
         check_experiment(experiment)
         given, unit_count = experiment.unit_count, self._config.unit_count

@@ -27,7 +27,7 @@ ARGUMENTS = (
 
 
 def run_demo(workdir):
-    """One call of the binary on one CPU device."""
+    """One call of the binary, on two CPU devices where there are two cores."""
     return run_binary("experiments.demo", f"--workdir={workdir}", *ARGUMENTS, timeout=600)
 
 
