@@ -302,6 +302,18 @@ def test_no_output_replaces_an_input_or_what_holds_no_results(refused, tmp_path)
     for output, reason in ((link, "expected another than --data"), (file, "expected another")):
         refused("evaluate", *MODEL, f"--data={file}", f"--output={output}", names=[reason])
     refused("evaluate", *MODEL, "--data=none", f"--output={file}", names=["not JSON"])
+    others = {
+        "aot_compile": file,
+        "fit_units": tmp_path / "units.json",
+        "prepare_speech": tmp_path,
+        "train_tokenizer": tmp_path / "tokens",
+        "train_unit_vocabulary": file,
+    }
+    for name in ("units.npy", "tokens.model"):
+        (tmp_path / name).write_text(text)
+    for name, output in others.items():
+        named = ["exists and is not empty"] if output == tmp_path else [str(output.with_suffix(""))]
+        refused(name, *REFUSED[name], f"--output={output}", names=named)
     refused("generate", *MODEL, f"--prompts={file}", f"--output={file}", names=["--prompts"])
     assert file.read_text() == text
 
