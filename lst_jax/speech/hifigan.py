@@ -9,12 +9,13 @@ inputs about n, so that it is one small convolution with u times the channels, a
 multiplied. Rows are what they would be alone, whatever lies behind their lengths: every convolution
 reads zeros there, as it does beyond the ends.
 
-With `weight_norm`, for training, kernels are `magnitude · kernel / ‖kernel‖` as published
+With `weight_norm`, for training, kernels are `scale · kernel / ‖kernel‖` as published
 (`fold_weight_norm` makes plain ones of them).
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -213,16 +214,7 @@ class Upsampling(nn.Module):
 
 def convolve(x: Array, kernel: Array, dilation: int = 1) -> Array:
     """Returns the convolution (B, T, O) of x (B, T, C) and a kernel (taps, C, O), zeros about x."""
-    before = dilation * (len(kernel) // 2)
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        (1,),
-        [(before, before)],
-        rhs_dilation=(dilation,),
-        dimension_numbers=("NWC", "WIO", "NWC"),
-        precision=precision_of(x),
-    )
+    return _convolve(x, kernel, dilation, dilation * (len(kernel) // 2))
 
 
 def upsample(x: Array, kernel: Array, rate: int) -> Array:
@@ -237,39 +229,75 @@ def upsample(x: Array, kernel: Array, rate: int) -> Array:
     steps = -(-taps // rate)
     kernel = jnp.pad(kernel, ((0, steps * rate - taps), (0, 0), (0, 0)))
     phases = kernel.reshape(steps, rate, inputs, outputs).transpose(0, 2, 1, 3)
-    y = jax.lax.conv_general_dilated(
+    y: Any = _convolve(x, phases.reshape(steps, inputs, rate * outputs)[::-1], 1, steps - 1)
+    first = (taps - rate) // 2
+    return y.reshape(rows, -1, outputs)[:, first : first + length * rate]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _convolve(x: Array, kernel: Array, dilation: int, margin: int) -> Array:
+    """Returns the convolution of x with zeros, `margin` of them, at either end."""
+    return jax.lax.conv_general_dilated(
         x,
-        phases.reshape(steps, inputs, rate * outputs)[::-1],
+        kernel,
         (1,),
-        [(steps - 1, steps - 1)],
+        [(margin, margin)],
+        rhs_dilation=(dilation,),
         dimension_numbers=("NWC", "WIO", "NWC"),
         precision=precision_of(x),
     )
-    first = (taps - rate) // 2
-    return y.reshape(rows, -1, outputs)[:, first : first + length * rate]
+
+
+def _convolve_forward(x: Array, kernel: Array, dilation: int, margin: int) -> Any:
+    return _convolve(x, kernel, dilation, margin), (x, kernel)
+
+
+def _convolve_backward(dilation: int, margin: int, kept: Any, gradient: Array) -> Any:
+    """Returns the gradients of x and the kernel, the latter a product for each tap.
+
+    As convolutions they would have kernels as long as x, with which XLA is slow on CPUs.
+    """
+    x, kernel = kept
+    span, length = dilation * (len(kernel) - 1), gradient.shape[1]
+    flipped = kernel[::-1].swapaxes(1, 2)
+    of_x = _convolve(gradient, flipped, dilation, span - margin)
+    padded = jnp.pad(x, ((0, 0), (margin, margin), (0, 0)))
+    of_kernel = [
+        jax.lax.dot_general(
+            padded[:, start : start + length],
+            gradient,
+            (((0, 1), (0, 1)), ((), ())),
+            precision=precision_of(x),
+        )
+        for start in range(0, span + 1, dilation)
+    ]
+    return of_x, jnp.stack(of_kernel)
+
+
+_convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
 def fold_weight_norm(params: Params) -> Params:
     """Returns the parameters of a model without weight norm that computes the same."""
     if not isinstance(params, dict):
         return params
-    folded = {name: fold_weight_norm(x) for name, x in params.items() if name != "magnitude"}
-    if "magnitude" in params:
-        magnitude, kernel = params["magnitude"], params["kernel"]
-        axis = 1 if magnitude.shape[1] > 1 else 2
-        folded["kernel"] = normalize_kernel(kernel, magnitude, axis)
-    return folded
+    if not {"kernel", "scale"} <= params.keys():
+        return {name: fold_weight_norm(x) for name, x in params.items()}
+    kernel, scale = params["kernel"], params["scale"]
+    axis = 1 if scale.shape[1] > 1 else 2
+    rest = {name: x for name, x in params.items() if name != "scale"}
+    return rest | {"kernel": normalize_kernel(kernel, scale, axis)}
 
 
-def normalize_kernel(kernel: Array, magnitude: Array, axis: int) -> Array:
-    """Returns a kernel of three axes whose slices along one have the norms `magnitude`."""
+def normalize_kernel(kernel: Array, scale: Array, axis: int) -> Array:
+    """Returns a kernel of three axes whose slices along one have the norms `scale`."""
     others = tuple(i for i in range(3) if i != axis)
     squares = jnp.sum(jnp.square(kernel), others, keepdims=True)
-    return kernel * (magnitude * jax.lax.rsqrt(jnp.maximum(squares, 1e-30)))
+    return kernel * (scale * jax.lax.rsqrt(jnp.maximum(squares, 1e-30)))
 
 
 def _kernel(module: Any, shape: tuple[int, int, int], axis: int) -> Array:
-    init = nn.initializers.normal(0.01)
+    init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", (0, 1), 2)
     kernel = parameter(module, "kernel", init, shape, (None, None, None))
     if not module.weight_norm:
         return kernel
@@ -280,7 +308,7 @@ def _kernel(module: Any, shape: tuple[int, int, int], axis: int) -> Array:
 
     size = tuple(n if i == axis else 1 for i, n in enumerate(shape))
     return normalize_kernel(
-        kernel, parameter(module, "magnitude", norms, size, (None, None, None)), axis
+        kernel, parameter(module, "scale", norms, size, (None, None, None)), axis
     )
 
 

@@ -241,14 +241,14 @@ class StridedConvolution(nn.Module):
         shape = (self.taps, x.shape[-1], self.features)
         init = nn.initializers.variance_scaling(2.0, "fan_in", "normal", (0, 1), 2)
         kernel = parameter(self, "kernel", init, shape, (None, None, "embed"))
-        x = product(_patches(x, self.taps, self.stride), kernel.reshape(-1, self.features))
+        x = product(patches(x, self.taps, self.stride), kernel.reshape(-1, self.features))
         if self.has_bias:
             bias = parameter(self, "bias", nn.initializers.zeros, shape[-1:], ("embed",))
             x = x + bias.astype(x.dtype)
         return x
 
 
-def _patches(x: Array, taps: int, stride: int) -> Array:
+def patches(x: Array, taps: int, stride: int) -> Array:
     """Returns the patches (B, T', taps · C) of x (B, T, C), T' = (T - taps) // stride + 1.
 
     Frames are grouped by the stride, which copies nothing, and as many neighboring groups joined as
@@ -297,9 +297,9 @@ class PositionalConvolution(nn.Module):
         x = jnp.pad(x, ((0, 0), (before, taps - 1 - before), (0, 0)))
         x = x.reshape(rows, -1, groups, channels).transpose(2, 0, 1, 3)
         count = length + taps - inner
-        patches = jnp.stack([x[:, :, i : i + count] for i in range(inner)], axis=3)
+        stacked = jnp.stack([x[:, :, i : i + count] for i in range(inner)], axis=3)
         products = product(
-            patches.reshape(groups, rows * count, inner * channels),
+            stacked.reshape(groups, rows * count, inner * channels),
             kernel.reshape(groups, inner * channels, outer * channels),
         ).reshape(groups, rows, count, outer, channels)
         starts = range(0, taps, inner)

@@ -46,6 +46,7 @@ TEXTS = {
     "train_ctc": {"gin_binding"},
     "train_tokenizer": set(),
     "train_unit_vocabulary": set(),
+    "train_vocoder": {"gin_binding"},
     "verify_reference": set(),
     "verify_speech": set(),
 }
@@ -99,6 +100,9 @@ REFUSED = {
     "train_ctc": ["--gin_file=ctc/small.gin", "--gin.RECORDINGS=none", "--workdir=out"],
     "train_tokenizer": ["--input=none", "--format=text", "--vocab_size=99", "--output=out"],
     "train_unit_vocabulary": ["--records=none", "--deduplicate", "--output=out"],
+    "train_vocoder": [
+        *("--gin_file=vocoder/small.gin", "--gin.ENCODER='mel:none'", "--workdir=out"),
+    ],
     "verify_reference": ["--case=none"],
     "verify_speech": ["--case=none"],
 }

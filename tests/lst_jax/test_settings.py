@@ -25,12 +25,14 @@ from data_pipelines.speech.ctc_examples import CTCDataConfig
 from data_pipelines.speech.hubert_encoder import EncoderOptions
 from data_pipelines.speech.unit_sets import read_unit_set
 from data_pipelines.speech.units import MelFeatures
+from data_pipelines.speech.vocoder_examples import VocoderDataConfig
 from data_pipelines.training.dataset import DataConfig, SourceConfig
 from data_pipelines.training.packing import PackingConfig
 from experiments.common.ctc_experiment import CTCExperiment
 from experiments.common.evaluators import EvaluationConfig
 from experiments.common.experiment import Experiment
 from experiments.common.step_config import StepConfig
+from experiments.common.vocoder_experiment import VocoderExperiment
 from experiments.demonstration.run_lengths import DemoPlan
 from experiments.inspection.loss_runs import RunSettings
 from experiments.inspection.word_patches import SampleConfig
@@ -67,11 +69,13 @@ from lst_jax.settings import (
     validate_value,
 )
 from lst_jax.sharding import MeshConfig
+from lst_jax.speech.discriminators import DiscriminatorConfig
 from lst_jax.speech.hifigan_config import DurationPredictorConfig, HiFiGANConfig
 from lst_jax.speech.plausibility import PlausibilityConfig
 from lst_jax.speech.wav2vec2_config import Wav2Vec2Config
 from lst_jax.training.optimizers import OptimizerConfig
 from lst_jax.training.step import TrainingConfig
+from lst_jax.training.vocoder import VocoderLossConfig
 from lst_jax.unit_encoding import UnitEncoding, _UnitVocabularyFile
 from lst_jax.vocabulary import Vocabulary
 
@@ -312,7 +316,9 @@ CONFIGURATIONS = [
     Measure("asr", ("a",)),
     Study("a", STUDY_DATA, (), ARMS, (5.0,), COMPARISON),
     read_unit_set("mhubert-base-25hz"),
-    *(HiFiGANConfig(), DurationPredictorConfig()),
+    *(HiFiGANConfig(), DurationPredictorConfig(), DiscriminatorConfig()),
+    *(VocoderLossConfig(), VocoderDataConfig()),
+    VocoderExperiment(TrainingConfig(5), HiFiGANConfig(), encoder="mel:e.npz"),
     *(PlausibilityConfig(), CTCDataConfig(), CTCExperiment(TrainingConfig(5), Wav2Vec2Config())),
 ]
 FIELDS = [(config, f.name) for config in CONFIGURATIONS for f in dataclasses.fields(config)]

@@ -1,0 +1,433 @@
+"""A vocoder's training as one configuration, its data, and what its results are measured by."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import pathlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any
+
+import gin
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data_pipelines.microworld import stories
+from data_pipelines.microworld.speech import VOICES, synthesize
+from data_pipelines.microworld.voices import full_scale
+from data_pipelines.speech.audio import resample
+from data_pipelines.speech.hifigan_checkpoints import TrainedVocoder, write_vocoder
+from data_pipelines.speech.hifigan_vocoder import HiFiGANVocoder
+from data_pipelines.speech.imports import open_units
+from data_pipelines.speech.readers import FORMATS, read_corpus
+from data_pipelines.speech.recordings import Recording
+from data_pipelines.speech.registry import open_encoder
+from data_pipelines.speech.vocoder_examples import (
+    VocoderBatches,
+    VocoderDataConfig,
+    VoiceClip,
+    fit_samples,
+)
+from experiments.benchmarks.machine import device_name, process_age
+from lst_jax.files import write_json
+from lst_jax.paths import PathText, local_path
+from lst_jax.settings import Bounds, Name, configuration, quote, require
+from lst_jax.sharding import MeshConfig, make_mesh, row_share
+from lst_jax.speech.discriminators import DiscriminatorConfig, log_mels
+from lst_jax.speech.hifigan import fold_weight_norm
+from lst_jax.speech.hifigan_config import DurationPredictorConfig, HiFiGANConfig
+from lst_jax.speech.interfaces import Rejection, UnitEncoder
+from lst_jax.strict_json import read_json_object
+from lst_jax.training.hooks import Hook
+from lst_jax.training.log import report
+from lst_jax.training.loop import TrainResult, train
+from lst_jax.training.optimizers import OptimizerConfig
+from lst_jax.training.starts import flatten_settings
+from lst_jax.training.step import TrainingConfig
+from lst_jax.training.vocoder import VocoderBatch, VocoderLossConfig, make_vocoder_trainable
+
+VOCODER, RESULTS, DESCRIPTION = "vocoder", "results.json", "vocoder.json"
+_CACHED_CLIPS = 4096
+_LONGEST_S = 60.0
+_MOST_HELD_OUT = 0.1  # share of given recordings
+_MEL_WINDOW, _MEL_BANDS = 1024, 80  # of the distance that is reported
+_TRAIN_SEED, HELD_OUT_SEED = 3_000_017, 4_000_037  # of stories that are not the corpus'
+
+
+@configuration
+class VocoderExperiment:
+    """Everything that a run is determined by; `train_vocoder` in Gin files.
+
+    Attributes:
+      training: length, records, checkpoints.
+      model: its shape; the encoder decides `num_embeddings`, recordings decide the speakers.
+      discriminators: their shape.
+      loss: what is learned by.
+      data: rows.
+      optimizer: AdamW and its schedule, the same for both.
+      mesh: devices along each mesh axis.
+      encoder: specification of what makes units of recordings. None: `units` has them.
+      units: units that are there, as in `experiments.prepare_speech`.
+      recordings: a corpus' folder or manifest. None: the built-in corpus.
+      format: its layout, as in `experiments.prepare_speech`.
+      corpus_clips: sentences of the built-in corpus.
+      corpus_voices: of the built-in corpus' speakers.
+      held_out: recordings that are measured and not trained on, at most a tenth of given ones.
+    """
+
+    training: TrainingConfig
+    model: HiFiGANConfig
+    discriminators: DiscriminatorConfig = dataclasses.field(default_factory=DiscriminatorConfig)
+    loss: VocoderLossConfig = dataclasses.field(default_factory=VocoderLossConfig)
+    data: VocoderDataConfig = dataclasses.field(default_factory=VocoderDataConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    encoder: Name | None = None
+    units: PathText | None = None
+    recordings: PathText | None = None
+    format: Name = "folder"
+    corpus_clips: Annotated[int, Bounds(least=1, most=10**6)] = 1000
+    corpus_voices: Annotated[int, Bounds(least=1, most=len(VOICES))] = 1
+    held_out: Annotated[int, Bounds(least=0, most=10**5)] = 20
+
+    def __post_init__(self) -> None:
+        one = (self.encoder is None) != (self.units is None)
+        require(one, "train_vocoder.encoder", self.encoder, "either an encoder or units")
+        known = self.format in FORMATS
+        require(known, "train_vocoder.format", self.format, f"one of {', '.join(sorted(FORMATS))}")
+        theirs = self.units is None or self.recordings is not None
+        require(theirs, "train_vocoder.recordings", None, "those that the units are of")
+
+    def settings(self) -> dict[str, Any]:
+        """Returns what the record of starts holds besides the training."""
+        parts = flatten_settings(
+            self.model, self.discriminators, self.loss, self.data, self.optimizer, self.mesh
+        )
+        names = ("encoder", "units", "recordings", "format")
+        names += ("corpus_clips", "corpus_voices", "held_out")
+        return parts | {f"train_vocoder.{name}": getattr(self, name) for name in names}
+
+
+@dataclasses.dataclass(frozen=True)
+class VoiceCorpus:
+    """Clips to train on and to measure.
+
+    Attributes:
+      read: returns the clip of a number, or why there is none.
+      train, held_out: numbers of clips.
+      unit_count: units.
+      encoder_fingerprint: of the encoder that made them. None: not known.
+      speakers: their names.
+    """
+
+    read: Callable[[int], VoiceClip | Rejection]
+    train: Sequence[int]
+    held_out: Sequence[int]
+    unit_count: int
+    encoder_fingerprint: str | None
+    speakers: tuple[str, ...]
+
+
+def run_vocoder_experiment(
+    experiment: VocoderExperiment,
+    workdir: str | pathlib.Path,
+    config_text: Callable[[], str] | None = None,
+    hooks: Sequence[Hook] = (),
+) -> TrainResult:
+    """Trains, or continues to train, in `workdir`; then writes the vocoder and its results there.
+
+    `vocoder/` is a directory for `hifigan:WORKDIR/vocoder`; `results.json` has the distance of log
+    mels on recordings held out.
+
+    Raises:
+      OSError, ValueError: files are missing or settings do not fit together.
+      NonFiniteLossError: see `lst_jax.training.loop.train`.
+    """
+    workdir = pathlib.Path(workdir)
+    mesh = make_mesh(experiment.mesh)
+    require(row_share(mesh).count == 1, "processes", row_share(mesh).count, "one, for a vocoder")
+    corpus = open_voice_corpus(experiment)
+    config = fit_config(experiment.model, corpus)
+    trainable = make_vocoder_trainable(
+        config,
+        experiment.discriminators,
+        experiment.loss,
+        experiment.optimizer,
+        experiment.training,
+        mesh,
+    )
+    batches = VocoderBatches(
+        _clip_reader(corpus), len(corpus.train), config.code_hop_size, experiment.data
+    )
+    began = time.monotonic()
+    result = train(
+        trainable,
+        experiment.training,
+        _Batches(batches),
+        workdir,
+        mesh,
+        description=_Description(config),
+        settings=experiment.settings(),
+        config_text=config_text,
+        hooks=hooks,
+    )
+    if result.finished and not (workdir / RESULTS).exists():
+        params = jax.device_get(fold_weight_norm(result.state.params["generator"]))
+        names = corpus.speakers if config.multispkr else None
+        trained = TrainedVocoder(
+            config, {"params": params}, names, None, corpus.encoder_fingerprint
+        )
+        if not (workdir / VOCODER).exists():
+            write_vocoder(workdir / VOCODER, trained)
+        progress = result.progress.to_json()
+        earlier = max(progress["seconds"] - (time.monotonic() - began), 0.0)  # starts before this
+        values = {
+            "steps": experiment.training.num_steps,
+            "parameters": sum(x.size for x in jax.tree.leaves(params)),
+            "audio_hours": progress["audio_seconds"] / 3600,
+            "training_seconds": progress["seconds"],
+            "device": device_name(),
+            "cores": len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count(),
+        }
+        measured = measure(trained, [corpus.read(i) for i in corpus.held_out])
+        values["seconds"] = process_age() + earlier
+        write_json(workdir / RESULTS, {"training": values, "held_out": measured})
+    return result
+
+
+def measure(trained: TrainedVocoder, clips: Sequence[VoiceClip | Rejection]) -> dict[str, float]:
+    """Returns the mean distance of log mels between clips and what a vocoder makes of their units.
+
+    Each is spoken by its own speaker.
+    """
+    vocoders: dict[int, HiFiGANVocoder] = {}
+    distances = []
+    for clip in clips:
+        if isinstance(clip, Rejection):
+            continue
+        if clip.speaker not in vocoders:
+            speaker = clip.speaker if trained.config.multispkr else None
+            vocoders[clip.speaker] = HiFiGANVocoder(trained, speaker=speaker)
+        made = vocoders[clip.speaker].speak(clip.units)
+        distances.append(mel_distance(clip.samples, made, trained.config.sampling_rate))
+    mean = {"mel_distance": float(np.mean(distances))} if distances else {}
+    return {"recordings": len(distances), **mean}
+
+
+def mel_distance(real: np.ndarray, made: np.ndarray, sample_rate: int) -> float:
+    """Returns the mean absolute difference of log mels of the samples that both have."""
+    step = _MEL_WINDOW // 4
+    length = max(min(len(real), len(made)) // step * step, 2 * _MEL_WINDOW)
+    both = np.stack([np.pad(x[:length], (0, max(length - len(x), 0))) for x in (real, made)])
+    found = np.asarray(log_mels(jnp.asarray(both), sample_rate, _MEL_WINDOW, _MEL_BANDS))
+    return float(np.mean(np.abs(found[0] - found[1])))
+
+
+def fit_config(config: HiFiGANConfig, corpus: VoiceCorpus) -> HiFiGANConfig:
+    """Returns a model's shape with the units and speakers of a corpus."""
+    several = len(corpus.speakers) > 1
+    return dataclasses.replace(
+        config,
+        num_embeddings=corpus.unit_count,
+        multispkr=several,
+        num_speakers=max(len(corpus.speakers), 1),
+        model_in_dim=(1 + several + config.multistyle) * config.embedding_dim,
+    )
+
+
+def open_voice_corpus(experiment: VocoderExperiment) -> VoiceCorpus:
+    """Opens the recordings of an experiment and what makes their units.
+
+    Raises:
+      OSError, ValueError: files are missing, or units of another rate than the model's.
+    """
+    config = experiment.model
+    encoder = None if experiment.encoder is None else open_encoder(experiment.encoder)
+    if encoder is not None:
+        rate, expected = encoder.frame_rate, f"{config.frame_rate}, by the model's code_hop_size"
+        require(rate == config.frame_rate, "frame_rate of the encoder", rate, expected)
+    if experiment.recordings is None:
+        assert encoder is not None
+        return _built_in(experiment, encoder)
+    root = local_path(experiment.recordings, "recordings")
+    recordings = [
+        recording
+        for recording in read_corpus(
+            local_path(experiment.recordings, "recordings"), experiment.format
+        )
+        if recording.rejection is None
+    ]
+    count = min(experiment.held_out, int(_MOST_HELD_OUT * len(recordings)))
+    kept = len(recordings) - count
+    require(kept > 0, str(root), len(recordings), "recordings to train on")
+    speakers = sorted({x.speaker for x in recordings if x.speaker is not None})
+    nameless = sum(x.speaker is None for x in recordings)
+    require(
+        not speakers or not nameless,
+        experiment.recordings,
+        nameless,
+        "no recording without speaker",
+    )
+    return VoiceCorpus(
+        _recording_reader(experiment, recordings, encoder, speakers),
+        range(kept),
+        range(kept, len(recordings)),
+        config.num_embeddings if encoder is None else encoder.unit_count,
+        None if encoder is None else encoder.fingerprint,
+        tuple(speakers),
+    )
+
+
+def _recording_reader(
+    experiment: VocoderExperiment,
+    recordings: Sequence[Recording],
+    encoder: UnitEncoder | None,
+    speakers: Sequence[str],
+) -> Callable[[int], VoiceClip | Rejection]:
+    config = experiment.model
+    index = None if experiment.units is None else open_units(local_path(experiment.units, "units"))
+
+    def read(number: int) -> VoiceClip | Rejection:
+        recording = recordings[number]
+        if index is None:
+            assert encoder is not None
+            rate = encoder.sample_rate
+            sound = recording.sound.load(rate, _LONGEST_S)
+            (units,) = encoder.encode([sound])
+            if isinstance(units, Rejection):
+                return units
+            samples = resample(sound, rate, config.sampling_rate)
+        else:
+            found = index.find(recording.id, recording.sound)
+            if found is None:
+                return Rejection("no-units", f"{experiment.units} has none of it")
+            units, start_s = found
+            samples = recording.sound.load(config.sampling_rate, _LONGEST_S)
+            first = round(start_s * config.frame_rate)
+            units = units[first : first + -(-len(samples) // config.code_hop_size)]
+            outside = units[(units < 0) | (units >= config.num_embeddings)]
+            if not len(units) or len(outside):
+                shown = quote(outside[0]) if len(outside) else "none"
+                expected = f"units 0 … {config.num_embeddings - 1}"
+                raise ValueError(
+                    f"{experiment.units}: {recording.id} has {shown}, expected {expected}"
+                )
+        speaker = 0 if recording.speaker is None else speakers.index(recording.speaker)
+        samples = fit_samples(samples, units, config.code_hop_size)
+        return VoiceClip(samples, units.astype(np.int32), speaker)
+
+    return read
+
+
+def _built_in(experiment: VocoderExperiment, encoder: UnitEncoder) -> VoiceCorpus:
+    """Returns sentences of the built-in corpus' grammar by its own voices."""
+    voices = VOICES[: experiment.corpus_voices]
+    count = experiment.corpus_clips
+
+    def read(number: int) -> VoiceClip | Rejection:
+        held_out = number >= count
+        seed = HELD_OUT_SEED if held_out else _TRAIN_SEED
+        text = story_sentence(experiment.data.seed + seed, number)
+        speaker = number % len(voices)
+        speech = synthesize(text, voices[speaker])
+        sound = resample(full_scale(speech), speech.sample_rate, encoder.sample_rate)
+        (units,) = encoder.encode([sound])
+        if isinstance(units, Rejection):
+            return units
+        rate, hop = experiment.model.sampling_rate, experiment.model.code_hop_size
+        samples = resample(full_scale(speech), speech.sample_rate, rate)
+        return VoiceClip(fit_samples(samples, units, hop), units, speaker)
+
+    return VoiceCorpus(
+        read,
+        range(count),
+        range(count, count + experiment.held_out),
+        encoder.unit_count,
+        encoder.fingerprint,
+        tuple(voice.espeak_name for voice in voices),
+    )
+
+
+def story_sentence(seed: int, number: int) -> str:
+    """Returns a sentence of a story of its own."""
+    sentences = stories.generate_story(seed, "train", number).sentences
+    return sentences[number % len(sentences)]
+
+
+def _clip_reader(corpus: VoiceCorpus) -> Callable[[int], VoiceClip | None]:
+    """Returns a function from a number to its clip; None where there is none."""
+
+    @functools.lru_cache(maxsize=_CACHED_CLIPS)
+    def read(index: int) -> VoiceClip | None:
+        clip = corpus.read(corpus.train[index])
+        if isinstance(clip, Rejection):
+            report(f"recording {index} is left out: {clip.reason}")
+            return None
+        return clip
+
+    return read
+
+
+class _Batches(grain.DatasetIterator):
+    """Gives the loop its own kind of batch; an iterator of Grain's, whose state is saved."""
+
+    def __init__(self, batches: VocoderBatches) -> None:
+        super().__init__()
+        self._batches = batches
+
+    def __next__(self) -> VocoderBatch:
+        row: tuple[Any, ...] = next(self._batches)
+        return VocoderBatch(*row)
+
+    def get_state(self) -> dict[str, Any]:
+        return self._batches.get_state()
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._batches.set_state(state)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Description:
+    """`vocoder.json`: the model of a run's checkpoints."""
+
+    config: HiFiGANConfig
+
+    def _values(self) -> Mapping[str, Any]:
+        return jax.tree.map(lambda x: x, dataclasses.asdict(self.config))
+
+    def check(self, workdir: pathlib.Path) -> None:
+        if not (workdir / DESCRIPTION).exists():
+            return
+        there = read_json_object(workdir / DESCRIPTION)
+        for name, value in _as_lists(self._values()).items():
+            if there.get(name) != value:
+                raise ValueError(
+                    f"{workdir / DESCRIPTION}: {name} is {quote(there.get(name))}, expected "
+                    f"{quote(value)}, that of this run"
+                )
+
+    def write(self, workdir: pathlib.Path) -> None:
+        write_json(workdir / DESCRIPTION, self._values())
+
+
+def _as_lists(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _as_lists(x) for name, x in value.items()}
+    return [_as_lists(x) for x in value] if isinstance(value, tuple) else value
+
+
+for _configurable in (
+    HiFiGANConfig,
+    DurationPredictorConfig,
+    DiscriminatorConfig,
+    VocoderLossConfig,
+    VocoderDataConfig,
+):
+    gin.external_configurable(_configurable)
+gin.external_configurable(VocoderExperiment, "train_vocoder")
