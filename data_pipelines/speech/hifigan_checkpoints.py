@@ -108,11 +108,7 @@ def write_vocoder(directory: str | pathlib.Path, vocoder: TrainedVocoder) -> Non
     Raises:
       OSError: it exists and is not empty, or cannot be written.
     """
-    flat = flax.traverse_util.flatten_dict(vocoder.params["params"], sep="/")
-    tensors = {
-        name: np.ascontiguousarray(place.to_torch(np.asarray(flat[place.path], np.float32)))
-        for name, place in _places(vocoder.config).items()
-    }
+    tensors = torch_tensors(vocoder)
     specs = {name: TensorSpec(x.shape, "float32") for name, x in sorted(tensors.items())}
     settings = dataclasses.asdict(vocoder.config)
     if vocoder.encoder_fingerprint is not None:
@@ -124,6 +120,15 @@ def write_vocoder(directory: str | pathlib.Path, vocoder: TrainedVocoder) -> Non
             names: Sequence[str] | None = getattr(vocoder, name)
             if names is not None:
                 write_file(partial / f"{name}.txt", "".join(f"{line}\n" for line in names))
+
+
+def torch_tensors(vocoder: TrainedVocoder) -> _Arrays:
+    """Returns a vocoder's parameters by their published names, without weight norm."""
+    flat = flax.traverse_util.flatten_dict(vocoder.params["params"], sep="/")
+    return {
+        name: np.ascontiguousarray(place.to_torch(np.asarray(flat[place.path], np.float32)))
+        for name, place in _places(vocoder.config).items()
+    }
 
 
 def _find_generator(directory: pathlib.Path) -> pathlib.Path:

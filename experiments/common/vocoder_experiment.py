@@ -15,6 +15,7 @@ import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
+from lst_jax.local_paths import PathText, local_path
 
 from data_pipelines.microworld import stories
 from data_pipelines.microworld.speech import VOICES, synthesize
@@ -32,9 +33,8 @@ from data_pipelines.speech.vocoder_examples import (
     VoiceClip,
     fit_samples,
 )
-from experiments.benchmarks.machine import device_name, process_age
+from experiments.common.machine import device_name, process_age
 from lst_jax.files import write_json
-from lst_jax.paths import PathText, local_path
 from lst_jax.settings import Bounds, Name, configuration, quote, require
 from lst_jax.sharding import MeshConfig, make_mesh, row_share
 from lst_jax.speech.discriminators import DiscriminatorConfig, log_mels

@@ -37,6 +37,7 @@ _CONTENTS = {
     "aot.md": "training steps compiled for TPU pods: memory, FLOPs, traffic",
     "cpu.md": "data pipeline, attention, training step, decoding, porting and digests on CPUs",
     "encoders.md": "speech encoders on a CPU: speed, FLOPs, units in bfloat16, feeding, memory",
+    "voices.md": "vocoders: real-time factor, and what a recognizer hears of them",
     "gpus.md": "GPUs: kernels, memory, and what was timed",
 }
 
@@ -53,6 +54,9 @@ def pages(results: pathlib.Path = RESULTS) -> dict[str, str]:
 
     def read(name: str) -> Record:
         return json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
+
+    def read_if(name: str) -> Record | None:
+        return read(name) if (results / f"{name}.json").exists() else None
 
     models = {
         name: read_config([f"experiments/configs/models/{name}.gin"], []).model for name in _MODELS
@@ -72,9 +76,7 @@ def pages(results: pathlib.Path = RESULTS) -> dict[str, str]:
             },
         ),
         "conventions.md": model_results.conventions_page(read("conventions")),
-        "aot.md": speed_results.aot_page(
-            read("aot"), read("encoder_aot") if (results / "encoder_aot.json").exists() else None
-        ),
+        "aot.md": speed_results.aot_page(read("aot"), read_if("encoder_aot")),
         "cpu.md": speed_results.cpu_page(
             read("data_throughput"),
             read("attention"),
@@ -82,12 +84,13 @@ def pages(results: pathlib.Path = RESULTS) -> dict[str, str]:
             read("decode"),
             read("porting"),
             read("checkpoint_digests"),
-            read("cpu_step") if (results / "cpu_step.json").exists() else None,
+            read_if("cpu_step"),
         ),
         "encoders.md": speed_results.encoders_page(
             read("speech_encoder"),
-            read("speech_feed") if (results / "speech_feed.json").exists() else None,
+            read_if("speech_feed"),
         ),
+        "voices.md": speed_results.voices_page(read_if("vocoder"), read_if("voices")),
         "gpus.md": gpu_results(results),
     }
 

@@ -80,6 +80,32 @@ _FED = {
 }
 
 
+def voices_page(speed: Record | None, voices: Record | None) -> str:
+    """Returns the page of vocoders: how fast one is, and how a trained one sounds."""
+    factors = {
+        "speech": lambda x: f"{x['seconds']} s",
+        "real-time factor": lambda x: f"{x['real_time_factor']:.3f}",
+        "the fastest turn": lambda x: f"{x['fastest']:.3f}",
+        "of CPU time": lambda x: f"{x['cpu_real_time_factor']:.3f}",
+        "PyTorch's": lambda x: f"{x['torch_real_time_factor']:.3f}",
+        "speed, PyTorch's is 1": lambda x: f"{x['speed']:.2f}",
+        "largest difference": lambda x: f"{x['largest_difference']:.1e}",
+    }
+    sound = {
+        "voice": lambda x: x["voice"],
+        "WER": lambda x: f"{x['wer']:.1%}",
+        "CER": lambda x: f"{x['cer']:.1%}",
+        "mel distance": lambda x: f"{x['mel_distance']:.3f}",
+    }
+    return page(
+        "voices",
+        speed=speed,
+        voices=voices,
+        factors=table(factors, speed["results"]) if speed else "",
+        comparison=table(sound, voices["results"]) if voices else "",
+    )
+
+
 def cpu_page(
     data: Record,
     attention: Record,

@@ -40,7 +40,7 @@ from lst_jax.speech.discriminators import (
 )
 from lst_jax.speech.hifigan import HiFiGAN, Speech
 from lst_jax.speech.hifigan_config import HiFiGANConfig
-from lst_jax.training.ctc import CTCProgress
+from lst_jax.training.ctc_task import CTCProgress
 from lst_jax.training.hooks import Record, Start, Sums, Trainable
 from lst_jax.training.optimizers import OptimizerConfig, learning_rate_schedule, make_optimizer
 from lst_jax.training.step import TrainingConfig
