@@ -47,7 +47,7 @@ class VoiceClip:
 
 
 class Row(NamedTuple):
-    """A row of `lst_jax.training.vocoder.VocoderBatch`."""
+    """A row of `lst_jax.training.vocoder_task.VocoderBatch`."""
 
     units: np.ndarray
     lengths: np.ndarray

@@ -23,8 +23,8 @@ from absl import flags
 
 from data_pipelines.speech.hifigan_checkpoints import TrainedVocoder, torch_tensors
 from data_pipelines.speech.hifigan_vocoder import HiFiGANVocoder
-from experiments.common.machine import command_line, cpu_model, versions
 from experiments.common import cli
+from experiments.common.machine import command_line, cpu_model, versions
 from experiments.common.outputs import check_output, keep_results
 from experiments.common.paths import define_path
 from lst_jax.evaluation.tables import format_rows

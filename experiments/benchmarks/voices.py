@@ -24,8 +24,8 @@ from data_pipelines.microworld.speech import VOICES, synthesize
 from data_pipelines.microworld.voices import full_scale
 from data_pipelines.speech.audio import resample
 from data_pipelines.speech.registry import open_encoder, open_recognizer, open_vocoder
-from experiments.common.machine import command_line, versions
 from experiments.common import cli
+from experiments.common.machine import command_line, versions
 from experiments.common.outputs import check_output, keep_results
 from experiments.common.paths import define_path
 from experiments.common.vocoder_experiment import HELD_OUT_SEED, mel_distance, story_sentence

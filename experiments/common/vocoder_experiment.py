@@ -15,7 +15,6 @@ import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
-from lst_jax.local_paths import PathText, local_path
 
 from data_pipelines.microworld import stories
 from data_pipelines.microworld.speech import VOICES, synthesize
@@ -35,6 +34,7 @@ from data_pipelines.speech.vocoder_examples import (
 )
 from experiments.common.machine import device_name, process_age
 from lst_jax.files import write_json
+from lst_jax.local_paths import PathText, local_path
 from lst_jax.settings import Bounds, Name, configuration, quote, require
 from lst_jax.sharding import MeshConfig, make_mesh, row_share
 from lst_jax.speech.discriminators import DiscriminatorConfig, log_mels
@@ -48,7 +48,7 @@ from lst_jax.training.loop import TrainResult, train
 from lst_jax.training.optimizers import OptimizerConfig
 from lst_jax.training.starts import flatten_settings
 from lst_jax.training.step import TrainingConfig
-from lst_jax.training.vocoder import VocoderBatch, VocoderLossConfig, make_vocoder_trainable
+from lst_jax.training.vocoder_task import VocoderBatch, VocoderLossConfig, make_vocoder_trainable
 
 VOCODER, RESULTS, DESCRIPTION = "vocoder", "results.json", "vocoder.json"
 _CACHED_CLIPS = 4096

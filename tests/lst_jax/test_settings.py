@@ -75,7 +75,7 @@ from lst_jax.speech.plausibility import PlausibilityConfig
 from lst_jax.speech.wav2vec2_config import Wav2Vec2Config
 from lst_jax.training.optimizers import OptimizerConfig
 from lst_jax.training.step import TrainingConfig
-from lst_jax.training.vocoder import VocoderLossConfig
+from lst_jax.training.vocoder_task import VocoderLossConfig
 from lst_jax.unit_encoding import UnitEncoding, _UnitVocabularyFile
 from lst_jax.vocabulary import Vocabulary
 

@@ -18,7 +18,7 @@ from lst_jax.speech.discriminators import DiscriminatorConfig
 from lst_jax.speech.hifigan_config import DurationPredictorConfig, HiFiGANConfig
 from lst_jax.training.optimizers import OptimizerConfig
 from lst_jax.training.step import TrainingConfig
-from lst_jax.training.vocoder import VocoderLossConfig
+from lst_jax.training.vocoder_task import VocoderLossConfig
 
 HOP, UNITS = 40, 5
 MODEL = HiFiGANConfig(
