@@ -46,7 +46,7 @@ class VoiceClip:
     speaker: int = 0
 
 
-class Row(NamedTuple):
+class VoiceRow(NamedTuple):
     """A row of `lst_jax.training.vocoder_task.VocoderBatch`."""
 
     units: np.ndarray
@@ -85,14 +85,14 @@ class VocoderBatches:
         self._batch = 0
 
     def __next__(self) -> Any:
-        """Returns a `Row` of arrays with a batch's rows.
+        """Returns a `VoiceRow` of arrays with a batch's rows.
 
         Raises:
           ValueError: there is no clip after many tries.
         """
         rows = [self._row(i) for i in range(self._config.batch_size)]
         self._batch += 1
-        return Row(*(np.stack(part) for part in zip(*rows, strict=True)))
+        return VoiceRow(*(np.stack(part) for part in zip(*rows, strict=True)))
 
     def get_state(self) -> dict[str, Any]:
         """Returns the number of the next batch."""
@@ -102,7 +102,7 @@ class VocoderBatches:
         """Goes to a batch."""
         self._batch = state["batch"]
 
-    def _row(self, index: int) -> Row:
+    def _row(self, index: int) -> VoiceRow:
         config = self._config
         rng = np.random.default_rng((config.seed, self._batch, index))
         clip = None
@@ -123,7 +123,7 @@ class VocoderBatches:
         def padded(values: np.ndarray, size: int, dtype: Any) -> np.ndarray:
             return np.pad(values, (0, size - len(values))).astype(dtype)
 
-        return Row(
+        return VoiceRow(
             padded(units, config.row_units, np.int32),
             np.array(len(units), np.int32),
             padded(samples, config.row_units * self._hop, np.float32),

@@ -90,7 +90,7 @@ def pages(results: pathlib.Path = RESULTS) -> dict[str, str]:
             read("speech_encoder"),
             read_if("speech_feed"),
         ),
-        "voices.md": speed_results.voices_page(read_if("vocoder"), read_if("voices")),
+        "voices.md": speed_results.voices_page(read_if("vocoder_speed"), read_if("voice_quality")),
         "gpus.md": gpu_results(results),
     }
 

@@ -2,12 +2,12 @@ r"""Compares vocoders of the built-in units by what a recognizer hears and by me
 
     python -m experiments.train_vocoder --gin_file=experiments/configs/vocoder/small.gin \
         --gin.ENCODER="'mel:runs/demo/corpus/encoder/encoder.npz'" --workdir=runs/voice
-    python -m experiments.benchmarks.voices \
+    python -m experiments.benchmarks.voice_quality \
         --encoder=mel:runs/demo/corpus/encoder/encoder.npz \
         --vocoder=mel:runs/demo/corpus/encoder/encoder.npz \
         --vocoder=hifigan:runs/voice/vocoder --recognizer=pocketsphinx \
         --training=runs/voice/results.json \
-        --output=experiments/benchmarks/results/voices.json
+        --output=experiments/benchmarks/results/voice_quality.json
 
 Sentences that no training has, in the voice that `vocoder/small.gin` learns, become units; each
 vocoder speaks these, and the recognizer hears the speech and the original.
@@ -73,7 +73,7 @@ def main(argv: list[str]) -> None:
         made = [resample(x, vocoder.sample_rate, _RATE) for x in vocoder.decode(units)]
         results.append(_judge(kind, made, originals, texts, recognizer))
     values = {
-        "command": command_line("voices"),
+        "command": command_line("voice_quality"),
         "recognizer": given.recognizer.partition(":")[0],
         "sentences": len(texts),
         "words": sum(len(text.split()) for text in texts),

@@ -1,8 +1,8 @@
 r"""Measures the HiFi-GAN vocoder of the published size on one core: seconds for a second of speech.
 
     pip install torch
-    taskset -c 0 python -m experiments.benchmarks.vocoder \
-        --output=experiments/benchmarks/results/vocoder.json
+    taskset -c 0 python -m experiments.benchmarks.vocoder_speed \
+        --output=experiments/benchmarks/results/vocoder_speed.json
 
 Random weights, 25 Hz units, 16 kHz, float32. PyTorch computes the same with the same weights, by
 its own convolutions, and takes turns; ratios are of medians. `taskset` gives both one core.
@@ -123,7 +123,7 @@ def main(argv: list[str]) -> None:
     check_output(flags.FLAGS.output)
     load = os.getloadavg()[0]
     values = {
-        "command": command_line("vocoder"),
+        "command": command_line("vocoder_speed"),
         "device": cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
         "rounds": flags.FLAGS.rounds,
