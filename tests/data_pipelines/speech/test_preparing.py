@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import tracemalloc
 from concurrent import futures
 
 import numpy as np
@@ -509,6 +510,21 @@ def test_what_workers_decode_goes_to_its_own_recording(tmp_path, monkeypatch, ah
     decoders.close()
     lengths = [round((0.5 + 0.1 * number) * _RATE) for number in range(11)]
     assert there == [*lengths[:4], "silent", *lengths[5:]]
+
+
+@pytest.mark.slow
+def test_a_long_recording_takes_little_more_memory_than_its_samples(tmp_path):
+    seconds = 1200
+    sound = _wav(tmp_path / "long.wav", seconds)
+    tracemalloc.start()
+    try:
+        outcomes = list(prepare_utterances([Recording("a", sound)], _tools(aligner=None)))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(outcomes) > seconds // 30
+    assert sum(len(x.result.units) for x in outcomes) == pytest.approx(25 * seconds, abs=60)
+    assert peak < 1.6 * 4 * seconds * _RATE
 
 
 @pytest.mark.slow
