@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 
 _SECONDS_BETWEEN_LOOKS = 0.2
+_OF_TERMINALS = (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 def end_with_parent() -> None:
@@ -18,7 +21,7 @@ def end_with_parent() -> None:
     a process that was killed. What a terminal sends to all is the main process's to answer.
     """
     if is_worker():
-        for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+        for number in _OF_TERMINALS:
             signal.signal(number, signal.SIG_IGN)
     parent = os.getppid()  # of a process from a fork server that is the server
 
@@ -28,6 +31,19 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True, name="end-with-parent").start()
+
+
+@contextlib.contextmanager
+def starting_workers() -> Iterator[None]:
+    """Keeps what a terminal sends to all from processes that are started in the context.
+
+    A process that still imports would die of it with a traceback.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_TERMINALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def is_worker() -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any, TypeVar, cast
 
-from data_pipelines.processes import end_with_parent
+from data_pipelines.processes import end_with_parent, starting_workers
 from lst_jax.files import check_encoding, read_numbered_lines
 from lst_jax.settings import quote
 from lst_jax.strict_json import parse_object
@@ -245,7 +245,8 @@ def _parse_in_workers(
         running: collections.deque[futures.Future[list[Any]]] = collections.deque()
         try:
             for batch in _batches(lines, _LINES_PER_TASK):
-                running.append(pool.submit(_parse_in_worker, batch))
+                with starting_workers():
+                    running.append(pool.submit(_parse_in_worker, batch))
                 if len(running) == num_workers * _TASKS_PER_WORKER:
                     yield from running.popleft().result()
             while running:

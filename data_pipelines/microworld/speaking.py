@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from data_pipelines.microworld.speech import Voice, synthesize
-from data_pipelines.processes import end_with_parent
+from data_pipelines.processes import end_with_parent, starting_workers
 from data_pipelines.records.types import SILENCE, Utterance, make_utterance
 from data_pipelines.speech.alignment import (
     align_pieces,
@@ -146,5 +146,7 @@ def run_pool(
         yield map
         return
     context = multiprocessing.get_context("spawn")
-    with context.Pool(processes, _start_process, (encoder_path,)) as pool:
+    with starting_workers():
+        started = context.Pool(processes, _start_process, (encoder_path,))
+    with started as pool:
         yield lambda task, items: pool.imap(task, items, _TASKS_PER_CHUNK)

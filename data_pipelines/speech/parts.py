@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
 from typing import Any
 
-from data_pipelines.processes import end_with_parent
+from data_pipelines.processes import end_with_parent, starting_workers
 from data_pipelines.records.metadata import RecordMetadata
 from data_pipelines.records.payloads import decode_record, encode_record
 from data_pipelines.records.storage import Utterance, write_records
@@ -184,7 +184,8 @@ class Decoders:
                 done, its_s = running.popleft()
                 waiting_s -= its_s
                 yield done.result()
-            running.append((self._pool.submit(decode, part, *options), seconds))
+            with starting_workers():
+                running.append((self._pool.submit(decode, part, *options), seconds))
             waiting_s += seconds
         while running:
             yield running.popleft()[0].result()

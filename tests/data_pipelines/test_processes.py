@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from data_pipelines.processes import starting_workers
 from data_pipelines.training.dataset import DataConfig, SourceConfig
 from tests.data_pipelines.small_corpus import SAMPLE, make_tokenizer
 
@@ -116,3 +117,12 @@ def marked_processes(folder):
         except OSError:
             continue
     return found
+
+
+def test_what_a_terminal_sends_is_held_back_while_workers_start():
+    code = "import signal; print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
+    command = [sys.executable, "-S", "-c", code]
+    with starting_workers():
+        held = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    after = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert (held.strip(), after.strip()) == ("True", "False")
