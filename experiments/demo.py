@@ -22,7 +22,9 @@ import jax
 from absl import flags
 
 from data_pipelines.microworld.corpus import MicroworldConfig
+from data_pipelines.speech.registry import open_vocoder
 from experiments.common import cli, gin_config
+from experiments.common.encoders import define_specification
 from experiments.common.outputs import check_writable
 from experiments.common.paths import define_path
 from lst_jax.extras import check_extra
@@ -41,6 +43,7 @@ _TEXT_STORIES = flags.DEFINE_integer(
     "text_stories", MicroworldConfig.text_stories, "Training stories given as text."
 )
 _TEST_ITEMS = flags.DEFINE_integer("test_items", 400, "Items of each test set.")
+_VOCODER = define_specification("vocoder", "What speaks, in place of the encoder's own.")
 _MINUTES = flags.DEFINE_float(
     "minutes", 15.0, "Minutes that it may take on this machine; the steps follow."
 )
@@ -64,7 +67,10 @@ def main(argv: list[str]) -> None:
         fit_stories=min(MicroworldConfig.fit_stories, _SPEECH_STORIES.value),
     )
     check_writable(workdir)
-    demo = Demo(workdir, config, _MINUTES.value, flags.FLAGS.gin_file, flags.FLAGS.gin_binding)
+    if _VOCODER.value is not None:
+        open_vocoder(_VOCODER.value)  # what is wrong with it is known before the rest is made
+    given = flags.FLAGS
+    demo = Demo(workdir, config, _MINUTES.value, given.gin_file, given.gin_binding, _VOCODER.value)
     try:
         finished = demo.run()
     except NonFiniteLossError as error:

@@ -25,7 +25,12 @@ from experiments.common.continuations import (
     continuation_limits,
     make_batches,
 )
-from experiments.common.encoders import define_specification, load_encoder, load_vocoder
+from experiments.common.encoders import (
+    check_same_rate,
+    define_specification,
+    load_encoder,
+    load_vocoder,
+)
 from experiments.common.paths import define_path, define_paths
 from experiments.common.prompts import KINDS, make_prompt, read_prompts
 from lst_jax.inference.generation import generate, make_decoder, prompt_documents
@@ -74,6 +79,7 @@ def main(argv: list[str]) -> None:
     checkpoints, encoder_name = [_CHECKPOINT.value], flags.FLAGS.encoder
     encoder = load_encoder(encoder_name, checkpoints)
     vocoder = load_vocoder(flags.FLAGS.vocoder, encoder_name, checkpoints)
+    check_same_rate(flags.FLAGS.vocoder, vocoder, encoder)
     trained = load_trained_model(_CHECKPOINT.value, _TOKENIZER.value)
     prompts = [make_prompt(prompt, trained, encoder, _CONTINUE_AS.value) for prompt in given]
     decoder = make_decoder(trained.model, trained.vocabulary, trained.patching)

@@ -107,6 +107,19 @@ def load_vocoder(
     return vocoder
 
 
+def check_same_rate(specification: str | None, vocoder: Any, encoder: Any) -> None:
+    """Checks that a vocoder speaks as many units a second as an encoder hears.
+
+    Raises:
+      ValueError: it does not.
+    """
+    if vocoder is not None and encoder is not None and vocoder.frame_rate != encoder.frame_rate:
+        raise ValueError(
+            f"{specification} speaks {vocoder.frame_rate:g} units a second, expected "
+            f"{encoder.frame_rate:g}, as the encoder hears"
+        )
+
+
 def check_same_encoder(what: str, found: str | None, expected: str | None, whose: str) -> None:
     """Checks that units are of the encoder that made others, as far as both are known.
 

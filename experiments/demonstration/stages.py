@@ -17,8 +17,8 @@ import jax
 
 from data_pipelines.microworld.build import build_corpus
 from data_pipelines.microworld.corpus import TEST_SETS, MicroworldConfig, MicroworldPaths
-from data_pipelines.speech.registry import open_vocoder
 from experiments.common import gin_config
+from experiments.common.encoders import load_vocoder
 from experiments.common.experiment import Experiment, check_experiment, run_experiment
 from experiments.common.outputs import make_progress_printer
 from experiments.demonstration.run_lengths import (
@@ -60,7 +60,7 @@ from lst_jax.files import write_file, write_json
 from lst_jax.inference.scoring import ScoringShape
 from lst_jax.inference.trained_model import load_trained_model
 from lst_jax.model.models import count_parameters
-from lst_jax.settings import require
+from lst_jax.settings import given, require
 from lst_jax.training.hooks import step_of
 from lst_jax.training.metrics import Record, format_duration, read_evaluations, read_records
 
@@ -154,6 +154,7 @@ class Demo:
         minutes: float,
         gin_files: Sequence[str],
         gin_bindings: Sequence[str],
+        vocoder: str | None = None,
     ) -> None:
         """Checks the settings of all models, before the first one's data are made.
 
@@ -163,6 +164,7 @@ class Demo:
           minutes: that all of it may take.
           gin_files: further ones, for all models.
           gin_bindings: of settings of all models.
+          vocoder: specification of what speaks. None: the encoder's own.
 
         Raises:
           OSError, ValueError: a Gin file or setting is not valid, or the demo in the workdir was
@@ -173,6 +175,7 @@ class Demo:
         self._minutes = minutes
         self._gin_files = gin_files
         self._gin_bindings = gin_bindings
+        self._vocoder = vocoder
         self._corpus = MicroworldPaths(workdir / "corpus")
         self._stories = workdir / "on_the_way.jsonl"
         self._spread = read_seed_spread()
@@ -360,10 +363,14 @@ class Demo:
         }
         unit_count = models["base"].vocabulary.unit_count
         spoken = read_spoken_texts([self._corpus.spoken_texts], unit_count)
+        own = f"mel:{self._corpus.encoder}"
+        vocoder = load_vocoder(
+            self._vocoder, own, [str(self._workdir / name) for name in directories]
+        )
         return make_speech_examples(
             self._workdir / "speech",
             models,
-            open_vocoder(f"mel:{self._corpus.encoder}"),
+            given(vocoder, "vocoder", "one of the encoder's units"),
             self._first_stories(unit_count)[0],
             # Of different sets, so that they are about different things.
             [spoken[len(spoken) // 3], spoken[-1]],

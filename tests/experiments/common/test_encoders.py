@@ -90,3 +90,11 @@ def test_no_binary_names_a_class_that_hears_or_speaks():
             if ".speech" in module and module != "lst_jax.speech.interfaces":
                 names = [alias.name for alias in node.names]
                 assert not any(map(concrete.fullmatch, names)), (file, names)
+
+
+def test_a_vocoder_of_another_rate_is_refused():
+    slow, fast = (types.SimpleNamespace(frame_rate=rate) for rate in (25.0, 50.0))
+    encoders.check_same_rate("hifigan:v", slow, slow)
+    encoders.check_same_rate("hifigan:v", slow, None)
+    with pytest.raises(ValueError, match=r"hifigan:v speaks 50 units a second, expected 25, as"):
+        encoders.check_same_rate("hifigan:v", fast, slow)
