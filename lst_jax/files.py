@@ -102,7 +102,7 @@ def new_directory(
     """
     if not str(path):
         raise ValueError("the output's path is empty, expected that of a directory")
-    path = pathlib.Path(path).resolve()
+    path = pathlib.Path(os.path.realpath(path))
 
     def check() -> None:
         if os.path.lexists(path):

@@ -38,6 +38,7 @@ def test_frames_have_the_letters_that_are_said_at_their_centers():
     words = [_even("AB", 0.2, 0.6), _even("BELL", 0.6, 1.4), _even("A", 1.6, 1.8)]
     assert _read(label_letters(words, centers, LABELS)) == "__AABB|BEELL_L|_AA__"
     assert _read(label_letters([], centers[:3], LABELS)) == "___"
+    assert _read(label_letters([_even("LL", 0, 0.2)], centers[:2], LABELS)) == "LL"
 
 
 def test_letters_of_a_word_share_its_time_and_punctuation_is_passed_over():

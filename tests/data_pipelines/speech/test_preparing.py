@@ -198,6 +198,15 @@ def test_the_units_of_a_part_are_those_nearest_to_its_edges(tmp_path):
     assert _one(Recording("x", sound), units=units).units.tolist() == [*range(26, 38)]
 
 
+def test_a_part_has_the_segments_whose_middle_is_in_it(tmp_path):
+    edges = [("a", 0.2, 1.0), ("b", 0.5, 1.5), ("c", 1.5, 2.5)]
+    segments = [{"start": start, "end": end, "text": text} for text, start, end in edges]
+    transcripts = open_transcripts(_index(tmp_path / "a.json", json.dumps({"segments": segments})))
+    sound = dataclasses.replace(_wav(tmp_path / "a.wav", 3.0), start_s=1.0, end_s=2.0)
+    (outcome,) = prepare_utterances([Recording("x", sound)], _tools(transcripts=transcripts))
+    assert (outcome.result.transcript, outcome.duration_s) == ("b", 0.5)
+
+
 def test_a_part_has_the_words_whose_middle_is_in_it(tmp_path):
     words = [("a", 0.5, 1.5), ("b", 1.5, 1.7), ("c", 1.5, 2.5)]
     items = [{"word": word, "start": start, "end": end} for word, start, end in words]
