@@ -52,6 +52,13 @@ def test_the_linear_quantizer_is_its_network():
     assert quantizer.units(np.array([9, 3, 9, 0])).tolist() == [3, 3, 3, 0]
 
 
+@pytest.mark.parametrize(("other", "unit"), [(-0.015, 0), (-0.005, 1)])
+def test_below_0_a_hundredth_is_left(other, unit):
+    kernels = (np.ones((1, 1), np.float32), np.array([[1, 0]], np.float32))
+    quantizer = LinearQuantizer(kernels, (np.zeros(1, np.float32), np.float32([0, other])))
+    assert quantizer.classes(np.float32([[-1]])).tolist() == [unit]
+
+
 @hypothesis.given(st.lists(st.integers(0, 4), max_size=30))
 def test_a_blank_takes_the_unit_to_its_left_and_the_first_ones_that_to_their_right(classes):
     expected = list(classes)
