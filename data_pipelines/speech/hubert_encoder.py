@@ -415,8 +415,8 @@ def open_frames(
     if units is not None:
         layer = "last" if units.layer is None else str(units.layer)
     layer = options.get("layer", layer)
-    is_number = layer is not None and layer.isdecimal()
-    good = layer == "last" or (is_number and int(layer[:9]) <= depth)
+    number = int(layer[:9]) if layer is not None and layer.isdecimal() else depth + 1
+    good = layer == "last" or number <= depth
     require(good, "layer of hubert", layer, f"0 … {depth}, or last")
     normalize = model.normalize
     if normalize is None:

@@ -4,6 +4,9 @@ Every reader yields recordings in an order that depends on the corpus alone, and
 What a manifest must have and has not is an error that names the file and what was expected: no
 reader guesses. Names that a manifest gives lead to files below its folder; only manifests that are
 lists of paths by design (NeMo, Lhotse) may name others.
+
+The file is over 500 lines since each of the layouts has one short reader, and they are read side by
+side.
 """
 
 from __future__ import annotations
