@@ -457,7 +457,7 @@ def _find(root: pathlib.Path, pattern: str) -> list[pathlib.Path]:
     """Returns the files of a pattern below a folder, or the one file that was named."""
     if root.is_file():
         return [root]
-    # A link that leads nowhere is a fault of its own, not nothing.
+    # A link that leads nowhere is a fault, not nothing.
     return sorted(path for path in root.rglob(pattern) if not path.is_dir())
 
 
