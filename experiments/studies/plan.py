@@ -41,7 +41,7 @@ from lst_jax.evaluation.story_completion import read_story_examples
 from lst_jax.evaluation.tables import format_rows
 from lst_jax.files import write_json
 from lst_jax.model.models import count_parameters
-from lst_jax.settings import quote, require
+from lst_jax.settings import list_names, quote, require
 from lst_jax.strict_json import read_json_object
 from lst_jax.training.optimizers import learning_rate_schedule
 
@@ -281,7 +281,7 @@ def load_plan(study: Study, workdir: Workdir, machine: str) -> Plan:
         scored there.
     """
     plan = make_plan(study)
-    kept = read_json_object(workdir.plan) if workdir.plan.exists() else {}
+    kept = _read_plan(workdir.plan) if workdir.plan.exists() else {}
     seconds: Mapping[str, float] = {}
     if kept:
         changed = next(differences(kept["identity"], dict(plan.identity)), None)
@@ -305,7 +305,7 @@ def read_steps(study: Study, workdir: Workdir) -> dict[str, int]:
         raise FileNotFoundError(
             f"{workdir.plan}: no such file, expected a study that `plan` or `run` has planned there"
         )
-    kept = read_json_object(workdir.plan)
+    kept = _read_plan(workdir.plan)
     here = json.loads(json.dumps(dataclasses.asdict(study)))
     changed = next(differences(kept["identity"]["study"], here), None)
     if changed:
@@ -314,6 +314,14 @@ def read_steps(study: Study, workdir: Workdir) -> dict[str, int]:
             f"study in {workdir.root} was planned"
         )
     return kept["steps"]
+
+
+def _read_plan(path: pathlib.Path) -> dict[str, Any]:
+    kept = read_json_object(path)
+    objects = [kept.get(name) for name in ("identity", "step_seconds", "steps")]
+    if not all(isinstance(x, dict) for x in objects) or "study" not in kept["identity"]:
+        raise ValueError(f"{path} has {list_names(kept)}, expected what `plan` wrote")
+    return kept
 
 
 def with_seconds(
@@ -329,7 +337,7 @@ def with_seconds(
 def save_plan(plan: Plan, workdir: Workdir, machine: str) -> None:
     """Writes `plan.json`; what other machines have measured stays."""
     costs = plan.costs.items()
-    kept = read_json_object(workdir.plan) if workdir.plan.exists() else {}
+    kept = _read_plan(workdir.plan) if workdir.plan.exists() else {}
     same = kept.get("identity") == plan.identity
     seconds = {group: cost.step_seconds for group, cost in costs}
     write_json(
