@@ -138,7 +138,12 @@ Name = Annotated[str, NotEmpty("text that is not empty")]
 
 
 def quote(value: object) -> str:
-    """Returns a value as a message shows it: its `repr` in one line, cut to 80 characters."""
+    """Returns a value as a message shows it: its `repr` in one line, cut to 80 characters.
+
+    NumPy's scalars are shown as the numbers that they are.
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, str | bytes):
         value = value[: _QUOTED + 1]  # no megabytes are escaped for 80 characters
     try:

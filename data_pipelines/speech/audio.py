@@ -61,7 +61,7 @@ def float_samples(samples: np.ndarray) -> np.ndarray:
 
 def loudest_of(samples: np.ndarray) -> float:
     """Returns the largest absolute sample, without a copy of hours; NaN where there is one."""
-    return float(np.maximum(samples.max(), -samples.min()))
+    return abs(float(np.maximum(samples.max(), -samples.min())))  # -0.0 is no number to read
 
 
 def write_wav(path: str | pathlib.Path, samples: np.ndarray, sample_rate: int) -> None:

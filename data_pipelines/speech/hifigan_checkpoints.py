@@ -52,7 +52,7 @@ _Arrays = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainedVocoder:
+class HiFiGANWeights:
     """A vocoder of a directory.
 
     Attributes:
@@ -69,7 +69,7 @@ class TrainedVocoder:
     encoder_fingerprint: str | None = None
 
 
-def read_vocoder(directory: str | pathlib.Path) -> TrainedVocoder:
+def read_vocoder(directory: str | pathlib.Path) -> HiFiGANWeights:
     """Reads a directory.
 
     Raises:
@@ -89,7 +89,7 @@ def read_vocoder(directory: str | pathlib.Path) -> TrainedVocoder:
     else:
         file = _find_generator(directory)
         tensors = read_torch_tensors(file, "generator")
-    return TrainedVocoder(
+    return HiFiGANWeights(
         config,
         _params_of(config, tensors, file),
         _read_names(directory / "speakers.txt", config.num_speakers) if config.multispkr else None,
@@ -98,7 +98,7 @@ def read_vocoder(directory: str | pathlib.Path) -> TrainedVocoder:
     )
 
 
-def write_vocoder(directory: str | pathlib.Path, vocoder: TrainedVocoder) -> None:
+def write_vocoder(directory: str | pathlib.Path, vocoder: HiFiGANWeights) -> None:
     """Writes a directory that `read_vocoder` reads; it appears whole.
 
     Args:
@@ -122,7 +122,7 @@ def write_vocoder(directory: str | pathlib.Path, vocoder: TrainedVocoder) -> Non
                 write_file(partial / f"{name}.txt", "".join(f"{line}\n" for line in names))
 
 
-def torch_tensors(vocoder: TrainedVocoder) -> _Arrays:
+def torch_tensors(vocoder: HiFiGANWeights) -> _Arrays:
     """Returns a vocoder's parameters by their published names, without weight norm."""
     flat = flax.traverse_util.flatten_dict(vocoder.params["params"], sep="/")
     return {

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_pipelines.speech.hifigan_checkpoints import TrainedVocoder, read_vocoder
+from data_pipelines.speech.hifigan_checkpoints import HiFiGANWeights, read_vocoder
 from data_pipelines.speech.registry import check_options, path_argument
 from data_pipelines.speech.vocoder import check_units
 from lst_jax.settings import list_names, require
@@ -41,7 +41,7 @@ class HiFiGANVocoder:
 
     def __init__(
         self,
-        trained: TrainedVocoder,
+        trained: HiFiGANWeights,
         *,
         speaker: int | None = None,
         style: int | None = None,

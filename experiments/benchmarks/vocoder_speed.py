@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from data_pipelines.speech.hifigan_checkpoints import TrainedVocoder, torch_tensors
+from data_pipelines.speech.hifigan_checkpoints import HiFiGANWeights, torch_tensors
 from data_pipelines.speech.hifigan_vocoder import HiFiGANVocoder
 from experiments.common import cli
 from experiments.common.machine import command_line, cpu_model, versions
@@ -33,10 +33,10 @@ from lst_jax.speech.hifigan import HiFiGAN
 from lst_jax.speech.hifigan_config import HiFiGANConfig
 
 
-def random_vocoder(config: HiFiGANConfig, seed: int = 0) -> TrainedVocoder:
+def random_vocoder(config: HiFiGANConfig, seed: int = 0) -> HiFiGANWeights:
     """Returns a vocoder of one voice with random weights."""
     params = HiFiGAN(config).init(jax.random.key(seed), np.zeros((1, 1), np.int32))
-    return TrainedVocoder(config, jax.device_get(nn.unbox(params)))
+    return HiFiGANWeights(config, jax.device_get(nn.unbox(params)))
 
 
 def torch_speech(

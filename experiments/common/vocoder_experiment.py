@@ -20,12 +20,11 @@ from data_pipelines.microworld import stories
 from data_pipelines.microworld.speech import VOICES, synthesize
 from data_pipelines.microworld.voices import full_scale
 from data_pipelines.speech.audio import resample
-from data_pipelines.speech.hifigan_checkpoints import TrainedVocoder, write_vocoder
-from data_pipelines.speech.hifigan_vocoder import HiFiGANVocoder
+from data_pipelines.speech.hifigan_checkpoints import HiFiGANWeights, write_vocoder
 from data_pipelines.speech.imports import open_units
 from data_pipelines.speech.readers import FORMATS, read_corpus
 from data_pipelines.speech.recordings import Recording
-from data_pipelines.speech.registry import open_encoder
+from data_pipelines.speech.registry import open_encoder, open_vocoder
 from data_pipelines.speech.vocoder_examples import (
     VocoderBatches,
     VocoderDataConfig,
@@ -40,7 +39,7 @@ from lst_jax.sharding import MeshConfig, make_mesh, row_share
 from lst_jax.speech.discriminators import DiscriminatorConfig, log_mels
 from lst_jax.speech.hifigan import fold_weight_norm
 from lst_jax.speech.hifigan_config import DurationPredictorConfig, HiFiGANConfig
-from lst_jax.speech.interfaces import Rejection, UnitEncoder
+from lst_jax.speech.interfaces import Rejection, UnitEncoder, Vocoder
 from lst_jax.strict_json import read_json_object
 from lst_jax.training.hooks import Hook
 from lst_jax.training.log import report
@@ -178,7 +177,7 @@ def run_vocoder_experiment(
     if result.finished and not (workdir / RESULTS).exists():
         params = jax.device_get(fold_weight_norm(result.state.params["generator"]))
         names = corpus.speakers if config.multispkr else None
-        trained = TrainedVocoder(
+        trained = HiFiGANWeights(
             config, {"params": params}, names, None, corpus.encoder_fingerprint
         )
         if not (workdir / VOCODER).exists():
@@ -195,27 +194,32 @@ def run_vocoder_experiment(
             if hasattr(os, "sched_getaffinity")
             else os.cpu_count(),
         }
-        measured = measure(trained, [corpus.read(i) for i in corpus.held_out])
+        clips = [corpus.read(i) for i in corpus.held_out]
+        measured = measure(workdir / VOCODER, config, clips)
         values["seconds"] = process_age() + earlier
         write_json(workdir / RESULTS, {"training": values, "held_out": measured})
     return result
 
 
-def measure(trained: TrainedVocoder, clips: Sequence[VoiceClip | Rejection]) -> dict[str, float]:
+def measure(
+    directory: pathlib.Path, config: HiFiGANConfig, clips: Sequence[VoiceClip | Rejection]
+) -> dict[str, float]:
     """Returns the mean distance of log mels between clips and what a vocoder makes of their units.
 
     Each is spoken by its own speaker.
     """
-    vocoders: dict[int, HiFiGANVocoder] = {}
-    distances = []
-    for clip in clips:
-        if isinstance(clip, Rejection):
-            continue
-        if clip.speaker not in vocoders:
-            speaker = clip.speaker if trained.config.multispkr else None
-            vocoders[clip.speaker] = HiFiGANVocoder(trained, speaker=speaker)
-        made = vocoders[clip.speaker].speak(clip.units)
-        distances.append(mel_distance(clip.samples, made, trained.config.sampling_rate))
+
+    @functools.cache
+    def vocoder_of(speaker: int) -> Vocoder:
+        option = f",speaker={speaker}" if config.multispkr else ""
+        return open_vocoder(f"hifigan:{directory}{option}")
+
+    distances = [
+        mel_distance(clip.samples, made, config.sampling_rate)
+        for clip in clips
+        if not isinstance(clip, Rejection)
+        for made in vocoder_of(clip.speaker).decode([clip.units])
+    ]
     mean = {"mel_distance": float(np.mean(distances))} if distances else {}
     return {"recordings": len(distances), **mean}
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.speech import hifigan_vocoder
-from data_pipelines.speech.hifigan_checkpoints import TrainedVocoder, read_vocoder, write_vocoder
+from data_pipelines.speech.hifigan_checkpoints import HiFiGANWeights, read_vocoder, write_vocoder
 from data_pipelines.speech.hifigan_vocoder import HiFiGANVocoder
 from data_pipelines.speech.registry import open_vocoder
 from experiments.inspection.speech_cases import verify_case
@@ -39,14 +39,14 @@ def random_params(config: HiFiGANConfig):
 @pytest.fixture
 def directory(tmp_path):
     params, _ = random_params(TINY)
-    vocoder = TrainedVocoder(TINY, params, ("ann", "bob", "cy"), None, "0" * 64)
+    vocoder = HiFiGANWeights(TINY, params, ("ann", "bob", "cy"), None, "0" * 64)
     write_vocoder(tmp_path / "vocoder", vocoder)
     return tmp_path / "vocoder"
 
 
 @pytest.fixture(scope="module")
 def vocoder():
-    return HiFiGANVocoder(TrainedVocoder(PLAIN, random_params(PLAIN)[0]))
+    return HiFiGANVocoder(HiFiGANWeights(PLAIN, random_params(PLAIN)[0]))
 
 
 def published(config, tensors, units, speaker=None, style=None):
@@ -186,7 +186,7 @@ def test_voices_that_a_vocoder_does_not_have_are_refused_by_name(directory, opti
 
 
 def test_a_vocoder_of_one_voice_has_no_speakers_and_no_durations(tmp_path):
-    write_vocoder(tmp_path / "v", TrainedVocoder(PLAIN, random_params(PLAIN)[0]))
+    write_vocoder(tmp_path / "v", HiFiGANWeights(PLAIN, random_params(PLAIN)[0]))
     for option, message in (
         ("speaker=0", "speaker of .* is '0', expected none: the vocoder has one voice alone"),
         ("durations=predicted", "expected given: it has no duration predictor"),
@@ -249,7 +249,7 @@ def test_speech_in_pieces_is_the_whole(vocoder, monkeypatch):
 
 def test_predicted_durations_are_of_runs_of_units():
     params, _ = random_params(TINY)
-    trained = TrainedVocoder(TINY, params)
+    trained = HiFiGANWeights(TINY, params)
     predicted = HiFiGANVocoder(trained, speaker=0, style=0, predict_durations=True)
     found, same = predicted.decode([np.array([2, 2, 2, 5, 5, 0]), np.array([2, 5, 0])])
     np.testing.assert_array_equal(found, same)

@@ -21,7 +21,7 @@ DATA = ["TOKENIZER=t.model", "SPEECH_RECORDS=records/speech", "TEXT_RECORDS=reco
 ROWS = ["NUM_STEPS=3000", "BATCH_ROWS=8", "NUM_PATCHES=64", "NUM_TOKENS=96"]
 LLAMA_SIZE = Vocabulary(32_000).size
 
-LADDER = ("0_7m", "1_2m", "2_3m", "6_2m")
+LADDER = ("0_7m", "1_2m", "2_3m", "3_7m", "6_2m")
 
 # Parameters of the LST and of its baseline, over the 32,508 ids of Llama 2's tokenizer.
 PARAMETERS = {
@@ -29,6 +29,7 @@ PARAMETERS = {
     "0_7m": (2_682_272, 4_694_848),
     "1_2m": (4_242_864, 7_238_688),
     "2_3m": (6_314_560, 10_241_408),
+    "3_7m": (7_665_984, 19_857_664),
     "6_2m": (12_201_312, 17_796_288),
     "420m": (416_208_000, 408_321_280),
     "630m": (629_217_024, 609_529_344),

@@ -29,6 +29,7 @@ from lst_jax.model.models import build_model
 from lst_jax.patching import PatchingConfig
 from lst_jax.sharding import MeshConfig, make_mesh
 from lst_jax.vocabulary import Vocabulary
+from tests.marks import quick
 
 UNIT_COUNT = 9
 VOCABULARY = Vocabulary(text_size=20, bos_id=1, eos_id=2, unit_count=UNIT_COUNT)
@@ -278,7 +279,7 @@ def test_a_scorer_that_knows_how_likely_units_are_finds_the_likelier_members(mon
     assert result.normalized_accuracy == (1 + 0 + 0.5 + 1 + 1) / 5
 
 
-@pytest.fixture(scope="module", params=["lst", "baseline"])
+@pytest.fixture(scope="module", params=quick(["lst", "baseline"], "baseline"))
 def evaluate(request):
     config = LSTConfig(
         vocab_size=VOCABULARY.size,

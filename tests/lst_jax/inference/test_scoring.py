@@ -49,7 +49,7 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(scope="module", params=quick(CASES, "lst"))
 def case(request):
     config, patching = CASES[request.param]
     return build_model(config), init(config), patching

@@ -18,6 +18,7 @@ from lst_jax.model.models import abstract_params, build_model, output_kernel
 from lst_jax.patching import Document, PatchingConfig, patch_document
 from tests.lst_jax.batches import VOCABULARY, random_document, stack_rows
 from tests.lst_jax.jaxprs import trace
+from tests.marks import quick
 
 CONFIG = LSTConfig(
     vocab_size=VOCABULARY.size,
@@ -60,7 +61,7 @@ def whole_squares(config, document, batch):
 
 
 @pytest.mark.parametrize("name", ["lst", "baseline"])
-@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("training", quick([False, True], True))
 def test_products_are_counted_as_xla_counts_them(name, training):
     """On a dense batch XLA counts whole score squares; those are exchanged for our intervals."""
     length = 257

@@ -176,6 +176,7 @@ def test_the_reference_is_left_where_a_patch_is_seen_later():
     assert not compare(changed).within(TOLERANCE)
 
 
+@pytest.mark.slow
 def test_one_changed_gradient_norm_and_the_loss_are_noticed():
     case = read_case(GOLDEN)
     names = list(case.grad_norms)

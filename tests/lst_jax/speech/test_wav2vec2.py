@@ -115,7 +115,7 @@ def test_products_of_patches_are_the_strided_convolution(taps, stride):
     kernel = rng.normal(size=(taps, 3, 4)).astype(np.float32)
     for length in (taps, taps + stride, taps + stride + 1):
         x = rng.normal(size=(2, length, 3)).astype(np.float32)
-        ours = wav2vec2._patches(jnp.asarray(x), taps, stride) @ kernel.reshape(-1, 4)
+        ours = wav2vec2.patches(jnp.asarray(x), taps, stride) @ kernel.reshape(-1, 4)
         theirs = jax.lax.conv_general_dilated(
             x, kernel, (stride,), "VALID", dimension_numbers=("NWC", "WIO", "NWC")
         )
