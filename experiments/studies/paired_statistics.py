@@ -79,19 +79,6 @@ def paired_difference(
     return PairedDifference(mean, mean - half, mean + half, p_value, n)
 
 
-def paired_spread(a: Sequence[float], b: Sequence[float]) -> float:
-    """Returns the standard deviation of a − b over seeds, what `smallest_difference` takes.
-
-    Args:
-      a, b: as in `paired_difference`.
-
-    Raises:
-      ValueError: as `paired_difference`.
-    """
-    _, error, n = _mean_and_error(_paired(a, b), "a − b")
-    return error * math.sqrt(n)
-
-
 def holm(p_values: Sequence[float]) -> list[float]:
     """Returns Holm's corrected p-values: below α, any of them is significant at α for the family.
 

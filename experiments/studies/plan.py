@@ -31,6 +31,7 @@ from experiments.studies.protocols import (
     compute_optimal_steps,
     data_controlled,
     flop_controlled,
+    savings,
     step_cost,
     steps_of_budget,
     trunk_branches,
@@ -383,7 +384,28 @@ def format_plan(plan: Plan, done: Sequence[str] = (), unit: str = "hours") -> st
     steps = f"{sum(plan.steps.values()):,}"
     rows.append(["total", "", steps, *map(_amount, totals), _hours(plan.hours(cells)), ""])
     rest = f"{len(left)} of {len(cells)} cells are left: {_hours(plan.hours(left))} {unit}"
-    return f"{format_rows(rows, 1)}\n{rest}, training alone"
+    lines = [*_saved(plan), f"{rest}, training alone"]
+    return "\n".join([format_rows(rows, 1), *lines])
+
+
+def _saved(plan: Plan) -> list[str]:
+    """Returns what arms on the same speech and text save of the reference's run (Table 4)."""
+    study = plan.study
+    if study.protocol != "data":
+        return []
+    lines, reference = [], study.reference_arm.name
+    for model in study.models or (None,):
+        budget, seed = study.budgets[-1], study.seeds[0]
+        cells = {arm.name: Cell(model, arm, budget, seed, study) for arm in study.arms}
+        costs = {name: plan.costs[cell.group].step for name, cell in cells.items()}
+        steps = {name: plan.steps[cell.name] for name, cell in cells.items()}
+        for name, saved in savings(costs, reference, steps).items():
+            if name != reference:
+                lines.append(
+                    f"{name} saves {saved.patches:.1%} of {reference}'s patches and "
+                    f"{saved.flops:.1%} of its FLOPs{_of_model(model)}"
+                )
+    return lines
 
 
 def _amount(value: float) -> str:

@@ -303,34 +303,6 @@ def compute_optimal_steps(
     return steps_of_budget(sum(budget), "tokens", cost)
 
 
-def isoflop_grid(
-    costs: Mapping[str, StepCost], budgets: Sequence[float], least_steps: int = 1
-) -> dict[str, list[int]]:
-    """Returns the steps of every model at every budget of training FLOPs.
-
-    Args:
-      costs: of a step, by model, at least three: a parabola has as many coefficients.
-      budgets: FLOPs, above 0 and ascending.
-      least_steps: of any run; fewer are no training.
-
-    Returns:
-      For each model a list as long as `budgets`.
-
-    Raises:
-      ValueError: there are fewer models, budgets are not ascending, or a run would be too short.
-    """
-    require(len(costs) >= 3, "number of models", len(costs), "at least 3 for a parabola")
-    ascending = bool(budgets) and all(a < b for a, b in itertools.pairwise(budgets))
-    require(ascending, "budgets", list(budgets), "FLOPs in ascending order")
-    grid = {}
-    for name, cost in costs.items():
-        grid[name] = [steps_of_budget(budget, "flops", cost) for budget in budgets]
-        fewest = grid[name][0]
-        expected = f"at least {least_steps}, the budget is {budgets[0]:.3g} FLOPs"
-        require(fewest >= least_steps, f"steps of {name}", fewest, expected)
-    return grid
-
-
 def trunk_branches(steps: Sequence[int], decay_share: float) -> list[Branch]:
     """Returns how budgets of one model share a trunk of constant learning rate (WSD).
 

@@ -18,7 +18,6 @@ from experiments.studies.protocols import (
     compute_optimal_steps,
     data_controlled,
     flop_controlled,
-    isoflop_grid,
     savings,
     step_cost,
     steps_of_budget,
@@ -127,12 +126,6 @@ def test_compute_optimal_data_are_20_text_tokens_a_parameter_and_half_of_that_sp
     assert compute_optimal_steps(420_000_000, LST) == round(4_200_000 * 3000 / LST.tokens)
 
 
-def test_a_grid_has_every_model_at_every_budget():
-    flops = {"a": 1e9, "b": 2e9, "c": 4e9}
-    costs = {name: dataclasses.replace(BASE, flops=value) for name, value in flops.items()}
-    assert isoflop_grid(costs, [4e10, 8e10]) == {"a": [40, 80], "b": [20, 40], "c": [10, 20]}
-
-
 def test_budgets_branch_from_one_trunk():
     assert trunk_branches([100, 200, 400], 0.2) == [(80, 100, 20), (160, 200, 40), (320, 400, 80)]
     assert trunk_branches([2], 0.01) == [(1, 2, 1)]
@@ -209,12 +202,6 @@ def changed(**fields):
         (
             lambda: compute_optimal_steps(10**6, dataclasses.replace(BASE, speech_units=4000)),
             "units' share of the tokens is 0.642, expected 0.167 … 0.333",
-        ),
-        (lambda: isoflop_grid(ARMS, [1e15]), "number of models is 2, expected at least 3"),
-        (lambda: isoflop_grid(ARMS | {"c": BASE}, [2e15, 1e15]), "in ascending order"),
-        (
-            lambda: isoflop_grid(ARMS | {"c": BASE}, [1e15], 1000),
-            "steps of base is 333, expected at least 1000, the budget is 1e.15 FLOPs",
         ),
         (lambda: trunk_branches([20, 10], 0.2), "steps is .*, expected budgets in ascending"),
         (lambda: trunk_branches([20], 1.0), "decay_share is 1.0"),

@@ -66,6 +66,7 @@ def steps(*bindings):
         ("data", "speech_hours", 448 / 3600, (160, 100)),
         ("own", "speech_hours", 448 / 3600, (160, 100)),
         ("own", "steps", 7, (7, 7)),
+        ("own", "flops", 6e8, (600, 500)),
     ],
 )
 def test_a_budget_and_a_protocol_make_steps(protocol, unit, amount, expected):
@@ -116,6 +117,13 @@ def test_the_bill_adds_up_and_hours_are_of_measured_steps():
     *_, total, rest = format_plan(bill, ["base-1000steps-seed0"]).splitlines()
     assert total.split() == ["total", "4,000", "400,000", "520,000", "4.4e+09", "6"]
     assert rest.startswith("3 of 4 cells are left: 5 hours")
+
+
+def test_the_bill_of_equal_data_says_what_is_saved():
+    study = read("Study.protocol='data'", "Study.budgets=(160,)")
+    lines = format_plan(Plan(study, COSTS, plan_steps(study, COSTS), {})).splitlines()
+    # 100 steps of as many patches, and of 1.2 times the FLOPs, for 160.
+    assert "curriculum saves 37.5% of base's patches and 25.0% of its FLOPs" in lines
 
 
 def test_workers_divide_the_cells():
