@@ -55,13 +55,13 @@ def test_fitted_units_are_taken_by_the_encoder_and_do_not_depend_on_workers(tmp_
     ("changes", "reason"),
     [
         ({"unit_count": 5000}, "number of frames is 450, expected at least 5000"),
-        ({"audio": "/nowhere"}, "--audio is /nowhere, expected a folder"),
+        ({"audio": "nowhere"}, "nowhere, expected a folder"),
         ({"features": "mel:a.npz"}, "--features is 'mel:a.npz', expected hubert:DIR"),
         ({"output": "units"}, "--output is"),
     ],
 )
 def test_what_cannot_be_fitted_is_refused_in_a_line(tmp_path, folder, changes, reason):
-    changes = {k: tmp_path / v if k == "output" else v for k, v in changes.items()}
+    changes = {k: tmp_path / v if k in ("audio", "output") else v for k, v in changes.items()}
     done = fit(
         folder,
         **{"output": tmp_path / "a.json", **changes},

@@ -61,7 +61,7 @@ MODEL = [f"--checkpoint={RUN}", f"--tokenizer={TOKENIZER}"]
 REFUSED = {
     "analyze_patches": [*MODEL, "--records=none", "--output=out"],
     "aot_compile": ["--topology=v9:9x9", "--gin_file=models/tiny.gin"],
-    "build_corpus": ["--test_items=0", "--output=out"],
+    "build_corpus": ["--test_items=0", "--text_stories=0", "--output=out"],
     "compare_losses": ["--gin_file=none.gin"],
     "convert_set": ["--set=swuggy", "--input=none", "--encoder=mel:none", "--output=out"],
     "demo": ["--workdir=out", "--gin.NUM_STEPS=x"],
@@ -197,7 +197,7 @@ def test_every_flag_that_names_a_file_is_defined_as_a_path(binaries):
 def test_every_binary_refuses_for_the_reason_that_it_is_given(refused):
     reasons = {"aot_compile": "v9:9x9", "compare_losses": "sides is []"}
     reasons |= {"demo": "expected none: the demo sets it", "generate": "units[0] is 999999"}
-    reasons |= {"build_corpus": "test_items is 0"}
+    reasons |= {"build_corpus": "_stories is 0"}
     for name, arguments in REFUSED.items():
         reason = reasons.get(name, "none")
         refused(name, *arguments, names=[reason])

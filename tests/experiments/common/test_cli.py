@@ -87,6 +87,8 @@ STOPPED = """
 import os, signal, time
 from experiments.common import cli
 from lst_jax.files import new_directory, refuse_to_replace
+for name in ("SIGHUP", "SIGINT"):  # which the tests' own shell may ignore
+    signal.signal(getattr(signal, name), signal.SIG_DFL)
 def main(argv):
     with new_directory("out", refuse_to_replace) as folder:
         (folder / "half").write_text("")
