@@ -103,6 +103,7 @@ def published(config, tensors, units, speaker=None, style=None):
 
 
 @pytest.mark.slow
+@pytest.mark.torch
 @pytest.mark.parametrize("kind, naming", [("1", "old"), ("1", "new"), ("2", "removed")])
 def test_a_checkpoint_speaks_as_pytorch_does_and_altered_ones_are_told_apart(
     tmp_path, kind, naming
