@@ -19,22 +19,12 @@ again with the same workdir continues, to the same bits.
 
 from __future__ import annotations
 
-import pathlib
 import sys
 
-import gin
-
 from experiments.common import cli, gin_config
-from experiments.common.outputs import check_writable, leaving_nothing
 from experiments.common.paths import define_path
-from experiments.common.vocoder_experiment import (
-    RESULTS,
-    VOCODER,
-    VocoderExperiment,
-    run_vocoder_experiment,
-)
-from lst_jax.training.lock import WorkdirLockedError
-from lst_jax.training.loop import NonFiniteLossError
+from experiments.common.speech_training import run_training_binary
+from experiments.common.vocoder_experiment import VOCODER, run_vocoder_experiment
 
 gin_config.define_flags()
 _WORKDIR = define_path("workdir", "Directory of the run.", required=True)
@@ -43,23 +33,7 @@ _WORKDIR = define_path("workdir", "Directory of the run.", required=True)
 def main(argv: list[str]) -> None:
     """Trains as the flags say."""
     cli.check_no_arguments(argv)
-    workdir = pathlib.Path(_WORKDIR.value)
-    gin_config.parse_flags()
-    with gin_config.calling_gin():
-        experiment: VocoderExperiment = gin.get_configurable("train_vocoder")()
-    check_writable(workdir)
-    try:
-        with leaving_nothing(workdir):
-            result = run_vocoder_experiment(experiment, workdir, gin.operative_config_str)
-    except NonFiniteLossError as error:
-        cli.end_with_error(error, cli.ExitCode.NOT_FINITE)
-    except WorkdirLockedError as error:
-        cli.end_with_error(error, cli.ExitCode.LOCKED)
-    if not result.finished:
-        print(f"stopped by {result.signal} after step {int(result.state.step)}", flush=True)
-        sys.exit(int(cli.ExitCode.STOPPED))
-    print((workdir / RESULTS).read_text(), end="")
-    print(f"the vocoder is in {workdir / VOCODER}", flush=True)
+    run_training_binary("train_vocoder", run_vocoder_experiment, _WORKDIR.value, VOCODER)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 
 from data_pipelines.speech.alignment import time_pieces
 from data_pipelines.speech.hugging_face import normalize_waveform
+from data_pipelines.speech.random_rows import RandomRows
 from data_pipelines.speech.spelling import Speller
 from lst_jax.settings import BatchRows, Bounds, Fraction, Seed32, configuration, require
 from lst_jax.speech.interfaces import Rejection, TimedText
@@ -142,8 +143,8 @@ def label_letters(
     return found
 
 
-class CTCBatches:
-    """Batches without end; each is a function of the seed and its number alone."""
+class CTCBatches(RandomRows):
+    """Rows of clips with gaps between them, some with noise and filtered."""
 
     def __init__(
         self,
@@ -162,6 +163,7 @@ class CTCBatches:
           model: whose frames are labeled.
           config: of the rows.
         """
+        super().__init__(config.batch_size, config.seed)
         self._clips, self._num_clips = clips, num_clips
         self._labels, self._config = labels, config
         self._samples = round(config.row_s * SAMPLE_RATE)
@@ -169,24 +171,9 @@ class CTCBatches:
         require(self._frames > 0, "CTCDataConfig.row_s", config.row_s, "seconds of a frame or more")
         first, step = receptive_field(model) / 2, samples_per_frame(model)
         self._centers = first + step * np.arange(self._frames)  # in samples
-        self._batch = 0
 
-    def __next__(self) -> Any:
-        """Returns a `Row` of arrays with a batch's rows."""
-        rows = [self._row(i) for i in range(self._config.batch_size)]
-        self._batch += 1
-        return Row(*(np.stack(part) for part in zip(*rows, strict=True)))
-
-    def get_state(self) -> dict[str, Any]:
-        """Returns the number of the next batch."""
-        return {"batch": self._batch}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Goes to a batch."""
-        self._batch = state["batch"]
-
-    def _row(self, index: int) -> Row:
-        rng = np.random.default_rng((self._config.seed, self._batch, index))
+    def draw(self, rng: np.random.Generator) -> Row:
+        """Returns a row of what was drawn, its letters and those of its frames."""
         chosen, left = self._choose(rng)
         labels, samples = self._labels, np.zeros(self._samples, np.float32)
         gaps = np.diff(np.sort(rng.integers(0, left + 1, len(chosen))), prepend=0)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
+from data_pipelines.speech.random_rows import RandomRows
 from lst_jax.settings import BatchRows, Bounds, Seed32, configuration, require
 
 _TRIES = 16  # of clips for a row
@@ -63,8 +64,8 @@ def fit_samples(samples: np.ndarray, units: np.ndarray, hop: int) -> np.ndarray:
     return np.pad(samples[:wanted], (0, max(wanted - len(samples), 0))).astype(np.float32)
 
 
-class VocoderBatches:
-    """Batches without end; each is a function of the seed and its number alone."""
+class VocoderBatches(RandomRows):
+    """Pieces of recordings, at the same places of units and samples."""
 
     def __init__(
         self,
@@ -81,30 +82,16 @@ class VocoderBatches:
           hop: samples a unit.
           config: of the rows.
         """
+        super().__init__(config.batch_size, config.seed)
         self._clips, self._num_clips, self._hop, self._config = clips, num_clips, hop, config
-        self._batch = 0
 
-    def __next__(self) -> Any:
-        """Returns a `VoiceRow` of arrays with a batch's rows.
+    def draw(self, rng: np.random.Generator) -> VoiceRow:
+        """Returns a piece of a recording.
 
         Raises:
           ValueError: there is no clip after many tries.
         """
-        rows = [self._row(i) for i in range(self._config.batch_size)]
-        self._batch += 1
-        return VoiceRow(*(np.stack(part) for part in zip(*rows, strict=True)))
-
-    def get_state(self) -> dict[str, Any]:
-        """Returns the number of the next batch."""
-        return {"batch": self._batch}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Goes to a batch."""
-        self._batch = state["batch"]
-
-    def _row(self, index: int) -> VoiceRow:
         config = self._config
-        rng = np.random.default_rng((config.seed, self._batch, index))
         clip = None
         for _ in range(_TRIES):
             clip = self._clips(int(rng.integers(self._num_clips)))

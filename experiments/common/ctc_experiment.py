@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
-import os
 import pathlib
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Annotated, Any
 
 import gin
-import grain
 import jax
 import numpy as np
 from soxr import resample
@@ -31,34 +27,36 @@ from data_pipelines.speech.ctc_examples import (
 from data_pipelines.speech.ctc_models import CTCModel
 from data_pipelines.speech.hugging_face import SpeechModel, write_model
 from data_pipelines.speech.spelling import Speller
-from experiments.common.machine import device_name, process_age
+from experiments.common.speech_training import (
+    ModelFile,
+    count_held_out,
+    keep_clips,
+    make_own_mesh,
+    train_model,
+)
 from lst_jax.evaluation.error_rates import character_error_rate, count_errors, word_error_rate
-from lst_jax.files import read_numbered_lines, write_file, write_json
+from lst_jax.files import read_numbered_lines, write_file
 from lst_jax.local_paths import PathText, local_path
 from lst_jax.settings import (
     Bounds,
     Name,
     NaturalFloat,
     configuration,
-    quote,
     require,
 )
-from lst_jax.sharding import MeshConfig, make_mesh, row_share
+from lst_jax.sharding import MeshConfig
 from lst_jax.speech.interfaces import Rejection, TimedText
 from lst_jax.speech.wav2vec2_config import Wav2Vec2Config
-from lst_jax.strict_json import parse_object, read_json_object
-from lst_jax.training.ctc_task import CTCBatch, make_ctc_trainable
+from lst_jax.strict_json import parse_object
+from lst_jax.training.ctc_task import make_ctc_trainable
 from lst_jax.training.hooks import Hook
-from lst_jax.training.log import report
-from lst_jax.training.loop import TrainResult, train
+from lst_jax.training.loop import TrainResult
 from lst_jax.training.optimizers import OptimizerConfig
 from lst_jax.training.starts import flatten_settings
 from lst_jax.training.step import TrainingConfig
 
-MODEL, WORDS, RESULTS, DESCRIPTION = "model", "words.txt", "results.json", "ctc.json"
+MODEL, WORDS, DESCRIPTION = "model", "words.txt", "ctc.json"
 _ENGLISH = "ABCDEFGHIJKLMNOPQRSTUVWXYZ'"
-_CACHED_CLIPS = 4096
-_MOST_HELD_OUT = 0.1  # share of given recordings
 _GOOD_MS = 100
 _TRAIN_SEED, _HELD_OUT_SEED = 1_000_003, 2_000_003  # of stories that are not the corpus'
 
@@ -138,8 +136,7 @@ def run_ctc_experiment(
       NonFiniteLossError: see `lst_jax.training.loop.train`.
     """
     workdir = pathlib.Path(workdir)
-    mesh = make_mesh(experiment.mesh)
-    require(row_share(mesh).count == 1, "processes", row_share(mesh).count, "one, for a CTC model")
+    mesh = make_own_mesh(experiment.mesh, "a CTC model")
     corpus = _open_corpus(experiment)
     labels = make_labels(corpus.letters)
     config = dataclasses.replace(experiment.model, vocab_size=len(labels), pad_token_id=0)
@@ -147,47 +144,24 @@ def run_ctc_experiment(
         config, experiment.ctc_weight, experiment.optimizer, experiment.training, mesh
     )
     speller = Speller(frozenset(corpus.letters), experiment.language)
-    batches = CTCBatches(
-        _clip_reader(corpus, speller), len(corpus.recordings), labels, config, experiment.data
-    )
-    began = time.monotonic()
-    result = train(
-        trainable,
-        experiment.training,
-        _Batches(batches),
-        workdir,
-        mesh,
-        description=_Description(config, labels),
-        settings=experiment.settings(),
-        config_text=config_text,
-        hooks=hooks,
-    )
-    if result.finished and not (workdir / RESULTS).exists():
+    clips = keep_clips(lambda index: _spell(corpus.recordings[index], speller))
+    batches = CTCBatches(clips, len(corpus.recordings), labels, config, experiment.data)
+    description = ModelFile(DESCRIPTION, {"config": vars(config), "labels": labels})
+
+    def finish(result: TrainResult) -> tuple[dict[str, Any], Any]:
         params = {"params": result.state.params}
         model = SpeechModel(config, params, head=True, normalize=True, labels=labels)
         if not (workdir / MODEL).exists():
             write_model(workdir / MODEL, model)
-        progress = result.progress.to_json()
-        earlier = max(progress["seconds"] - (time.monotonic() - began), 0.0)  # starts before this
-        trained = {
-            "steps": experiment.training.num_steps,
-            "parameters": sum(x.size for x in jax.tree.leaves(result.state.params)),
-            "audio_hours": progress["audio_seconds"] / 3600,
-            "training_seconds": progress["seconds"],
-            "device": device_name(),
-            "cores": len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else os.cpu_count(),
-        }
         write_file(workdir / WORDS, "".join(f"{word}\n" for word in sorted(corpus.words)))
         opened = CTCModel(workdir / MODEL, language=experiment.language, words=workdir / WORDS)
-        measured = {
-            name: measure(opened, recordings) for name, recordings in corpus.held_out.items()
-        }
-        trained["listed_words"] = len(corpus.words)
-        trained["seconds"] = process_age() + earlier
-        write_json(workdir / RESULTS, {"training": trained, "held_out": measured})
-    return result
+        measured = {name: measure(opened, group) for name, group in corpus.held_out.items()}
+        size = sum(x.size for x in jax.tree.leaves(params))
+        return {"parameters": size, "listed_words": len(corpus.words)}, measured
+
+    return train_model(
+        trainable, experiment, batches, workdir, mesh, description, finish, config_text, hooks
+    )
 
 
 def measure(model: CTCModel, recordings: Sequence[CTCRecording]) -> dict[str, float]:
@@ -228,64 +202,9 @@ def measure(model: CTCModel, recordings: Sequence[CTCRecording]) -> dict[str, fl
     return result
 
 
-class _Batches(grain.DatasetIterator):
-    """Gives the loop its own kind of batch; an iterator of Grain's, whose state is saved."""
-
-    def __init__(self, batches: CTCBatches) -> None:
-        super().__init__()
-        self._batches = batches
-
-    def __next__(self) -> CTCBatch:
-        row: tuple[Any, ...] = next(self._batches)
-        return CTCBatch(*row)
-
-    def get_state(self) -> dict[str, Any]:
-        return self._batches.get_state()
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        self._batches.set_state(state)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Description:
-    """`ctc.json`: model and labels of a run's checkpoints."""
-
-    config: Wav2Vec2Config
-    labels: dict[str, int]
-
-    def _values(self) -> dict[str, Any]:
-        shape = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self.config).items()}
-        return {"config": shape, "labels": self.labels}
-
-    def check(self, workdir: pathlib.Path) -> None:
-        if not (workdir / DESCRIPTION).exists():
-            return
-        there = read_json_object(workdir / DESCRIPTION)
-        for name, value in self._values().items():
-            if there.get(name) != value:
-                raise ValueError(
-                    f"{workdir / DESCRIPTION}: {name} is {quote(there.get(name))}, expected "
-                    f"{quote(value)}, that of this run"
-                )
-
-    def write(self, workdir: pathlib.Path) -> None:
-        write_json(workdir / DESCRIPTION, self._values())
-
-
-def _clip_reader(corpus: _Corpus, speller: Speller) -> Callable[[int], Clip | None]:
-    """Returns a function from a number to its clip; None where it cannot be spelled or read."""
-
-    @functools.lru_cache(maxsize=_CACHED_CLIPS)
-    def read(index: int) -> Clip | None:
-        recording = corpus.recordings[index]
-        samples, starts, words = recording.read()
-        clip = spell_clip(samples, words, starts, speller, timed=recording.timed)
-        if isinstance(clip, Rejection):
-            report(f"recording {index} is left out: {clip.reason}")
-            return None
-        return clip
-
-    return read
+def _spell(recording: CTCRecording, speller: Speller) -> Clip | Rejection:
+    samples, starts, words = recording.read()
+    return spell_clip(samples, words, starts, speller, timed=recording.timed)
 
 
 def _open_corpus(experiment: CTCExperiment) -> _Corpus:
@@ -332,9 +251,8 @@ def _read_recordings(experiment: CTCExperiment) -> _Corpus:
                 raise ValueError(f"{path}:{number}: {spelled.reason}")
             letters.update(spelled.upper().replace(" ", ""))
             words[-1] += [word] if spelled else []
-    count = min(experiment.held_out, int(_MOST_HELD_OUT * len(recordings)))
+    count = count_held_out(experiment.held_out, len(recordings), str(path))
     kept = len(recordings) - count
-    require(kept > 0, f"{path}", len(recordings), "recordings to train on")
     held_out = {"recordings held out": recordings[kept:]} if count else {}
     known = set(itertools.chain.from_iterable(words[:kept]))
     return _Corpus(sorted(letters), known, recordings[:kept], held_out)

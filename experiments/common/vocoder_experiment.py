@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 import pathlib
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import gin
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,28 +28,29 @@ from data_pipelines.speech.vocoder_examples import (
     VoiceClip,
     fit_samples,
 )
-from experiments.common.machine import device_name, process_age
-from lst_jax.files import write_json
+from experiments.common.speech_training import (
+    ModelFile,
+    count_held_out,
+    keep_clips,
+    make_own_mesh,
+    train_model,
+)
 from lst_jax.local_paths import PathText, local_path
 from lst_jax.settings import Bounds, Name, configuration, quote, require
-from lst_jax.sharding import MeshConfig, make_mesh, row_share
+from lst_jax.sharding import MeshConfig
 from lst_jax.speech.discriminators import DiscriminatorConfig, log_mels
 from lst_jax.speech.hifigan import fold_weight_norm
 from lst_jax.speech.hifigan_config import DurationPredictorConfig, HiFiGANConfig
 from lst_jax.speech.interfaces import Rejection, UnitEncoder, Vocoder
-from lst_jax.strict_json import read_json_object
 from lst_jax.training.hooks import Hook
-from lst_jax.training.log import report
-from lst_jax.training.loop import TrainResult, train
+from lst_jax.training.loop import TrainResult
 from lst_jax.training.optimizers import OptimizerConfig
 from lst_jax.training.starts import flatten_settings
 from lst_jax.training.step import TrainingConfig
-from lst_jax.training.vocoder_task import VocoderBatch, VocoderLossConfig, make_vocoder_trainable
+from lst_jax.training.vocoder_task import VocoderLossConfig, make_vocoder_trainable
 
-VOCODER, RESULTS, DESCRIPTION = "vocoder", "results.json", "vocoder.json"
-_CACHED_CLIPS = 4096
+VOCODER, DESCRIPTION = "vocoder", "vocoder.json"
 _LONGEST_S = 60.0
-_MOST_HELD_OUT = 0.1  # share of given recordings
 _MEL_WINDOW, _MEL_BANDS = 1024, 80  # of the distance that is reported
 _TRAIN_SEED, HELD_OUT_SEED = 3_000_017, 4_000_037  # of stories that are not the corpus'
 
@@ -147,8 +145,7 @@ def run_vocoder_experiment(
       NonFiniteLossError: see `lst_jax.training.loop.train`.
     """
     workdir = pathlib.Path(workdir)
-    mesh = make_mesh(experiment.mesh)
-    require(row_share(mesh).count == 1, "processes", row_share(mesh).count, "one, for a vocoder")
+    mesh = make_own_mesh(experiment.mesh, "a vocoder")
     corpus = open_voice_corpus(experiment)
     config = fit_config(experiment.model, corpus)
     trainable = make_vocoder_trainable(
@@ -159,22 +156,10 @@ def run_vocoder_experiment(
         experiment.training,
         mesh,
     )
-    batches = VocoderBatches(
-        _clip_reader(corpus), len(corpus.train), config.code_hop_size, experiment.data
-    )
-    began = time.monotonic()
-    result = train(
-        trainable,
-        experiment.training,
-        _Batches(batches),
-        workdir,
-        mesh,
-        description=_Description(config),
-        settings=experiment.settings(),
-        config_text=config_text,
-        hooks=hooks,
-    )
-    if result.finished and not (workdir / RESULTS).exists():
+    clips = keep_clips(lambda index: corpus.read(corpus.train[index]))
+    batches = VocoderBatches(clips, len(corpus.train), config.code_hop_size, experiment.data)
+
+    def finish(result: TrainResult) -> tuple[dict[str, Any], Any]:
         params = jax.device_get(fold_weight_norm(result.state.params["generator"]))
         names = corpus.speakers if config.multispkr else None
         trained = HiFiGANWeights(
@@ -182,23 +167,13 @@ def run_vocoder_experiment(
         )
         if not (workdir / VOCODER).exists():
             write_vocoder(workdir / VOCODER, trained)
-        progress = result.progress.to_json()
-        earlier = max(progress["seconds"] - (time.monotonic() - began), 0.0)  # starts before this
-        values = {
-            "steps": experiment.training.num_steps,
-            "parameters": sum(x.size for x in jax.tree.leaves(params)),
-            "audio_hours": progress["audio_seconds"] / 3600,
-            "training_seconds": progress["seconds"],
-            "device": device_name(),
-            "cores": len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else os.cpu_count(),
-        }
-        clips = [corpus.read(i) for i in corpus.held_out]
-        measured = measure(workdir / VOCODER, config, clips)
-        values["seconds"] = process_age() + earlier
-        write_json(workdir / RESULTS, {"training": values, "held_out": measured})
-    return result
+        measured = measure(workdir / VOCODER, config, [corpus.read(i) for i in corpus.held_out])
+        return {"parameters": sum(x.size for x in jax.tree.leaves(params))}, measured
+
+    description = ModelFile(DESCRIPTION, dataclasses.asdict(config))
+    return train_model(
+        trainable, experiment, batches, workdir, mesh, description, finish, config_text, hooks
+    )
 
 
 def measure(
@@ -260,16 +235,8 @@ def open_voice_corpus(experiment: VocoderExperiment) -> VoiceCorpus:
         assert encoder is not None
         return _built_in(experiment, encoder)
     root = local_path(experiment.recordings, "recordings")
-    recordings = [
-        recording
-        for recording in read_corpus(
-            local_path(experiment.recordings, "recordings"), experiment.format
-        )
-        if recording.rejection is None
-    ]
-    count = min(experiment.held_out, int(_MOST_HELD_OUT * len(recordings)))
-    kept = len(recordings) - count
-    require(kept > 0, str(root), len(recordings), "recordings to train on")
+    recordings = [x for x in read_corpus(root, experiment.format) if x.rejection is None]
+    kept = len(recordings) - count_held_out(experiment.held_out, len(recordings), str(root))
     speakers = sorted({x.speaker for x in recordings if x.speaker is not None})
     nameless = sum(x.speaker is None for x in recordings)
     require(
@@ -362,68 +329,6 @@ def story_sentence(seed: int, number: int) -> str:
     """Returns a sentence of a story of its own."""
     sentences = stories.generate_story(seed, "train", number).sentences
     return sentences[number % len(sentences)]
-
-
-def _clip_reader(corpus: VoiceCorpus) -> Callable[[int], VoiceClip | None]:
-    """Returns a function from a number to its clip; None where there is none."""
-
-    @functools.lru_cache(maxsize=_CACHED_CLIPS)
-    def read(index: int) -> VoiceClip | None:
-        clip = corpus.read(corpus.train[index])
-        if isinstance(clip, Rejection):
-            report(f"recording {index} is left out: {clip.reason}")
-            return None
-        return clip
-
-    return read
-
-
-class _Batches(grain.DatasetIterator):
-    """Gives the loop its own kind of batch; an iterator of Grain's, whose state is saved."""
-
-    def __init__(self, batches: VocoderBatches) -> None:
-        super().__init__()
-        self._batches = batches
-
-    def __next__(self) -> VocoderBatch:
-        row: tuple[Any, ...] = next(self._batches)
-        return VocoderBatch(*row)
-
-    def get_state(self) -> dict[str, Any]:
-        return self._batches.get_state()
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        self._batches.set_state(state)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Description:
-    """`vocoder.json`: the model of a run's checkpoints."""
-
-    config: HiFiGANConfig
-
-    def _values(self) -> Mapping[str, Any]:
-        return jax.tree.map(lambda x: x, dataclasses.asdict(self.config))
-
-    def check(self, workdir: pathlib.Path) -> None:
-        if not (workdir / DESCRIPTION).exists():
-            return
-        there = read_json_object(workdir / DESCRIPTION)
-        for name, value in _as_lists(self._values()).items():
-            if there.get(name) != value:
-                raise ValueError(
-                    f"{workdir / DESCRIPTION}: {name} is {quote(there.get(name))}, expected "
-                    f"{quote(value)}, that of this run"
-                )
-
-    def write(self, workdir: pathlib.Path) -> None:
-        write_json(workdir / DESCRIPTION, self._values())
-
-
-def _as_lists(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _as_lists(x) for name, x in value.items()}
-    return [_as_lists(x) for x in value] if isinstance(value, tuple) else value
 
 
 for _configurable in (

@@ -20,23 +20,24 @@ import numpy as np
 import optax
 from jax import Array
 
-from lst_jax.checkpoints.train_state import TrainState, place_state
+from lst_jax.checkpoints.train_state import TrainState
 from lst_jax.settings import require
 from lst_jax.shapes import Float, Int32
 from lst_jax.sharding import (
     DEFAULT_RULES,
     LogicalRules,
     batch_mesh_size,
-    batch_sharding,
-    check_rows,
-    mesh_context,
-    no_mesh,
-    replicated,
 )
 from lst_jax.speech.wav2vec2 import HiddenStates, Wav2Vec2
 from lst_jax.speech.wav2vec2_config import Wav2Vec2Config, receptive_field
-from lst_jax.training.hooks import Record, Start, Sums, Trainable
+from lst_jax.training.hooks import Record, Sums, Trainable
 from lst_jax.training.optimizers import OptimizerConfig, learning_rate_schedule, make_optimizer
+from lst_jax.training.speech_task import (
+    SpeechProgress,
+    SpeechTask,
+    check_plain,
+    make_speech_trainable,
+)
 from lst_jax.training.step import TrainingConfig
 
 _LOWEST_HZ, _HIGHEST_HZ = 60.0, 7000.0
@@ -60,51 +61,18 @@ class CTCBatch(NamedTuple):
 
 
 @dataclasses.dataclass
-class CTCProgress:
-    """Totals of a run and the sums since its last record.
+class CTCProgress(SpeechProgress):
+    """Totals of a run and the sums since its last record."""
 
-    Attributes:
-      audio_seconds: trained on.
-      seconds: wall time of training, over all restarts.
-      window: sums over the steps since the last record.
-    """
-
-    audio_seconds: float = 0.0
-    seconds: float = 0.0
-    window: dict[str, float] = dataclasses.field(default_factory=dict)
-
-    def add(self, sums: Mapping[str, Any], seconds: float) -> None:
-        """Adds a step."""
-        self.audio_seconds += float(sums["audio_seconds"])
-        self.seconds += seconds
-        for name, value in {**sums, "seconds": seconds, "steps": 1}.items():
-            self.window[name] = self.window.get(name, 0) + float(value)
-
-    def add_pause(self, seconds: float) -> None:
-        """Adds seconds that the run took and no step did."""
-        self.seconds += seconds
-
-    def take_record(self, step: int, context: int) -> Record:
-        """Returns the record of the steps since the last one; `context` is the run's steps."""
-        window, self.window = self.window, {}
-        steps = window["steps"]
+    def describe(self, window: Mapping[str, float]) -> Record:
+        """Returns losses a frame and a row, where there were such."""
         known, rows = window["known_frames"], window["ctc_rows"]
         return {
-            "step": step,
             "frame_loss": window["frame_nll"] / known if known else None,
             "frame_accuracy": window["right_frames"] / known if known else None,
             "ctc_loss": window["ctc_nll"] / rows if rows else None,
-            "gradient_norm": window["gradient_norm"] / steps,
-            "learning_rate": window["learning_rate"] / steps,
-            "step_seconds": window["seconds"] / steps,
-            "eta_seconds": (context - step) * window["seconds"] / steps,
-            "total_audio_seconds": self.audio_seconds,
-            "total_seconds": self.seconds,
+            "gradient_norm": window["gradient_norm"] / window["steps"],
         }
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the fields as JSON values."""
-        return dataclasses.asdict(self)
 
 
 def make_ctc_trainable(
@@ -123,9 +91,7 @@ def make_ctc_trainable(
     Raises:
       ValueError: a setting of the training is one that it does not have.
     """
-    for name, only in (("accumulation_steps", 1), ("initial_checkpoint", None)):
-        value = getattr(training, name)
-        require(value == only, f"TrainingConfig.{name}", value, f"{only} for a CTC model")
+    check_plain(training, "a CTC model")
     require(config.pad_token_id is not None, "pad_token_id", None, "the blank's id")
     optimizer = make_optimizer(optimizer_config, training.num_steps)
     schedule = learning_rate_schedule(optimizer_config, training.num_steps)
@@ -133,26 +99,14 @@ def make_ctc_trainable(
     field = receptive_field(config)
     sums_of = functools.partial(_loss_sums, model)
 
-    def boxed(key: Array) -> Any:
+    def init(key: Array) -> Any:
         rows = batch_mesh_size(mesh, rules)
-        return model.init(key, jnp.zeros((rows, field), jnp.float32))["params"]
-
-    with no_mesh():
-        params = jax.eval_shape(boxed, jax.random.key(0))
-        step_shape = cast(Any, jax.ShapeDtypeStruct((), jnp.int32))
-        abstract = TrainState(step_shape, params, jax.eval_shape(optimizer.init, params))
-    shapes, shardings = place_state(abstract, mesh, rules)
-
-    def create(key: Array) -> TrainState:
-        params = nn.unbox(boxed(key))
+        params = model.init(key, jnp.zeros((rows, field), jnp.float32))["params"]
         first = params["feature_extractor"]["convolution_0"]
-        first["kernel"] = jnp.asarray(filter_bank(*first["kernel"].shape[::2]))[:, None]
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
-
-    def start(_: Any) -> Start:
-        with mesh_context(mesh, rules):
-            made = jax.jit(create, in_shardings=replicated(mesh), out_shardings=shardings)
-            return Start(made(jax.random.key(training.seed)), CTCProgress(), "from step 0")
+        kernel = nn.unbox(first["kernel"])
+        bank = jnp.asarray(filter_bank(*kernel.shape[::2]))[:, None]
+        first["kernel"] = nn.meta.replace_boxed(first["kernel"], bank)
+        return params
 
     def mean_loss(params: Any, batch: CTCBatch) -> tuple[Array, Sums]:
         sums = sums_of(params, batch)
@@ -170,31 +124,18 @@ def make_ctc_trainable(
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt_state), sums
 
-    def rate_context(batch: CTCBatch) -> int:
-        check_rows(len(batch.waveforms), mesh, 1, rules)
-        return training.num_steps
-
-    rows = batch_sharding(mesh, rules)
-    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes.params))
-    return Trainable(
-        name=f"a CTC model with {count:,} parameters",
-        shapes=shapes,
-        start=start,
-        step=jax.jit(
-            step,
-            in_shardings=(shardings, rows),
-            out_shardings=(shardings, replicated(mesh)),
-            donate_argnums=0,
-        ),
-        loss=jax.jit(
-            sums_of, in_shardings=(shardings.params, rows), out_shardings=replicated(mesh)
-        ),
+    task = SpeechTask(
+        kind="a CTC model",
+        init=init,
+        init_optimizer=optimizer.init,
+        step=step,
+        loss=sums_of,
         losses=("frame_nll", "ctc_nll", "gradient_norm"),
         weights=("known_frames", "ctc_rows"),
         advice="are rows shorter than what is said in them?",
-        make_progress=CTCProgress,
-        rate_context=rate_context,
+        progress=CTCProgress,
     )
+    return make_speech_trainable(task, training, mesh, rules)
 
 
 def _loss_sums(model: Wav2Vec2, params: Any, batch: CTCBatch) -> Sums:

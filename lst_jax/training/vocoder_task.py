@@ -9,27 +9,21 @@ each with its own optimizer's.
 from __future__ import annotations
 
 import dataclasses
-import math
+from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple, cast
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
 
-from lst_jax.checkpoints.train_state import TrainState, place_state
+from lst_jax.checkpoints.train_state import TrainState
 from lst_jax.settings import Bounds, NaturalFloat, NaturalInt, configuration, require
 from lst_jax.shapes import Float, Int32
 from lst_jax.sharding import (
     DEFAULT_RULES,
     LogicalRules,
     batch_mesh_size,
-    batch_sharding,
-    check_rows,
-    mesh_context,
-    no_mesh,
-    replicated,
 )
 from lst_jax.speech.discriminators import (
     DiscriminatorConfig,
@@ -40,9 +34,14 @@ from lst_jax.speech.discriminators import (
 )
 from lst_jax.speech.hifigan import HiFiGAN, Speech
 from lst_jax.speech.hifigan_config import HiFiGANConfig
-from lst_jax.training.ctc_task import CTCProgress
-from lst_jax.training.hooks import Record, Start, Sums, Trainable
+from lst_jax.training.hooks import Record, Sums, Trainable
 from lst_jax.training.optimizers import OptimizerConfig, learning_rate_schedule, make_optimizer
+from lst_jax.training.speech_task import (
+    SpeechProgress,
+    SpeechTask,
+    check_plain,
+    make_speech_trainable,
+)
 from lst_jax.training.step import TrainingConfig
 
 _Window = Annotated[int, Bounds(least=64, most=2**14)]
@@ -95,22 +94,12 @@ class VocoderBatch(NamedTuple):
 
 
 @dataclasses.dataclass
-class VocoderProgress(CTCProgress):
+class VocoderProgress(SpeechProgress):
     """Totals of a run and the sums since its last record."""
 
-    def take_record(self, step: int, context: int) -> Record:
-        """Returns the record of the steps since the last one; `context` is the run's steps."""
-        window, self.window = self.window, {}
-        steps = window["steps"]
-        means = {name: window[name] / steps for name in (*_LOSSES, "learning_rate")}
-        return {
-            "step": step,
-            **means,
-            "step_seconds": window["seconds"] / steps,
-            "eta_seconds": (context - step) * window["seconds"] / steps,
-            "total_audio_seconds": self.audio_seconds,
-            "total_seconds": self.seconds,
-        }
+    def describe(self, window: Mapping[str, float]) -> Record:
+        """Returns means of the losses."""
+        return {name: window[name] / window["steps"] for name in _LOSSES}
 
 
 _LOSSES = ("mel", "duration", "adversarial", "features", "discriminators", "gradient_norm")
@@ -131,9 +120,7 @@ def make_vocoder_trainable(
       ValueError: a setting of the training is one that it does not have, or styles are to be
         learned, which no batch has.
     """
-    for name, only in (("accumulation_steps", 1), ("initial_checkpoint", None)):
-        value = getattr(training, name)
-        require(value == only, f"TrainingConfig.{name}", value, f"{only} for a vocoder")
+    check_plain(training, "a vocoder")
     require(not config.multistyle, "HiFiGANConfig.multistyle", True, "false: speakers alone")
     optimizer = make_optimizer(optimizer_config, training.num_steps)
     schedule = learning_rate_schedule(optimizer_config, training.num_steps)
@@ -141,7 +128,7 @@ def make_vocoder_trainable(
     # Long enough for every discriminator and window.
     shortest = -(-2 * max(loss.mel_windows) // config.code_hop_size)
 
-    def boxed(key: Array) -> Any:
+    def init(key: Array) -> Any:
         rows = batch_mesh_size(mesh, rules)
         units = jnp.zeros((rows, shortest), jnp.int32)
         speakers = jnp.zeros(rows, jnp.int32) if config.multispkr else None
@@ -154,21 +141,6 @@ def make_vocoder_trainable(
 
     def init_optimizers(params: Any) -> Any:
         return {name: optimizer.init(tree) for name, tree in params.items()}
-
-    with no_mesh():
-        params = jax.eval_shape(boxed, jax.random.key(0))
-        step_shape = cast(Any, jax.ShapeDtypeStruct((), jnp.int32))
-        abstract = TrainState(step_shape, params, jax.eval_shape(init_optimizers, params))
-    shapes, shardings = place_state(abstract, mesh, rules)
-
-    def create(key: Array) -> TrainState:
-        params = nn.unbox(boxed(key))
-        return TrainState(jnp.zeros((), jnp.int32), params, init_optimizers(params))
-
-    def start(_: Any) -> Start:
-        with mesh_context(mesh, rules):
-            made = jax.jit(create, in_shardings=replicated(mesh), out_shardings=shardings)
-            return Start(made(jax.random.key(training.seed)), VocoderProgress(), "from step 0")
 
     def speak(params: Any, batch: VocoderBatch) -> Array:
         speakers = batch.speakers if config.multispkr else None
@@ -283,31 +255,15 @@ def make_vocoder_trainable(
             **counts(batch),
         }
 
-    def rate_context(batch: VocoderBatch) -> int:
-        check_rows(len(batch.units), mesh, 1, rules)
-        return training.num_steps
-
-    rows = batch_sharding(mesh, rules)
-    count, judge_count = (
-        sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes.params[name]))
-        for name in ("generator", "discriminators")
-    )
-    return Trainable(
-        name=f"a vocoder with {count:,} parameters, discriminators with {judge_count:,}",
-        shapes=shapes,
-        start=start,
-        step=jax.jit(
-            step,
-            in_shardings=(shardings, rows),
-            out_shardings=(shardings, replicated(mesh)),
-            donate_argnums=0,
-        ),
-        loss=jax.jit(
-            loss_sums, in_shardings=(shardings.params, rows), out_shardings=replicated(mesh)
-        ),
+    task = SpeechTask(
+        kind="a vocoder and its discriminators",
+        init=init,
+        init_optimizer=init_optimizers,
+        step=step,
+        loss=loss_sums,
         losses=_LOSSES,
         weights=("units",),
         advice="are there recordings of more than silence?",
-        make_progress=VocoderProgress,
-        rate_context=rate_context,
+        progress=VocoderProgress,
     )
+    return make_speech_trainable(task, training, mesh, rules)
