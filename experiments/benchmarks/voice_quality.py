@@ -15,6 +15,7 @@ vocoder speaks these, and the recognizer hears the speech and the original.
 
 from __future__ import annotations
 
+import pathlib
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,7 @@ def main(argv: list[str]) -> None:
     cli.check_no_arguments(argv)
     given = flags.FLAGS
     check_output(given.output)
+    training = given.training and read_json_object(pathlib.Path(given.training)).get("training")
     encoder, recognizer = open_encoder(given.encoder), open_recognizer(given.recognizer)
     vocoders = [open_vocoder(name) for name in given.vocoder]
     for name, vocoder in zip(given.vocoder, vocoders, strict=True):
@@ -78,7 +80,7 @@ def main(argv: list[str]) -> None:
         "sentences": len(texts),
         "words": sum(len(text.split()) for text in texts),
         "versions": versions("jax", "numpy"),
-        "training": read_json_object(given.training)["training"] if given.training else None,
+        "training": training,
         "results": results,
     }
     keep_results(given.output, values, lambda: _table(results))
