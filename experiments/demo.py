@@ -43,7 +43,7 @@ _TEXT_STORIES = flags.DEFINE_integer(
     "text_stories", MicroworldConfig.text_stories, "Training stories given as text."
 )
 _TEST_ITEMS = flags.DEFINE_integer("test_items", 400, "Items of each test set.")
-_VOCODER = define_specification("vocoder", "What speaks, in place of the encoder's own.")
+_VOCODER = define_specification("vocoder", "What speaks, in place of the built-in voice.")
 _MINUTES = flags.DEFINE_float(
     "minutes", 15.0, "Minutes that it may take on this machine; the steps follow."
 )

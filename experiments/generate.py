@@ -2,7 +2,7 @@ r"""Continues text, speech or units with a trained model.
 
     python -m experiments.generate --checkpoint=runs/demo/lst --text='tom went to the'
     python -m experiments.generate --checkpoint=runs/demo/lst --wav=story.wav --continue_as=speech \
-        --encoder=mel:runs/demo/corpus/encoder/encoder.npz --output=continued
+        --encoder=built_in --output=continued
 
 `--text`, `--wav` and `--units` may be given several times; `--prompts` is a JSON-lines file of
 objects with one of `text`, `wav` and `units`, and an `id` if wanted. A continuation is of its

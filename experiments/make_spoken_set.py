@@ -1,7 +1,7 @@
 r"""Speaks an evaluation set that is published as text, for `experiments.evaluate`.
 
     python -m experiments.make_spoken_set --input=hellaswag_val.jsonl --synthesizer=espeak \
-        --encoder=mel:runs/demo/corpus/encoder/encoder.npz --output=data/hellaswag
+        --encoder=built_in --output=data/hellaswag
 
 reads HellaSwag or StoryCloze (`data_pipelines/evaluation_sets/texts.py`), speaks every prompt and
 every ending apart, and makes items of their units and texts, for all four directions. Several

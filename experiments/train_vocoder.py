@@ -1,7 +1,7 @@
 r"""Trains a HiFi-GAN vocoder of units, against discriminators.
 
     python -m experiments.train_vocoder --gin_file=experiments/configs/vocoder/small.gin \\
-        --gin.ENCODER="'mel:runs/demo/corpus/encoder/encoder.npz'" --workdir=runs/voice
+        --gin.ENCODER="'built_in'" --workdir=runs/voice
 
 It learns the built-in corpus' sentences, or recordings of your own in any layout that
 `experiments.prepare_speech` reads, their speakers each a voice:

@@ -53,7 +53,7 @@ from data_pipelines.records.storage import (
 from data_pipelines.records.types import Utterance
 from data_pipelines.speech import audio
 from data_pipelines.speech.alignment import align_units
-from data_pipelines.speech.units import MelFeatures, MelKMeansEncoder
+from data_pipelines.speech.units import MelFeatures, MelKMeansEncoder, load_built_in
 from data_pipelines.tokenizers import train_tokenizer
 from lst_jax.files import new_directory, read_numbered_lines, write_file, write_json
 from lst_jax.strict_json import parse_object, read_json_object
@@ -120,6 +120,8 @@ def build_corpus(
 def _fingerprint(config: MicroworldConfig) -> str:
     """Returns what changes with the settings and the code that turns them into a corpus."""
     digest = hashlib.sha256(json.dumps(dataclasses.asdict(config)).encode())
+    if _has_built_in_units(config):
+        digest.update(load_built_in().fingerprint.encode())
     for name, source in sorted(_sources(__name__, {}).items()):
         digest.update(name.encode())
         digest.update(source)
@@ -211,6 +213,10 @@ def _write_text_records(config: MicroworldConfig, paths: MicroworldPaths, out: p
 
 
 def _fit_encoder(config: MicroworldConfig, processes: int, out: pathlib.Path) -> str:
+    if _has_built_in_units(config):
+        encoder = load_built_in()
+        encoder.save(out / "encoder.npz")
+        return f"{encoder.unit_count} units, the built-in ones"
     features = MelFeatures()
     log_mels, labels = [], []
     with run_pool(processes) as run:
@@ -222,6 +228,16 @@ def _fit_encoder(config: MicroworldConfig, processes: int, out: pathlib.Path) ->
     )
     encoder.save(out / "encoder.npz")
     return f"{encoder.unit_count} units from {sum(map(len, log_mels))} frames"
+
+
+def _has_built_in_units(config: MicroworldConfig) -> bool:
+    """Returns whether the built-in encoder was fitted on what these settings say.
+
+    The fit is not the same to the bit on every processor. So the default corpus has the units of
+    one fit, everywhere.
+    """
+    fitted = ("seed", "fit_stories", "unit_clusters")
+    return all(getattr(config, name) == getattr(MicroworldConfig(), name) for name in fitted)
 
 
 def _write_speech_records(

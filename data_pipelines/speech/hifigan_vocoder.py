@@ -26,7 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_pipelines.speech.hifigan_checkpoints import HiFiGANWeights, read_vocoder
-from data_pipelines.speech.registry import check_options, path_argument
+from data_pipelines.speech.registry import check_no_argument, check_options, path_argument
+from data_pipelines.speech.units import BUILT_IN
 from data_pipelines.speech.vocoder import check_units
 from lst_jax.settings import list_names, require
 from lst_jax.speech.hifigan import HiFiGAN, Speech, frames_of
@@ -187,6 +188,13 @@ def open_hifigan(argument: str, options: Mapping[str, str]) -> HiFiGANVocoder:
     expected = "given: it has no duration predictor"
     require(has or durations == "given", f"durations of {directory}", durations, expected)
     return HiFiGANVocoder(trained, predict_durations=durations == "predicted", **chosen)
+
+
+def open_built_in(argument: str, options: Mapping[str, str]) -> HiFiGANVocoder:
+    """Opens `built_in`: a voice for the units of the built-in encoder."""
+    check_no_argument("built_in", argument)
+    check_options("built_in", options, ())
+    return HiFiGANVocoder(read_vocoder(BUILT_IN / "vocoder"))
 
 
 def _choose(what: str, given: str | None, count: int, names: Sequence[str] | None) -> int | None:

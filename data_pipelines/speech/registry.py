@@ -34,6 +34,7 @@ from lst_jax.speech import interfaces
 
 _KIND = re.compile(r"[a-z][a-z0-9_-]*")
 _OPTION = re.compile(r",(?=[a-z][a-z0-9_]*=)")
+_BUILT_IN = "built_in"
 _ATTRIBUTES: dict[str, Any] = {
     "sample_rate": Annotated[int, Bounds(least=1, most=2**20)],
     "frame_rate": Annotated[float, Bounds(above=0, most=2**20)],
@@ -73,6 +74,7 @@ _ENCODERS = _Room(
     "lst_jax.unit_encoders",
     interfaces.UnitEncoder,
     {
+        _BUILT_IN: "data_pipelines.speech.units:open_built_in",
         "hubert": "data_pipelines.speech.hubert_encoder:open_hubert",
         "mel": "data_pipelines.speech.units:open_mel",
     },
@@ -118,6 +120,7 @@ _VOCODERS = _Room(
     "lst_jax.vocoders",
     interfaces.Vocoder,
     {
+        _BUILT_IN: "data_pipelines.speech.hifigan_vocoder:open_built_in",
         "hifigan": "data_pipelines.speech.hifigan_vocoder:open_hifigan",
         "mel": "data_pipelines.speech.vocoder:open_mel_vocoder",
     },
@@ -160,10 +163,19 @@ def open_vocoder(specification: str) -> interfaces.Vocoder:
     return _open(_VOCODERS, specification)
 
 
-def built_in_vocoder(encoder: str) -> str | None:
-    """Returns the vocoder of an encoder's own: the same specification, if there is such a kind."""
-    kind = parse_specification(encoder, "encoder").kind
-    return encoder if kind in _known(_VOCODERS) else None
+def default_vocoder(encoder: str) -> str | None:
+    """Returns what speaks an encoder's units where no vocoder is named.
+
+    It is the same specification, if there is such a kind of vocoder; but the built-in voice, where
+    the units are those of the built-in encoder.
+
+    Raises:
+      ValueError, OSError, ImportError: see `open_encoder`.
+    """
+    if parse_specification(encoder, "encoder").kind not in _known(_VOCODERS):
+        return None
+    own = open_encoder(_BUILT_IN).fingerprint
+    return _BUILT_IN if open_encoder(encoder).fingerprint == own else encoder
 
 
 def parse_specification(text: str, name: str = "specification") -> Specification:
@@ -197,6 +209,15 @@ def check_options(kind: str, options: Mapping[str, str], known: Collection[str])
     for name in options:
         expected = f"{', '.join(known)} or none" if known else "none"
         require(name in known, f"an option of {kind}", name, expected)
+
+
+def check_no_argument(kind: str, argument: str) -> None:
+    """Refuses an argument of a kind that takes none; for the functions that open it.
+
+    Raises:
+      ValueError: there is one.
+    """
+    require(argument == "", kind, argument, f"{kind} alone")
 
 
 def number_option(

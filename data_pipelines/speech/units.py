@@ -21,7 +21,7 @@ from typing import Annotated
 import numpy as np
 
 from data_pipelines.speech.audio import float_samples
-from data_pipelines.speech.registry import check_options, path_argument
+from data_pipelines.speech.registry import check_no_argument, check_options, path_argument
 from lst_jax.extras import import_extra
 from lst_jax.files import read_arrays, write_file
 from lst_jax.settings import (
@@ -35,6 +35,7 @@ from lst_jax.settings import (
 from lst_jax.speech.interfaces import Rejection
 from lst_jax.strict_json import parse_json
 
+BUILT_IN = pathlib.Path(__file__).with_name("built_in")  # an encoder and a voice for its units
 _FORMAT = "lst-jax-mel-kmeans-1"
 _LOG_FLOOR = 1e-7  # power below which a mel band counts as silent
 _DYNAMIC_RANGE = 10.0  # nats below an utterance's loudest band that features still tell apart
@@ -42,7 +43,6 @@ _SPEECH_RANGE = 6.0  # nats below an utterance's loudest frame that count as spe
 _ENERGY_WEIGHT = 0.5  # of the 0th cepstrum, whose spread is the widest
 _KMEANS_BATCH = 4096
 _KMEANS_EPOCHS = 30
-
 
 Rate = Annotated[int, Bounds(least=1, most=2**20)]  # a second
 Bands = Annotated[int, Bounds(least=1, most=2**12)]
@@ -320,6 +320,22 @@ def open_mel(argument: str, options: Mapping[str, str]) -> MelKMeansEncoder:
     """Opens `mel:FILE`, see `data_pipelines.speech.registry`."""
     check_options("mel", options, ())
     return MelKMeansEncoder.load(path_argument("mel", argument, "an encoder's file"))
+
+
+def load_built_in() -> MelKMeansEncoder:
+    """Returns the encoder that comes with the project: the one of the built-in corpus.
+
+    The corpus' fit is not the same to the bit on every processor; units of this encoder are those
+    of its voice and of checkpoints that others have trained.
+    """
+    return MelKMeansEncoder.load(BUILT_IN / "encoder.npz")
+
+
+def open_built_in(argument: str, options: Mapping[str, str]) -> MelKMeansEncoder:
+    """Opens `built_in`, see `data_pipelines.speech.registry`."""
+    check_no_argument("built_in", argument)
+    check_options("built_in", options, ())
+    return load_built_in()
 
 
 def _real(name: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

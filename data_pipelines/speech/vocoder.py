@@ -1,4 +1,4 @@
-"""Units to speech: the built-in vocoder.
+"""Units to speech without training: envelopes of units and the algorithm of Griffin and Lim.
 
 It makes audible what the units of `MelKMeansEncoder` tell apart. A unit knows the mean log-mel
 frame of the audio that it stood for, not its pitch, so the speech has one pitch throughout. A
@@ -46,7 +46,7 @@ def decode_known(vocoder: Vocoder, units: np.ndarray) -> np.ndarray:
 
 
 class MelVocoder:
-    """The built-in vocoder: a source under the envelopes of the units' mean log-mel frames."""
+    """An untrained vocoder: a source under the envelopes of the units' mean log-mel frames."""
 
     def __init__(
         self, features: MelFeatures, unit_log_mels: np.ndarray, *, pitch_hz: float = 100.0

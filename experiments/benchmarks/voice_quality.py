@@ -1,11 +1,11 @@
 r"""Compares vocoders of the built-in units by what a recognizer hears and by mel spectra.
 
     python -m experiments.train_vocoder --gin_file=experiments/configs/vocoder/small.gin \
-        --gin.ENCODER="'mel:runs/demo/corpus/encoder/encoder.npz'" --workdir=runs/voice
-    python -m experiments.benchmarks.voice_quality \
-        --encoder=mel:runs/demo/corpus/encoder/encoder.npz \
-        --vocoder=mel:runs/demo/corpus/encoder/encoder.npz \
-        --vocoder=hifigan:runs/voice/vocoder --recognizer=pocketsphinx \
+        --gin.ENCODER="'built_in'" --workdir=runs/voice
+    python -m experiments.benchmarks.voice_quality --encoder=built_in \
+        --vocoder=mel:data_pipelines/speech/built_in/encoder.npz \
+        --vocoder=hifigan:runs/voice/vocoder \
+        --recognizer=ctc:runs/ctc/model,words=runs/ctc/words.txt \
         --training=runs/voice/results.json \
         --output=experiments/benchmarks/results/voice_quality.json
 
@@ -70,10 +70,9 @@ def main(argv: list[str]) -> None:
     units = [x for x in encoder.encode(heard) if not isinstance(x, Rejection)]
     require(len(units) == len(texts), "units", len(units), f"those of {len(texts)} sentences")
     results = [_judge(_ORIGINAL, originals, originals, texts, recognizer)]
-    for vocoder in vocoders:
-        kind = type(vocoder).__name__
+    for name, vocoder in zip(given.vocoder, vocoders, strict=True):
         made = [resample(x, vocoder.sample_rate, _RATE) for x in vocoder.decode(units)]
-        results.append(_judge(kind, made, originals, texts, recognizer))
+        results.append(_judge(name.partition(":")[0], made, originals, texts, recognizer))
     values = {
         "command": command_line("voice_quality"),
         "recognizer": given.recognizer.partition(":")[0],

@@ -9,7 +9,7 @@ from typing import Any
 from absl import flags
 
 from data_pipelines.speech.registry import (
-    built_in_vocoder,
+    default_vocoder,
     open_encoder,
     open_vocoder,
     parse_specification,
@@ -85,7 +85,7 @@ def load_vocoder(
     """Opens a vocoder, as `load_encoder` does.
 
     Args:
-      specification: of the vocoder. None: that of the encoder, if there is one.
+      specification: of the vocoder. None: see `default_vocoder`.
       encoder: specification of the encoder; None where none is given.
       checkpoints: runs, or steps of them.
 
@@ -95,7 +95,7 @@ def load_vocoder(
     """
     own = specification is None
     if own:
-        specification = encoder and built_in_vocoder(encoder)
+        specification = encoder and default_vocoder(encoder)
     if specification is None:
         return None
     vocoder = open_vocoder(specification)

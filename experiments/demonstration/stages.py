@@ -164,7 +164,7 @@ class Demo:
           minutes: that all of it may take.
           gin_files: further ones, for all models.
           gin_bindings: of settings of all models.
-          vocoder: specification of what speaks. None: the encoder's own.
+          vocoder: specification of what speaks. None: the built-in voice.
 
         Raises:
           OSError, ValueError: a Gin file or setting is not valid, or the demo in the workdir was

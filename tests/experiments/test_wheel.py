@@ -71,3 +71,10 @@ def test_what_a_wheel_has_not_is_looked_for_in_its_folders(installed, tmp_path):
     expected = f"no such file in {tmp_path}, {installed}, {installed / 'experiments' / 'configs'}"
     assert done.stderr == f"error: Gin file a.gin: {expected}\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wheel_has_the_built_in_voice(installed):
+    folder = installed / "data_pipelines" / "speech" / "built_in"
+    assert (folder / "encoder.npz").is_file() and (
+        folder / "vocoder" / "model.safetensors"
+    ).is_file()

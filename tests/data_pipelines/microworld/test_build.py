@@ -21,7 +21,7 @@ from data_pipelines.microworld.build import (
 )
 from data_pipelines.microworld.speech import synthesize
 from data_pipelines.records.storage import SILENCE, open_records
-from data_pipelines.speech.units import MelKMeansEncoder
+from data_pipelines.speech.units import MelKMeansEncoder, load_built_in
 from lst_jax.evaluation.spoken_texts import read_spoken_texts
 from lst_jax.vocabulary import TextTokenizer
 from tests.marks import quick
@@ -193,6 +193,16 @@ def test_a_build_resumes_with_the_stage_it_lacks(corpus, tmp_path, monkeypatch):
         for name in ("text", "tokenizer", "text_records", "encoder", "speech_records", "test_sets")
     ]
     assert paths.stats.is_file() and not list(tmp_path.glob("*.incomplete"))
+
+
+def test_the_default_corpus_has_the_built_in_units(tmp_path):
+    """Wherever it is built: a fit is not the same to the bit on every processor."""
+    for config in (MicroworldConfig(), MicroworldConfig(speech_stories=9000, test_items=1)):
+        build._fit_encoder(config, 1, tmp_path)
+        made = MelKMeansEncoder.load(tmp_path / "encoder.npz")
+        assert made.fingerprint == load_built_in().fingerprint
+    for change in ({"seed": 1}, {"fit_stories": 299}, {"unit_clusters": 500}):
+        assert not build._has_built_in_units(dataclasses.replace(MicroworldConfig(), **change))
 
 
 def test_other_settings_are_built_anew(tmp_path):

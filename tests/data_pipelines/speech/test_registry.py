@@ -8,6 +8,7 @@ import pytest
 
 from data_pipelines.speech.registry import (
     check_options,
+    default_vocoder,
     open_aligner,
     open_encoder,
     open_language_model,
@@ -17,6 +18,7 @@ from data_pipelines.speech.registry import (
     parse_specification,
     path_argument,
 )
+from data_pipelines.speech.units import BUILT_IN
 
 GROUPS = {
     "unit_encoders": ("encoder", open_encoder),
@@ -167,3 +169,15 @@ def test_kinds_refuse_options_and_missing_arguments():
         path_argument("mel", "", "a file")
     with pytest.raises(ValueError, match="remote"):
         path_argument("mel", "s3://bucket/x", "a file")
+
+
+def test_the_built_in_voice_speaks_the_units_of_the_built_in_encoder():
+    encoder, vocoder = open_encoder("built_in"), open_vocoder("built_in")
+    assert vocoder.encoder_fingerprint == encoder.fingerprint
+    assert (vocoder.unit_count, vocoder.frame_rate) == (encoder.unit_count, encoder.frame_rate)
+    assert default_vocoder("built_in") == default_vocoder(f"mel:{BUILT_IN}/encoder.npz")
+    assert default_vocoder("hubert:none") is None  # without a look at it
+    for text in ("built_in:x", "built_in,pitch=3"):
+        for open_kind in (open_encoder, open_vocoder):
+            with pytest.raises(ValueError, match="built_in"):
+                open_kind(text)

@@ -8,6 +8,7 @@ import types
 import pytest
 
 import experiments
+from data_pipelines.speech import registry
 from experiments.common import encoders
 
 UNITS = "a" * 64
@@ -63,12 +64,17 @@ def test_another_encoder_than_the_models_is_refused_by_name(given, kind):
 
 def test_a_vocoder_is_the_encoders_own_unless_another_is_given(given, monkeypatch):
     opened = []
+    mine = {"built_in": "b", "mel:e.npz": "e", "mel:copy.npz": "b"}
+    monkeypatch.setattr(
+        registry, "open_encoder", lambda text: types.SimpleNamespace(fingerprint=mine[text])
+    )
     monkeypatch.setattr(encoders, "open_vocoder", lambda text: opened.append(text) or given)
     assert encoders.load_vocoder(None, None, []) is None
     assert encoders.load_vocoder(None, "hubert:d,layer=3", []) is None  # it has none
     encoders.load_vocoder(None, "mel:e.npz", [])
     encoders.load_vocoder("mel:other.npz", "mel:e.npz", [])
-    assert opened == ["mel:e.npz", "mel:other.npz"]
+    encoders.load_vocoder(None, "mel:copy.npz", [])
+    assert opened == ["mel:e.npz", "mel:other.npz", "built_in"]
 
 
 def test_units_of_two_encoders_are_told_apart_where_both_are_known():
