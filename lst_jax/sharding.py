@@ -84,17 +84,15 @@ def make_mesh(
     Raises:
       ValueError: the axis sizes do not fill the devices, or do not part the slices.
     """
-    config = config or MeshConfig()
     devices = jax.devices() if devices is None else devices
-    sizes = [config.data, config.fsdp, config.tensor]
-    given = math.prod(size for size in sizes if size != -1)
-    sizes = [len(devices) // given if size == -1 else size for size in sizes]
-    if math.prod(sizes) != len(devices):
-        shape = dict(zip(MESH_AXES, (config.data, config.fsdp, config.tensor), strict=True))
-        raise ValueError(f"mesh axes are {shape}, expected sizes that fill {len(devices)} devices")
-    slices = {getattr(device, "slice_index", None) for device in devices}
-    if len(slices) > 1:
-        arranged = _arrange_slices(sizes, devices, len(slices))
+    num_slices = len({getattr(device, "slice_index", None) for device in devices})
+    sizes = mesh_sizes(config or MeshConfig(), len(devices), num_slices)
+    if num_slices > 1:
+        across = _parts_across_slices(sizes, num_slices)
+        within = [size // parts for size, parts in zip(sizes, across, strict=True)]
+        arranged = mesh_utils.create_hybrid_device_mesh(
+            within, across, devices, allow_split_physical_axes=True
+        )
     else:
         # An axis may take part of a torus' dimension where it fills none, as (2, 128) of 16 × 16.
         arranged = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
@@ -102,8 +100,24 @@ def make_mesh(
     return jax.sharding.Mesh(arranged, MESH_AXES, axis_types=axis_types)
 
 
-def _arrange_slices(sizes: list[int], devices: Sequence[Device], num_slices: int) -> np.ndarray:
-    """Returns the devices of several slices, as an array of the mesh's shape.
+def mesh_sizes(config: MeshConfig, num_devices: int, num_slices: int = 1) -> tuple[int, ...]:
+    """Returns the sizes of the mesh axes on so many devices, of slices of the same size.
+
+    Raises:
+      ValueError: the axis sizes do not fill the devices, or do not part the slices.
+    """
+    asked = [config.data, config.fsdp, config.tensor]
+    given = math.prod(size for size in asked if size != -1)
+    sizes = tuple(num_devices // given if size == -1 else size for size in asked)
+    if math.prod(sizes) != num_devices:
+        shape = dict(zip(MESH_AXES, asked, strict=True))
+        raise ValueError(f"mesh axes are {shape}, expected sizes that fill {num_devices} devices")
+    _parts_across_slices(sizes, num_slices)
+    return sizes
+
+
+def _parts_across_slices(sizes: Sequence[int], num_slices: int) -> tuple[int, int, int]:
+    """Returns how many parts of each mesh axis are in different slices.
 
     Only messages that a step sends seldom should cross the slow network between slices, so slices
     are told apart along data, and along fsdp where data has too few parts.
@@ -116,11 +130,7 @@ def _arrange_slices(sizes: list[int], devices: Sequence[Device], num_slices: int
             f"mesh axes are {shape}, expected data or fsdp to be a multiple of the {num_slices} "
             "slices"
         )
-    within = (sizes[0] // across_data, sizes[1] // across_fsdp, sizes[2])
-    across = (across_data, across_fsdp, 1)
-    return mesh_utils.create_hybrid_device_mesh(
-        within, across, devices, allow_split_physical_axes=True
-    )
+    return across_data, across_fsdp, 1
 
 
 @contextlib.contextmanager

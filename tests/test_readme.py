@@ -18,6 +18,14 @@ SETTINGS = {
         for name in re.findall(r"^([A-Z]\w*) *=", file.read_text(encoding="utf-8"), re.MULTILINE)
     ),
 }
+
+
+def source_of(module):
+    """The file that `python -m` a module of the experiments runs."""
+    path = ROOT / "experiments" / module.replace(".", "/")
+    return path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
+
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = (
     "pip install -e '.[demo]' && python -m experiments.demo --workdir=runs/demo",
@@ -43,8 +51,8 @@ def test_its_links_lead_somewhere():
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_binaries_gin_files_and_modules_exist(path):
     page = path.read_text(encoding="utf-8")
-    for module in re.findall(r"python -m (experiments[\w.]+)", page):
-        assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module
+    for module in re.findall(r"python -m experiments\.([\w.]+)", page):
+        assert source_of(module).exists(), module
     for file in re.findall(r"--gin_file=(experiments/\S+)", page):
         assert (ROOT / file).exists(), file
     for file in re.findall(r"`((?:lst_jax|data_pipelines|experiments|tests)/[\w/.]+)`", page):
@@ -57,7 +65,7 @@ def test_binaries_gin_files_and_modules_exist(path):
 def test_flags_and_settings_exist(path):
     page = path.read_text(encoding="utf-8").replace("\\\n", " ")
     for module, arguments in re.findall(r"python -m experiments\.([\w.]+)([^`&|#\n]*)", page):
-        source = (ROOT / "experiments" / f"{module.replace('.', '/')}.py").read_text()
+        source = source_of(module).read_text()
         for flag in re.findall(r" --([a-z]\w*)(?=[= \n]|$)", arguments):
             shared = flag.startswith("gin_") and "gin_config.define_flags" in source
             known = shared or f"{module} --{flag} " in FLAGS or f'"{flag}"' in source

@@ -19,7 +19,7 @@ from lst_jax.config import ModelConfig
 from lst_jax.extras import check_extra
 from lst_jax.local_paths import PathText, local_path
 from lst_jax.settings import UnitCount, Workers, configuration, require
-from lst_jax.sharding import MeshConfig, check_heads, check_rows, make_mesh, row_share
+from lst_jax.sharding import AnyMesh, MeshConfig, check_heads, check_rows, make_mesh, row_share
 from lst_jax.training.hooks import Hook
 from lst_jax.training.log import report
 from lst_jax.training.loop import TrainResult
@@ -116,6 +116,17 @@ def report_length(steps: int | None, num_steps: int) -> None:
         report(f"the data give about {steps} steps{short}")
 
 
+def check_on_mesh(experiment: Experiment, mesh: AnyMesh) -> None:
+    """Checks what takes no devices to check, either.
+
+    Raises:
+      ValueError: settings do not fit together, or not to the mesh.
+    """
+    check_rows(experiment.data.batch_size, mesh, experiment.training.accumulation_steps)
+    check_heads(experiment.model(vocab_size=1), mesh)
+    make_optimizer(experiment.optimizer, experiment.training.num_steps)
+
+
 def check_experiment(experiment: Experiment) -> jax.sharding.Mesh:
     """Checks what takes neither data nor tokenizer to check.
 
@@ -127,17 +138,14 @@ def check_experiment(experiment: Experiment) -> jax.sharding.Mesh:
       ImportError: a writer's package is not installed.
     """
     mesh = make_mesh(experiment.mesh)
-    check_rows(experiment.data.batch_size, mesh, experiment.training.accumulation_steps)
-    model = experiment.model(vocab_size=1)
-    check_heads(model, mesh)
+    check_on_mesh(experiment, mesh)
     check_rows_fit(
-        model,
+        experiment.model(vocab_size=1),
         experiment.data.batch_size // experiment.training.accumulation_steps,
         experiment.data.patches_per_row,
         experiment.data.tokens_per_row,
         mesh,
     )
-    make_optimizer(experiment.optimizer, experiment.training.num_steps)
     for name in experiment.writers:
         if name in _EXTRAS:
             check_extra(name, name)

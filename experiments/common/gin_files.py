@@ -19,8 +19,8 @@ from gin import config_parser
 from lst_jax.local_paths import local_path
 from lst_jax.settings import quote
 
-_ROOT = pathlib.Path(__file__).resolve().parents[2]
-_CONFIGS = _ROOT / "experiments" / "configs"
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+_CONFIGS = ROOT / "experiments" / "configs"
 _LARGEST_FILE = 2**20  # bytes; ours have three thousand
 _DEEPEST_INCLUDE = 20
 
@@ -57,7 +57,7 @@ class Bindings(dict[str, Any]):
         self._parse_file(name, ())
 
     def _parse_file(self, name: str, including: tuple[pathlib.Path, ...]) -> None:
-        file = _find_file(name, including)
+        file = find_file(name, including)
         if file in including or len(including) > _DEEPEST_INCLUDE:
             raise ValueError(f"Gin file {including[-1]} includes {name!s}, which includes it")
         text = _read(file)
@@ -115,10 +115,15 @@ class _Delegate(config_parser.ParserDelegate):
         return Macro(macro_name)
 
 
-def _find_file(name: str, including: Sequence[pathlib.Path]) -> pathlib.Path:
+def find_file(name: str, including: Sequence[pathlib.Path] = ()) -> pathlib.Path:
+    """Returns the file that a name stands for, in one that others include; see `parse_file`.
+
+    Raises:
+      OSError, ValueError: there is none.
+    """
     path = local_path(name, "gin_file")
     own = [including[-1].parent] if including else []
-    folders = [*own, pathlib.Path.cwd(), _ROOT, _CONFIGS]
+    folders = [*own, pathlib.Path.cwd(), ROOT, _CONFIGS]
     if own and own[0].is_relative_to(_CONFIGS):
         folders.remove(pathlib.Path.cwd())
     for folder in folders:

@@ -20,11 +20,11 @@ _DIRECTORY = pathlib.Path(__file__).with_name("templates")
 
 
 @functools.cache
-def environment() -> jinja2.Environment:
-    """Returns the environment that all templates share."""
+def environment(directory: pathlib.Path = _DIRECTORY) -> jinja2.Environment:
+    """Returns the environment that all templates of a folder share."""
     jinja = import_extra("demo", "jinja2")
     made = jinja.Environment(
-        loader=jinja.FileSystemLoader(_DIRECTORY, encoding="utf-8"),
+        loader=jinja.FileSystemLoader(directory, encoding="utf-8"),
         autoescape=jinja.select_autoescape(("html",)),
         undefined=jinja.StrictUndefined,
         trim_blocks=True,

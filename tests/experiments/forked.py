@@ -144,6 +144,9 @@ def _print_flags(module):
     from absl import flags
 
     loaded = importlib.import_module(module)
+    if hasattr(loaded, "__path__"):  # a binary that is a package
+        module = f"{module}.__main__"
+        loaded = importlib.import_module(module)
     if getattr(getattr(loaded, "define_flags", None), "__module__", None) == module:
         loaded.define_flags()
     table = flags.FLAGS.flags_by_module_dict().items()

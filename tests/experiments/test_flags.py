@@ -17,8 +17,8 @@ from tests.binaries import ROOT, run_binary
 
 FROZEN = ROOT / "tests" / "testdata" / "flags.txt"
 BINARIES = sorted(
-    path.stem
-    for path in (ROOT / "experiments").glob("*.py")
+    path.stem if path.parent.name == "experiments" else path.parent.name
+    for path in [*ROOT.glob("experiments/*.py"), *ROOT.glob("experiments/*/__main__.py")]
     if re.search(r"^ +cli\.run_main\(", path.read_text(encoding="utf-8"), re.MULTILINE)
 )
 

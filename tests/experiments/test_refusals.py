@@ -37,6 +37,10 @@ TEXTS = {
     "fetch_speech": set(),
     "fit_units": set(),
     "generate": {"text", "units"},
+    "launch": {
+        *("gin_binding", "topology", "volume", "name", "image", "env", "project", "zone"),
+        "cluster",
+    },
     "make_spoken_set": set(),
     "port_checkpoint": set(),
     "prepare_data": set(),
@@ -50,7 +54,9 @@ TEXTS = {
     "verify_reference": set(),
     "verify_speech": set(),
 }
-NAMES = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if "__" not in path.name)
+FILES_OF_BINARIES = [path for path in ROOT.glob("experiments/*.py") if "__" not in path.name]
+PACKAGES = [path.parent for path in ROOT.glob("experiments/*/__main__.py")]
+NAMES = sorted(path.stem for path in FILES_OF_BINARIES + PACKAGES)
 NO_PATHS = (
     *("", "gs://bucket/a", "s3://bucket/a", "hdfs://a", "file:///a", "GS://a", "gs:/a"),
     *("x" * 256, "x/" * 3000, b"\xff", "~nobody-has-this-name/a"),
@@ -81,6 +87,10 @@ REFUSED = {
     "fetch_speech": ["--output=out", "--sdist=none"],
     "fit_units": ["--audio=none", "--features=hubert:none,layer=1", "--output=out.json"],
     "generate": [*MODEL, "--units=999999", "--output=out"],
+    "launch": [
+        *("--target=slurm", "--topology=h100:1x8", "--workdir=/mnt/lst/out", "--dry_run"),
+        "--gin_file=none.gin",
+    ],
     "make_spoken_set": [
         *("--input=none", "--synthesizer=espeak", "--encoder=mel:none", "--output=out"),
     ],

@@ -1,0 +1,1 @@
+"""Starting runs where the accelerators are: manifests and scripts from a run's Gin files."""
