@@ -15,6 +15,7 @@ import yaml
 
 from experiments.launch.hosts import parse_topology
 from experiments.launch.targets import check_target, render, submit
+from tests.binaries import run_binary
 from tests.experiments.launch import launches
 
 # Prints its arguments as JSON, and what it is asked for of its variables.
@@ -226,7 +227,7 @@ REFUSED = {
     "name is '1st'": dict(workdir="/mnt/lst/1st"),
     "volume is 'x'": dict(volume="x"),
     "env is '1=2'": dict(env=("1=2",)),
-    "expected one line of printable": dict(env=("A=1\n#SBATCH x",)),
+    "expected one line of printable": dict(bindings=(*launches.BINDINGS, "SEED=1\n#SBATCH x")),
     "no such file": dict(files=("none.gin",)),
     "train.tokenizer|required and not set": dict(bindings=()),
     "cell of a study": dict(files=("studies/pilot.gin",), bindings=("CORPUS=/mnt/lst/corpus",)),
@@ -296,3 +297,19 @@ def test_a_launch_goes_to_the_program_that_starts_it(programs, monkeypatch):
     monkeypatch.setenv("PATH", os.devnull)
     with pytest.raises(ValueError, match="kubectl"):
         submit(plan)
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_a_dry_run_prints_what_would_start_and_starts_nothing(programs):
+    environment = programs(sbatch='touch "$T/started"')
+    settings = [f"--gin.{binding}" for binding in launches.BINDINGS]
+    files = [f"--gin_file={file}" for file in launches.FILES]
+    flags = ["--target=slurm", "--topology=h100:8x8", "--workdir=/mnt/lst/runs/first"]
+    command = ("experiments.launch", *flags, *files, *settings)
+    done = run_binary(*command, "--dry_run", environment=environment)
+    expected = render(launches.plan("slurm", image=None, env=()))
+    assert (done.returncode, done.stdout) == (0, expected)
+    assert not pathlib.Path(environment["T"], "started").exists()
+    assert run_binary(*command, environment=environment).returncode == 0
+    assert pathlib.Path(environment["T"], "started").exists()
