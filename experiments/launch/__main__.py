@@ -28,7 +28,7 @@ from absl import flags
 from experiments.common import cli, gin_config
 from experiments.common.paths import define_path
 from experiments.launch.hosts import parse_topology
-from experiments.launch.plan import Options, make_plan
+from experiments.launch.launch_plan import LaunchOptions, plan_launch
 from experiments.launch.targets import TARGETS, check_target, render, submit
 from lst_jax.extras import check_extra
 
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
     check_extra("demo", "jinja2")
     jax.config.update("jax_platforms", "cpu")  # of what is checked here
     values = flags.FLAGS
-    options = Options(
+    options = LaunchOptions(
         target=values.target,
         workdir=values.workdir,
         shared=values.shared or "/mnt/lst",
@@ -79,7 +79,7 @@ def main(argv: list[str]) -> None:
     )
     hosts = parse_topology(values.topology, values.slices)
     check_target(hosts, options)
-    plan = make_plan(values.gin_file, values.gin_binding, hosts, options)
+    plan = plan_launch(values.gin_file, values.gin_binding, hosts, options)
     if values.dry_run:
         print(render(plan), end="")
     else:

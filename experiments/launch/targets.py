@@ -14,7 +14,7 @@ from typing import NamedTuple
 from experiments.common.cli import ExitCode
 from experiments.common.gin_files import ROOT
 from experiments.launch.hosts import GPUS, TPUS, Hosts
-from experiments.launch.plan import Options, Plan
+from experiments.launch.launch_plan import Launch, LaunchOptions
 from experiments.reports.templating import environment
 from lst_jax.settings import given, require
 
@@ -28,7 +28,7 @@ _IMAGE = re.compile(r"[a-z0-9][\w./:@#+-]{0,254}")
 _CLOUD_NAME = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
-class Target(NamedTuple):
+class LaunchTarget(NamedTuple):
     """What a launch is made into.
 
     Attributes:
@@ -51,7 +51,7 @@ class Target(NamedTuple):
 
 
 TARGETS = {
-    "container": Target(
+    "container": LaunchTarget(
         template="Dockerfile",
         chips=(*TPUS, *GPUS),
         program="docker",
@@ -59,7 +59,7 @@ TARGETS = {
         needs=("image",),
         has_spot=False,
     ),
-    "jobset": Target(
+    "jobset": LaunchTarget(
         template="jobset.yaml",
         chips=tuple(TPUS),
         program="kubectl",
@@ -67,14 +67,14 @@ TARGETS = {
         needs=("image",),
         volumes=("claim", "nfs"),
     ),
-    "xpk": Target(
+    "xpk": LaunchTarget(
         template="xpk.sh",
         chips=tuple(TPUS),
         program="xpk",
         command=("bash",),
         needs=("image", "cluster", "project", "zone"),
     ),
-    "queued_resources": Target(
+    "queued_resources": LaunchTarget(
         template="queued_resources.sh",
         chips=tuple(TPUS),
         program="gcloud",
@@ -82,7 +82,7 @@ TARGETS = {
         needs=("image", "project", "zone"),
         volumes=("nfs",),
     ),
-    "slurm": Target(
+    "slurm": LaunchTarget(
         template="slurm.sh",
         chips=GPUS,
         program="sbatch",
@@ -93,7 +93,7 @@ TARGETS = {
 }
 
 
-def check_target(hosts: Hosts, options: Options) -> None:
+def check_target(hosts: Hosts, options: LaunchOptions) -> None:
     """Checks that a target starts runs on such hosts, and has what it needs.
 
     Raises:
@@ -124,7 +124,7 @@ def check_target(hosts: Hosts, options: Options) -> None:
         require(is_name, name, value, "a name of a-z, 0-9 and -")
 
 
-def render(plan: Plan) -> str:
+def render(plan: Launch) -> str:
     """Returns the text of a launch: a container file, a manifest or a script."""
     made = environment(TEMPLATES)
     made.filters |= {"sh": shlex.quote, "sh_lines": _to_lines}
@@ -140,7 +140,7 @@ def render(plan: Plan) -> str:
     )
 
 
-def submit(plan: Plan) -> None:
+def submit(plan: Launch) -> None:
     """Hands a launch to the program that starts it.
 
     Raises:

@@ -3,7 +3,7 @@
 import dataclasses
 
 from experiments.launch.hosts import parse_topology
-from experiments.launch.plan import Options, make_plan
+from experiments.launch.launch_plan import LaunchOptions, plan_launch
 
 FILES = ("models/tiny.gin", "data/speech_text.gin", "runs/tiny.gin")
 BINDINGS = (
@@ -12,7 +12,7 @@ BINDINGS = (
 )
 # What shells, YAML and Kubernetes each might take for something else.
 HOSTILE = ('A=it\'s "b" $(X) ${Y} `c` \\', "EMPTY=", "WORD=yes # no", "NUMBER=1")
-OPTIONS = Options(
+OPTIONS = LaunchOptions(
     target="jobset",
     workdir="/mnt/lst/runs/first",
     shared="/mnt/lst",
@@ -28,7 +28,7 @@ def plan(target="jobset", topology=None, *, slices=1, files=FILES, bindings=BIND
     """The plan of a run, on 64 devices where nothing else is asked for."""
     topology = topology or ("h100:8x8" if target == "slurm" else "v5p:4x4x4")
     changed = dataclasses.replace(OPTIONS, target=target, **options)
-    return make_plan(files, bindings, parse_topology(topology, slices), changed)
+    return plan_launch(files, bindings, parse_topology(topology, slices), changed)
 
 
 def study(target, decay=None):

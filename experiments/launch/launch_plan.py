@@ -29,7 +29,7 @@ _STEPS = 10**6  # of a cell whose length is not planned yet
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class LaunchOptions:
     """What flags say besides Gin files and accelerators; see `experiments/launch/__main__.py`."""
 
     target: str
@@ -48,7 +48,7 @@ class Options:
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class LaunchedJob:
     """What one JobSet, or one task of an array job, runs.
 
     Attributes:
@@ -68,7 +68,7 @@ class Job:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Launch:
     """A launch; what templates are filled from.
 
     Attributes:
@@ -81,12 +81,12 @@ class Plan:
       extras: of this project, that an image needs.
     """
 
-    options: Options
+    options: LaunchOptions
     hosts: Hosts
     name: str
     env: dict[str, str]
     volume: dict[str, str]
-    jobs: tuple[Job, ...]
+    jobs: tuple[LaunchedJob, ...]
     extras: tuple[str, ...]
 
     @property
@@ -95,9 +95,9 @@ class Plan:
         return bool(self.jobs[0].cells)
 
 
-def make_plan(
-    files: Sequence[str], bindings: Sequence[str], hosts: Hosts, options: Options
-) -> Plan:
+def plan_launch(
+    files: Sequence[str], bindings: Sequence[str], hosts: Hosts, options: LaunchOptions
+) -> Launch:
     """Reads a run or a study, and checks that it can run there.
 
     Args:
@@ -123,16 +123,16 @@ def make_plan(
         groups = {cell.group: cell for cell in study.cells()}.values()
         experiments = (configure(cell, _STEPS) for cell in groups)
     else:
-        jobs = (Job(name, _train_command(settings, hosts, options)),)
+        jobs = (LaunchedJob(name, _train_command(settings, hosts, options)),)
         experiments = (gin_config.build_experiment(),)
     extras = {"tpu" if hosts.tpu else "cuda", *(["demo"] if is_study else [])}
     for experiment in experiments:
         _check_experiment(experiment, hosts, options.shared)
         extras.update(x for x in experiment.writers if x in ("clu", "wandb"))
-    return Plan(options, hosts, name, env, volume, jobs, tuple(sorted(extras)))
+    return Launch(options, hosts, name, env, volume, jobs, tuple(sorted(extras)))
 
 
-def _check_options(options: Options) -> tuple[str, dict[str, str], dict[str, str]]:
+def _check_options(options: LaunchOptions) -> tuple[str, dict[str, str], dict[str, str]]:
     """Returns the name, the variables and the volume that the options give."""
     shared = options.shared
     is_folder = shared != "/" and pathlib.PurePath(shared).is_absolute()
@@ -179,7 +179,9 @@ def _names_study() -> bool:
     return True
 
 
-def _train_command(settings: Iterable[str], hosts: Hosts, options: Options) -> tuple[str, ...]:
+def _train_command(
+    settings: Iterable[str], hosts: Hosts, options: LaunchOptions
+) -> tuple[str, ...]:
     processes = hosts.slices * (hosts.hosts if hosts.tpu else hosts.devices)
     programs = f"--compilation_cache_dir={options.workdir}/programs"
     flags = [*settings, f"--workdir={options.workdir}", programs]
@@ -187,8 +189,8 @@ def _train_command(settings: Iterable[str], hosts: Hosts, options: Options) -> t
 
 
 def _study_jobs(
-    study: Study, name: str, settings: Iterable[str], hosts: Hosts, options: Options
-) -> Iterable[Job]:
+    study: Study, name: str, settings: Iterable[str], hosts: Hosts, options: LaunchOptions
+) -> Iterable[LaunchedJob]:
     """Yields a job for each cell, or for all cells whose budgets share a run."""
     one = hosts.hosts * hosts.slices == 1
     require(
@@ -202,7 +204,7 @@ def _study_jobs(
     workdir = f"--workdir={options.workdir}"
     command = ("python", "-m", "experiments.study", "run", *settings, workdir)
     for number, cells in enumerate(groups.values()):
-        yield Job(f"{name}-{number}", command, tuple(cells))
+        yield LaunchedJob(f"{name}-{number}", command, tuple(cells))
 
 
 def _check_experiment(experiment: Experiment, hosts: Hosts, shared: str) -> None:
