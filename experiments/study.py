@@ -40,7 +40,9 @@ def define_flags() -> None:
     flags.DEFINE_string("cells", None, "I/N: of every N cells the I-th, 1 … N.")
     flags.DEFINE_multi_string("cell", [], "Name of a cell; may be given several times.")
     flags.DEFINE_integer("threads", None, "Cores that a cell is kept to.", lower_bound=1)
-    flags.DEFINE_string("device", None, "Number of the accelerator that a cell is kept to.")
+    flags.DEFINE_string(
+        "device", None, "Number of the accelerator that a cell is kept to; several by commas."
+    )
     flags.DEFINE_float("max_hours", None, "Refuse to run what takes longer.", lower_bound=0)
     flags.DEFINE_bool("measure", True, "Measure a step of each arm, for the hours.")
     define_path("pilot", "results.json of a pilot study, whose spread is the study's.")

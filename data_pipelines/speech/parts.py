@@ -3,6 +3,11 @@
 A corpus is cut, in its own order, into parts of so many recordings. A part's records, rejects and
 measures depend on its recordings alone, and its file appears whole, so any process may make any
 part, at any time and again. Records are written in one pass over the parts when all are there.
+
+Processes of a pool decode ahead, not Grain's workers (`mp_prefetch`): those bound what waits by its
+number, and recordings are of seconds or hours; they divide a source whose length is known, and a
+part's pieces are found while it is read; and they start anew with every dataset, so for every part.
+What Grain would give in exchange, order and a place to resume at, parts have already.
 """
 
 from __future__ import annotations

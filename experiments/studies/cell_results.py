@@ -17,6 +17,7 @@ from experiments.studies.paired_statistics import holm, mean_interval, paired_di
 from experiments.studies.study_config import LOSSES, Cell, Comparison, Study
 from lst_jax.checkpoints.description import read_description
 from lst_jax.model.models import count_parameters
+from lst_jax.settings import list_names
 from lst_jax.strict_json import read_json_object
 from lst_jax.training.metrics import read_evaluations, read_records
 
@@ -155,6 +156,10 @@ def _cell_entry(cell: Cell, steps: Mapping[str, int], workdir: Workdir) -> dict[
     }
     if (folder / RESULT).exists():
         scored = read_json_object(folder / RESULT)
+        absent = [x for x in ("metrics", "chances", "training", "curve") if x not in scored]
+        if absent:
+            name = folder / RESULT
+            raise ValueError(f"{name} is without {list_names(absent)}, expected what `run` wrote")
         for metric in _compared_means(cell.study):
             names, _, direction = metric.rpartition("/")
             for values in (scored["metrics"], scored["chances"]):

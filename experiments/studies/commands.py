@@ -48,8 +48,9 @@ from experiments.studies.running import (
 from experiments.studies.study_config import Cell, Study, read_study
 from lst_jax.extras import check_extra
 from lst_jax.files import write_file, write_json
-from lst_jax.settings import given, list_names, quote
+from lst_jax.settings import given, list_names, quote, require
 
+_DEVICE = re.compile(r"[0-9]{1,4}(,[0-9]{1,4})*")
 _SHARE = re.compile(r"([0-9]{1,6})/([0-9]{1,6})")
 
 
@@ -85,6 +86,8 @@ class StudyCommands:
         Raises:
           OSError, ValueError: it is not valid, or an option names no cell of it.
         """
+        expected, device = "numbers of accelerators, such as 0 or 0,1", options.device
+        require(device is None or bool(_DEVICE.fullmatch(device)), "device", device, expected)
         self._study = read_study(gin_files, gin_bindings)
         self._workdir = Workdir(workdir.absolute())
         self._options = options
@@ -92,8 +95,8 @@ class StudyCommands:
 
     def plan(self) -> ExitCode:
         """Prints the bill; measures a step of each arm where none is known."""
+        options, power = self._options, self._format_power()
         plan = load_plan(self._study, self._workdir, self._machine())
-        options = self._options
         if options.topology:
             plan = self._on_chips(plan, options.topology)
         elif options.measure:
@@ -106,7 +109,7 @@ class StudyCommands:
             save_plan(plan, self._workdir, self._machine())
         unit = f"chip-hours, {options.topology}" if options.topology else "hours"
         print(format_plan(plan, self._scored(), unit))
-        print(self._format_power())
+        print(power)
         self._check_hours(plan)
         return ExitCode.DONE
 

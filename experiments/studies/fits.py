@@ -50,7 +50,7 @@ class LossFit:
       size_growth, data_growth: exponents of C in N* and D*; None where `refusal` says why.
       residual: spread of log L of a run around the fit, None without degrees of freedom.
       num_points: cells.
-      largest: N, D and C that the fit has seen.
+      smallest, largest: N, D and C that the fit has seen.
       refusal: a line where the fit names no optimum, else None.
       draws: E, A, α, B, β of each draw.
     """
@@ -66,7 +66,8 @@ class LossFit:
     data_growth: Estimate | None
     residual: float | None
     num_points: int
-    largest: tuple[float, float, float]
+    smallest: tuple[float, ...]
+    largest: tuple[float, ...]
     refusal: str | None
     draws: tuple[tuple[float, ...], ...]
 
@@ -133,7 +134,8 @@ class Prediction(NamedTuple):
       loss: with the interval of a run, not of the mean.
       accuracies: by name, likewise.
       data: D, tokens that the budget buys.
-      extrapolation: N, D and C over the largest fitted ones, by `size`, `data`, `flops`.
+      extrapolation: N, D and C over the largest fitted ones, or the smallest where they are below
+        these, by `size`, `data`, `flops`; 1 inside.
     """
 
     loss: Estimate
@@ -227,7 +229,8 @@ def fit_loss(
         data_growth=growth[1] if growth else None,
         residual=residual_spread(residual, 5),
         num_points=len(x),
-        largest=(float(table[:, 0].max()), float(table[:, 1].max()), float(table[:, 2].max())),
+        smallest=tuple(table[:, :3].min(0).tolist()),
+        largest=tuple(table[:, :3].max(0).tolist()),
         refusal=refusal,
         draws=tuple(map(tuple, samples.tolist())),
     )
@@ -379,12 +382,10 @@ def predict(
         mean = float(sigmoid(value))
         found = estimate_of(mean, samples, sigmoid.num_points, 5, confidence, sigmoid.residual)
         reached[name] = Estimate(found.value, *(_clip(x) for x in found[1:]))
-    extrapolation = {
-        name: x / largest
-        for name, x, largest in zip(
-            ("size", "data", "flops"), (size, data, budget), fit.largest, strict=True
-        )
-    }
+    places = zip(
+        ("size", "data", "flops"), (size, data, budget), fit.smallest, fit.largest, strict=True
+    )
+    extrapolation = {name: x / min(max(x, low), high) for name, x, low, high in places}
     return Prediction(loss, reached, data, extrapolation)
 
 

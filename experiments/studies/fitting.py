@@ -150,15 +150,16 @@ def format_predictions(fits: Sequence[ArmFit], size: float, budget: float) -> st
     Raises:
       ValueError: no cells give a law of the loss; the first line that says why.
     """
-    lines, refusals = [], [fit.refusals[0] for fit in fits if fit.law is None]
+    lines = [f"{fit.arm}, {fit.loss}: no, {fit.refusals[0]}" for fit in fits if fit.law is None]
+    if len(lines) == len(fits):
+        raise ValueError(lines[0])
     for fit in fits:
         if fit.law is None:
             continue
         found = predict(fit.law, size, budget, fit.accuracies)
         lines.append(f"{fit.arm}, {fit.loss}: {show(found.loss)} after {found.data:.4g} tokens")
         lines += [f"  {name} {show(estimate)}" for name, estimate in found.accuracies.items()]
-        beyond = [f"{name} × {x:.3g}" for name, x in found.extrapolation.items() if x > 1]
-        lines.append(f"  beyond the largest cell: {', '.join(beyond) or 'nothing'}")
-    if not lines:
-        raise ValueError(refusals[0])
+        lines += [f"  no optimum: {fit.law.refusal}"] if fit.law.refusal else []
+        outside = [f"{name} × {x:.3g}" for name, x in found.extrapolation.items() if x != 1]
+        lines.append(f"  outside of the cells: {', '.join(outside) or 'nothing'}")
     return "\n".join(lines)

@@ -264,7 +264,7 @@ def _check_metric(study: Study, metric: str, sets: Sequence[str]) -> None:
         expected = "a study with a held_out_share above 0"
         require(study.held_out_share > 0, "Comparison.metric", metric, expected)
     else:
-        names, expected = metric.partition("/")[0].split("+"), f"of the sets {', '.join(sets)}"
+        names, expected = metric.partition("/")[0].split("+"), f"sets of {', '.join(sets)}"
         known = all(name in sets for name in names) and len({*names}) == len(names)
         require(known and len(sets) > 1, "Comparison.metric", metric, expected)
 
@@ -314,13 +314,21 @@ def read_steps(study: Study, workdir: Workdir) -> dict[str, int]:
             f"study.{changed.name} is {quote(changed.new)}, expected {quote(changed.old)}, as the "
             f"study in {workdir.root} was planned"
         )
-    return kept["steps"]
+    steps, names = kept["steps"], [cell.name for cell in study.cells()]
+    require(set(steps) == {*names}, f"steps in {workdir.plan}", [*steps], f"{list_names(names)}")
+    return steps
 
 
 def _read_plan(path: pathlib.Path) -> dict[str, Any]:
     kept = read_json_object(path)
     objects = [kept.get(name) for name in ("identity", "step_seconds", "steps")]
-    if not all(isinstance(x, dict) for x in objects) or "study" not in kept["identity"]:
+    try:
+        seconds = [x for known in kept["step_seconds"].values() for x in known.values() if x]
+        good = all(isinstance(x, dict) for x in objects) and "study" in kept["identity"]
+        good = good and all(x > 0 for x in (*kept["steps"].values(), *seconds))
+    except (AttributeError, KeyError, TypeError):  # something else is in its place
+        good = False
+    if not good:
         raise ValueError(f"{path} has {list_names(kept)}, expected what `plan` wrote")
     return kept
 

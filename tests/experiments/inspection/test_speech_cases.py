@@ -185,9 +185,11 @@ def test_alignments_are_compared_by_scores_and_by_spans_where_the_path_is_unique
     assert comparison.equal and comparison.compared == 3
     assert comparison.results["alignment_spans_equal"] == 1
     assert comparison.results["alignment_score"] < 1e-6
+    change(alignments, log_probs_1=lambda x: x * 100, score_1=lambda x: x * 100 + 1e-3)
+    assert not verify_case(alignments).equal  # however large a score is
     change(alignments, spans_0=lambda x: x + 1)
     assert verify_case(alignments).results["alignment_spans_equal"] == 0
-    change(alignments, score_1=lambda x: x - 0.01)
+    change(alignments, score_1=lambda x: x - 0.011)
     assert verify_case(alignments).results["alignment_score"] == pytest.approx(0.01, rel=1e-3)
     change(alignments, score_1=lambda x: x * np.nan)
     assert verify_case(alignments).results["alignment_score"] > 1e38

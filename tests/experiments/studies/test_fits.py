@@ -168,7 +168,9 @@ def test_predictions_say_loss_accuracy_and_how_far_they_extrapolate():
     assert inside.loss.lower < points[10].loss < inside.loss.upper
     accuracy = inside.accuracies["HellaSwag"]
     assert accuracy.lower < accuracies[10] < accuracy.upper
-    assert inside.extrapolation["flops"] == pytest.approx(0.1)
+    assert set(inside.extrapolation.values()) == {1}
+    near = predict(fit, 1e3, min(p.flops for p in points)).extrapolation
+    assert near["size"] == pytest.approx(1e3 / min(p.size for p in points)) and near["flops"] == 1
     far = predict(fit, 1e12, 1e26, sigmoids)
     assert far.extrapolation == pytest.approx(
         {

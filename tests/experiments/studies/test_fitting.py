@@ -1,5 +1,6 @@
 """Fits of a study's results: the law that made them comes back, and too few cells are refused."""
 
+import dataclasses
 import itertools
 import json
 
@@ -38,7 +39,13 @@ def test_the_law_of_the_cells_comes_back():
     said = format_predictions([fit], 1e6, 1e16)
     expected = 1 + 400 / 1e3 + 900 / (1e16 / 6e6) ** 0.4
     assert float(said.split("speech: ")[1].split()[0]) == pytest.approx(expected, rel=0.02)
-    assert "mean/S-S 0.9" in said and "flops × 10" in said
+    assert "mean/S-S 0.9" in said and "outside of the cells: flops × 10" in said
+    (few,) = fit_study(results((1e5,), (1e13, 1e14)), draws=2)
+    # Arms without a law are named beside the others; a law without an optimum says so.
+    flat = dataclasses.replace(fit.law, refusal="flat")
+    both = format_predictions([dataclasses.replace(fit, law=flat), few], 1e4, 1e14)
+    assert "no, points are 2 combinations" in both and "  no optimum: flat" in both
+    assert "outside of the cells: size × 0.1" in both
     figures = draw_fits([fit], {"speech": "nats", "text": "bits"})
     assert list(figures) == ["isoFLOP: nats", "accuracy over nats"]
     assert [len(figure.axes) for figure in figures.values()] == [1, 1]
@@ -47,7 +54,7 @@ def test_the_law_of_the_cells_comes_back():
 def test_too_few_cells_name_no_optimum():
     fits = fit_study(results((1e5,), (1e13, 1e14)), draws=20)
     assert fits[0].law is None and "  no: points are 2 combinations" in format_fits(fits)
-    with pytest.raises(ValueError, match="points are 2 combinations"):
+    with pytest.raises(ValueError, match="lst, speech: no, points are 2 combinations"):
         format_predictions(fits, 1e6, 1e16)
     with pytest.raises(ValueError, match="one or more that are scored"):
         fit_study({"cells": []})

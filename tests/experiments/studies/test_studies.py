@@ -19,7 +19,7 @@ from experiments.studies.cell_results import (
     score_cell,
 )
 from experiments.studies.cells import FAILURE, RESULT, RUN, STORIES, Workdir, run_bindings
-from experiments.studies.commands import choose_cells
+from experiments.studies.commands import StudyCommands, StudyOptions, choose_cells
 from experiments.studies.plan import (
     GroupCost,
     Plan,
@@ -126,7 +126,7 @@ def test_the_bill_of_equal_data_says_what_is_saved():
     assert "curriculum saves 37.5% of base's patches and 25.0% of its FLOPs" in lines
 
 
-def test_workers_divide_the_cells():
+def test_workers_divide_the_cells_and_devices(tmp_path):
     study = read("SEEDS=(0, 1, 2)")
     parts = [[c.name for c in choose_cells(study, f"{i}/4", ())] for i in (1, 2, 3, 4)]
     assert sorted(name for part in parts for name in part) == sorted(
@@ -139,6 +139,8 @@ def test_workers_divide_the_cells():
             choose_cells(study, share, ())
     with pytest.raises(ValueError, match="expected one of base-1000steps-seed0"):
         choose_cells(study, None, ["x"])
+    with pytest.raises(ValueError, match="device is 'first', expected numbers"):
+        StudyCommands([PILOT], ["CORPUS=corpus"], tmp_path, StudyOptions(device="first"))
 
 
 def test_every_cell_of_a_pair_is_measured_alike():
@@ -249,7 +251,7 @@ def test_a_mean_over_named_sets_is_compared_and_shown(tmp_path):
         accuracies = {"A/S-S": 0.1 * index, "B/S-S": 0.3, "C/S-S": 0.9, "mean/S-S": 0.5}
         entry = {"metrics": accuracies, "chances": dict.fromkeys(accuracies, 0.5)}
         workdir.cell(cell).mkdir(parents=True)
-        training = {"training": {"total_flops": 1.0}}
+        training = {"training": {"total_flops": 1.0}, "curve": []}
         (workdir.cell(cell) / RESULT).write_text(json.dumps(entry | training))
     results = collect(study, lengths, workdir)
     (shown, *_) = (x for x in results["means"] if (x["arm"], x["metric"]) == ("base", "B+A/S-S"))
@@ -398,6 +400,36 @@ def test_a_changed_study_is_no_study_of_the_workdir(tmp_path):
     assert read_steps(study, Workdir(tmp_path)) == bill.steps
     with pytest.raises(ValueError, match=r"study.seeds\[2\] is 2, expected unknown"):
         read_steps(read("SEEDS=(0, 1, 2)"), Workdir(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("steps", {"base-1000steps-seed0": 1000}),
+        ("steps", "many"),
+        ("steps", {"base-1000steps-seed0": "many"}),
+        ("steps", {"base-1000steps-seed0": -1}),
+        ("step_seconds", {"here": 3}),
+        ("step_seconds", {"here": {"base": "fast"}}),
+        ("identity", {}),
+    ],
+)
+def test_a_plan_that_was_altered_is_one_line_that_names_it(tmp_path, name, value):
+    study, workdir = read(), Workdir(tmp_path)
+    bill = Plan(study, COSTS, plan_steps(study, COSTS), {"study": dataclasses.asdict(study)})
+    save_plan(bill, workdir, "here")
+    kept = json.loads(workdir.plan.read_text())
+    workdir.plan.write_text(json.dumps(kept | {name: value}))
+    with pytest.raises(ValueError, match=r"plan\.json.*expected") as error:
+        read_steps(study, workdir)
+    assert "\n" not in str(error.value)
+
+
+def test_a_cell_s_result_that_was_altered_is_one_line_that_names_it(ran):
+    study, lengths, workdir, _, _ = ran
+    (workdir.cell(study.cells()[0]) / RESULT).write_text('{"metrics": {}}')
+    with pytest.raises(ValueError, match=r"seed0/result\.json is without chances, training, curve"):
+        collect(study, lengths, workdir)
 
 
 def test_a_study_that_changed_after_cells_were_scored_is_refused(tmp_path, monkeypatch):
