@@ -14,6 +14,7 @@ from experiments.reports.demo_report import SpokenExample, patch_rows, read_spok
 from lst_jax.vocabulary import TextTokenizer
 from tests.binaries import run_binary
 from tests.data_pipelines.evaluation_sets.layouts import write_hellaswag
+from tests.marks import quick
 
 pytestmark = pytest.mark.multiprocess
 
@@ -155,7 +156,9 @@ def test_without_the_extra_one_line_names_it_before_anything_is_done(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["bare.py"]
 
 
-@pytest.mark.parametrize("mistake", ["--speech_stories=0", "--gin.NUM_STEPS=9", "--minutes=nan"])
+@pytest.mark.parametrize(
+    "mistake", quick(["--speech_stories=0", "--gin.NUM_STEPS=9", "--minutes=nan"], "--minutes=nan")
+)
 def test_a_mistake_ends_with_one_line(tmp_path, mistake):
     done = run_binary("experiments.demo", f"--workdir={tmp_path}", mistake)
     assert done.returncode == 2

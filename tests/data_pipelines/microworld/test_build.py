@@ -167,6 +167,7 @@ def test_stats_add_up(corpus):
     assert stats["speech_stories"] == 6 and stats["text_stories"] == 60
 
 
+@pytest.mark.slow
 def test_a_build_is_the_same_with_any_number_of_processes(corpus, tmp_path):
     again = build_corpus(_CONFIG, tmp_path, processes=2, progress=lambda line: None)
     assert _contents(again.root) == _contents(corpus.root)

@@ -240,6 +240,7 @@ def test_a_port_of_damaged_parameters_is_that_of_the_step_before(run, tmp_path):
         open_checkpoint(workdir / "checkpoints" / "2")
 
 
+@pytest.mark.slow
 def test_a_step_that_was_ported_has_digests(run, tmp_path):
     write_checkpoint(open_checkpoint(run), tmp_path / "out", "orbax")
     step = tmp_path / "out" / "checkpoints" / "2"

@@ -29,6 +29,7 @@ from lst_jax.patching import PatchingConfig
 from lst_jax.sharding import MeshConfig, make_mesh
 from lst_jax.unit_encoding import UnitEncoding
 from lst_jax.vocabulary import TextTokenizer
+from tests.marks import quick
 
 UNIT_COUNT = 9
 WORDS = [
@@ -325,7 +326,7 @@ def test_unknown_directions_are_named(direction, vocabulary, tokenizer):
 # Accuracy
 
 
-@pytest.fixture(scope="module", params=["lst", "baseline"])
+@pytest.fixture(scope="module", params=quick(["lst", "baseline"], "baseline"))
 def evaluate(request, tokenizer, vocabulary):
     config = LSTConfig(
         vocab_size=vocabulary.size,

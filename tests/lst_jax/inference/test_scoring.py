@@ -144,6 +144,7 @@ def test_packed_scores_equal_the_scores_of_each_continuation_alone(case):
     np.testing.assert_allclose(packed, np.concatenate(alone), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_speech_alone_is_scored_by_the_softmax_over_its_logits(case):
     """Text is scored over the whole vocabulary all the same."""
     continuations = make_continuations(8)
@@ -188,7 +189,7 @@ SHARING_CASES = {
 }
 
 
-@pytest.mark.parametrize("name", quick(SHARING_CASES, "lst", "baseline"))
+@pytest.mark.parametrize("name", quick(SHARING_CASES, "lst"))
 def test_endings_that_share_a_prompt_score_as_in_rows_of_their_own(name):
     config, patching, visibility = SHARING_CASES[name]
     case = build_model(config), init(config), patching
@@ -198,6 +199,7 @@ def test_endings_that_share_a_prompt_score_as_in_rows_of_their_own(name):
     np.testing.assert_allclose(together, expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_prompt_is_run_once_for_its_endings(case):
     """A row that has room for the prompt once, and for what follows it, holds all endings."""
     rng = np.random.default_rng(0)
@@ -220,6 +222,7 @@ def test_a_prompt_is_run_once_for_its_endings(case):
     assert batches_at(62 + 3 * 8 - 1) == 2
 
 
+@pytest.mark.slow
 def test_scores_of_all_endings_of_a_length_sum_to_one(case):
     prompt = make_continuations(1)[0].prompt
     endings = [np.array([a], np.int32) for a in range(VOCABULARY.size)]

@@ -60,7 +60,7 @@ def whole_squares(config, document, batch):
     }
 
 
-@pytest.mark.parametrize("name", ["lst", "baseline"])
+@pytest.mark.parametrize("name", quick(["lst", "baseline"], "lst"))
 @pytest.mark.parametrize("training", quick([False, True], True))
 def test_products_are_counted_as_xla_counts_them(name, training):
     """On a dense batch XLA counts whole score squares; those are exchanged for our intervals."""

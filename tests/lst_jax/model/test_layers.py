@@ -78,7 +78,11 @@ def expected(config):
     return table | {name: x for name, x in cross.items() if "feed_forward" not in name}
 
 
-@pytest.mark.parametrize("config", [CONFIG, baseline_of(CONFIG)], ids=["lst", "baseline"])
+@pytest.mark.parametrize(
+    "config",
+    [CONFIG, pytest.param(baseline_of(CONFIG), marks=pytest.mark.slow)],
+    ids=["lst", "baseline"],
+)
 def test_every_matrix_starts_with_the_deviation_of_its_width_and_depth(config, monkeypatch):
     monkeypatch.setattr(jax.random, "truncated_normal", marks)
     found, table = leaves(config), expected(config)

@@ -139,6 +139,7 @@ def test_every_tensor_is_read_once(tmp_path, kind):
     assert sum(spec.num_bytes for spec in seen) == checkpoint.num_bytes
 
 
+@pytest.mark.slow
 def test_a_ported_run_loads_on_any_mesh_as_float32(tmp_path):
     checkpoint, _ = random_checkpoint()
     rng = np.random.default_rng(1)

@@ -66,7 +66,7 @@ def waveforms(rng, padding=0.0):
     return np.where(np.arange(300) < LENGTHS[:, None], x, np.float32(padding))
 
 
-@pytest.mark.parametrize("name", quick(VARIANTS, "group norm", "batch norm, no projection norm"))
+@pytest.mark.parametrize("name", quick(VARIANTS, "group norm"))
 @pytest.mark.parametrize("padding", quick([0.0, 1e30, np.nan], np.nan))
 def test_a_batch_equals_each_row_alone_whatever_its_padding_holds(name, padding):
     model, params = made(name)
@@ -82,7 +82,7 @@ def test_a_batch_equals_each_row_alone_whatever_its_padding_holds(name, padding)
     assert all(np.isfinite(x).all() for x in together.hidden)  # a row without frames is no NaN
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", quick(VARIANTS, "group norm"))
 def test_published_padding_leaks_where_statistics_or_shifts_do(name):
     model, params = made(name)
     batch = waveforms(np.random.default_rng(1))
