@@ -33,7 +33,9 @@ def test_scripts_pass_bash_and_shellcheck(name, tmp_path):
     for script in filter(None, [text, inner and inner[1]]):
         file.write_text(script)
         subprocess.run(["bash", "-n", file], check=True)
-        done = subprocess.run(["shellcheck", "--norc", file], capture_output=True, text=True)
+        # In single quotes are values, which a shell is to leave alone.
+        command = ["shellcheck", "--norc", "--exclude=SC1003,SC2016", file]
+        done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout
 
 
