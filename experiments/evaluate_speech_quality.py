@@ -17,7 +17,7 @@ import pathlib
 from absl import flags
 
 from experiments.common import cli
-from experiments.common.encoders import define_specification, load_vocoder
+from experiments.common.encoders import define_specification, most_units, open_speech
 from experiments.common.language_models import load_language_model
 from experiments.common.outputs import check_output, keep_results
 from experiments.common.paths import define_path, define_paths
@@ -65,11 +65,12 @@ def main(argv: list[str]) -> None:
     """Evaluates as the flags say."""
     cli.check_no_arguments(argv)
     check_output(_OUTPUT.value)
-    vocoder = load_vocoder(_VOCODER.value, _ENCODER.value, [])
-    known = vocoder.encoder_fingerprint if vocoder else None
+    encoder, vocoder = open_speech(_ENCODER.value, _VOCODER.value, [])
+    known = encoder.fingerprint if encoder else vocoder and vocoder.encoder_fingerprint
+    count = most_units(vocoder) if vocoder else _UNITS
     files = {
         path: read_made_speech(
-            pathlib.Path(path), _UNITS, known, meant_is_prompt=_MEANT_IS_PROMPT.value
+            pathlib.Path(path), count, known, meant_is_prompt=_MEANT_IS_PROMPT.value
         )
         for path in _DATA.value
     }

@@ -16,7 +16,7 @@ import dataclasses
 from absl import flags
 
 from experiments.common import cli, sampling_flags, speech_evaluation
-from experiments.common.encoders import check_same_encoder, define_specification, load_vocoder
+from experiments.common.encoders import check_same_encoder, define_specification, open_speech
 from experiments.common.recognizers import UnitRecognizer, hear, make_recognizer, model_recognizer
 from lst_jax.evaluation.answer_rates import error_cells, error_rates, judge
 from lst_jax.inference.trained_model import open_trained_model
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
     sampling, max_units = sampling_flags.sampling(), sampling_flags.max_units()
     evaluation = speech_evaluation.SpeechEvaluation()
     given, judged = flags.FLAGS.recognizer, flags.FLAGS.checkpoint
-    vocoder = load_vocoder(flags.FLAGS.vocoder, flags.FLAGS.encoder, judged)
+    _, vocoder = open_speech(flags.FLAGS.encoder, flags.FLAGS.vocoder, judged)
     recognizer = make_recognizer(given, _load_model, vocoder)
     for trained in evaluation.models():
         answers = synthesize(

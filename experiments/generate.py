@@ -25,12 +25,7 @@ from experiments.common.continuations import (
     continuation_limits,
     make_batches,
 )
-from experiments.common.encoders import (
-    check_same_rate,
-    define_specification,
-    load_encoder,
-    load_vocoder,
-)
+from experiments.common.encoders import define_specification, open_speech
 from experiments.common.paths import define_path, define_paths
 from experiments.common.prompts import KINDS, make_prompt, read_prompts
 from lst_jax.inference.generation import generate, make_decoder, prompt_documents
@@ -76,10 +71,7 @@ def main(argv: list[str]) -> None:
     sampling, max_units = sampling_flags.sampling(), sampling_flags.max_units()
     check_output(_OUTPUT.value)
     given = read_prompts({kind: flags.FLAGS[kind].value or [] for kind in KINDS}, _PROMPTS.value)
-    checkpoints, encoder_name = [_CHECKPOINT.value], flags.FLAGS.encoder
-    encoder = load_encoder(encoder_name, checkpoints)
-    vocoder = load_vocoder(flags.FLAGS.vocoder, encoder_name, checkpoints)
-    check_same_rate(flags.FLAGS.vocoder, vocoder, encoder)
+    encoder, vocoder = open_speech(flags.FLAGS.encoder, flags.FLAGS.vocoder, [_CHECKPOINT.value])
     trained = load_trained_model(_CHECKPOINT.value, _TOKENIZER.value)
     prompts = [make_prompt(prompt, trained, encoder, _CONTINUE_AS.value) for prompt in given]
     decoder = make_decoder(trained.model, trained.vocabulary, trained.patching)

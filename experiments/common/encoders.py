@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
@@ -14,13 +14,13 @@ from data_pipelines.speech.registry import (
     open_vocoder,
     parse_specification,
 )
-from lst_jax.checkpoints.description import ModelDescription, read_description
+from lst_jax.checkpoints.description import read_description
 from lst_jax.checkpoints.layout import find_checkpoint
 from lst_jax.speech.interfaces import UnitEncoder, Vocoder
 
 flags.disclaim_key_flags()  # they are those of the binary that asks for them
 
-_LEAST_SHARE = 0.9  # of a model's units that an encoder unknown to it has
+_LEAST_SHARE = 0.9  # of a model's units that an encoder or a vocoder unknown to it has
 
 
 class SpecificationParser(flags.ArgumentParser):
@@ -58,66 +58,49 @@ def define_specifications(
     return flags.DEFINE_multi(parser, serializer, name, None, help_text, required=required)
 
 
-def load_encoder(specification: str | None, checkpoints: Sequence[str]) -> UnitEncoder | None:
-    """Opens an encoder, before any parameters are read, which takes long.
+def open_speech(
+    encoder: str | None, vocoder: str | None, checkpoints: Sequence[str]
+) -> tuple[UnitEncoder | None, Vocoder | None]:
+    """Opens what hears and what speaks, before any parameters are read, which takes long.
 
     Args:
-      specification: of the encoder; None where none is given.
-      checkpoints: runs, or steps of them.
+      encoder: its specification; None where none is given.
+      vocoder: its specification. None: see `default_vocoder`.
+      checkpoints: runs, or steps of them, whose units both take.
 
     Raises:
       ImportError, OSError: see `open_encoder`.
-      ValueError: see `open_encoder`; or its units are not those of a model.
+      ValueError: see `open_encoder`; or units are not those of a model, or of the encoder.
     """
-    if specification is None:
-        return None
-    encoder = open_encoder(specification)
-    for model in _descriptions(checkpoints):
-        expected = model.encoder_fingerprint
-        _check_fingerprint(specification, encoder.fingerprint, expected)
-        _check_count(specification, encoder.unit_count, model, is_known=expected is not None)
-    return encoder
+    vocoder = vocoder or (encoder and default_vocoder(encoder))
+    hears = None if encoder is None else open_encoder(encoder)
+    speaks = None if vocoder is None else open_vocoder(vocoder)
+    for checkpoint in checkpoints:
+        model = read_description(find_checkpoint(checkpoint))
+        known, count = model.encoder_fingerprint, model.vocabulary.unit_count
+        for text, opened, found in (
+            (encoder, hears, hears and hears.fingerprint),
+            (vocoder, speaks, speaks and speaks.encoder_fingerprint),
+        ):
+            if opened is not None:
+                # A model may have spare units.
+                fits = range(1 if found and known else _least(count), count + 1)
+                _check_units(text, opened.unit_count, fits, found, known, "model")
+    if hears is not None and speaks is not None:
+        known, count, found = hears.fingerprint, hears.unit_count, speaks.encoder_fingerprint
+        fits = range(_least(count), _most(count) + 1)
+        _check_units(vocoder, speaks.unit_count, fits, found, known, "encoder")
+        if speaks.frame_rate != hears.frame_rate:
+            raise ValueError(
+                f"{vocoder} speaks {speaks.frame_rate:g} units a second, expected "
+                f"{hears.frame_rate:g}, as the encoder hears"
+            )
+    return hears, speaks
 
 
-def load_vocoder(
-    specification: str | None, encoder: str | None, checkpoints: Sequence[str]
-) -> Vocoder | None:
-    """Opens a vocoder, as `load_encoder` does.
-
-    Args:
-      specification: of the vocoder. None: see `default_vocoder`.
-      encoder: specification of the encoder; None where none is given.
-      checkpoints: runs, or steps of them.
-
-    Raises:
-      ImportError, OSError: see `open_vocoder`.
-      ValueError: see `open_vocoder`; or its units are not those of a model.
-    """
-    own = specification is None
-    if own:
-        specification = encoder and default_vocoder(encoder)
-    if specification is None:
-        return None
-    vocoder = open_vocoder(specification)
-    for model in _descriptions(checkpoints):
-        found, expected = vocoder.encoder_fingerprint, model.encoder_fingerprint
-        _check_fingerprint(specification, found, expected)
-        is_known = found is not None and expected is not None
-        _check_count(specification, vocoder.unit_count, model, is_known=is_known)
-    return vocoder
-
-
-def check_same_rate(specification: str | None, vocoder: Any, encoder: Any) -> None:
-    """Checks that a vocoder speaks as many units a second as an encoder hears.
-
-    Raises:
-      ValueError: it does not.
-    """
-    if vocoder is not None and encoder is not None and vocoder.frame_rate != encoder.frame_rate:
-        raise ValueError(
-            f"{specification} speaks {vocoder.frame_rate:g} units a second, expected "
-            f"{encoder.frame_rate:g}, as the encoder hears"
-        )
+def most_units(vocoder: Vocoder) -> int:
+    """Returns how many units may be in what a vocoder speaks, of which it has nearly all."""
+    return _most(vocoder.unit_count)
 
 
 def check_same_encoder(what: str, found: str | None, expected: str | None, whose: str) -> None:
@@ -138,23 +121,26 @@ def check_same_encoder(what: str, found: str | None, expected: str | None, whose
         )
 
 
-def _descriptions(checkpoints: Sequence[str]) -> Iterator[ModelDescription]:
-    return (read_description(find_checkpoint(checkpoint)) for checkpoint in checkpoints)
+def _least(count: int) -> int:
+    return math.ceil(_LEAST_SHARE * count)
 
 
-def _check_fingerprint(source: str, found: str | None, expected: str | None) -> None:
-    if found and expected and found != expected:
+def _most(count: int) -> int:
+    return math.floor(count / _LEAST_SHARE)
+
+
+def _check_units(
+    source: str | None,
+    has: int,
+    fits: range,
+    found: str | None,
+    known: str | None,
+    whose: str,
+) -> None:
+    """Checks number of units and fingerprint against those of a model or an encoder."""
+    if found and known and found != known:
+        raise ValueError(f"{source} is of the encoder {found}, expected {known}, the {whose}'s")
+    if has not in fits:
         raise ValueError(
-            f"{source} is of the encoder {found}, expected {expected}, which made the model's units"
-        )
-
-
-def _check_count(source: str, found: int, model: ModelDescription, *, is_known: bool) -> None:
-    """Checks the number of units, of which a model may have a few more than its encoder."""
-    unit_count = model.vocabulary.unit_count
-    least = 1 if is_known else math.ceil(_LEAST_SHARE * unit_count)
-    if not least <= found <= unit_count:
-        raise ValueError(
-            f"{source} has {found} units, expected {least} … {unit_count} for a model of "
-            f"{unit_count}"
+            f"{source} has {has} units, expected {fits[0]} … {fits[-1]}, as the {whose}'s"
         )

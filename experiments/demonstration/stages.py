@@ -18,7 +18,7 @@ import jax
 from data_pipelines.microworld.build import build_corpus
 from data_pipelines.microworld.corpus import TEST_SETS, MicroworldConfig, MicroworldPaths
 from experiments.common import gin_config
-from experiments.common.encoders import load_vocoder
+from experiments.common.encoders import open_speech
 from experiments.common.experiment import Experiment, check_experiment, run_experiment
 from experiments.common.outputs import make_progress_printer
 from experiments.demonstration.run_lengths import (
@@ -61,6 +61,7 @@ from lst_jax.inference.scoring import ScoringShape
 from lst_jax.inference.trained_model import load_trained_model
 from lst_jax.model.models import count_parameters
 from lst_jax.settings import given, require
+from lst_jax.speech.interfaces import Vocoder
 from lst_jax.training.hooks import step_of
 from lst_jax.training.metrics import Record, format_duration, read_evaluations, read_records
 
@@ -196,6 +197,7 @@ class Demo:
         clock = Clock()
         clock.begin("corpus")
         build_corpus(self._config, self._corpus.root)
+        self._open_vocoder([])  # one that does not fit is known before anything is trained
         self._write_stories()
         clock.begin("measure")
         if self._plan is None and not self._measure(start):
@@ -363,18 +365,19 @@ class Demo:
         }
         unit_count = models["base"].vocabulary.unit_count
         spoken = read_spoken_texts([self._corpus.spoken_texts], unit_count)
-        own = f"mel:{self._corpus.encoder}"
-        vocoder = load_vocoder(
-            self._vocoder, own, [str(self._workdir / name) for name in directories]
-        )
+        vocoder = self._open_vocoder([str(self._workdir / name) for name in directories])
         return make_speech_examples(
             self._workdir / "speech",
             models,
-            given(vocoder, "vocoder", "one of the encoder's units"),
+            vocoder,
             self._first_stories(unit_count)[0],
             # Of different sets, so that they are about different things.
             [spoken[len(spoken) // 3], spoken[-1]],
         )
+
+    def _open_vocoder(self, checkpoints: Sequence[str]) -> Vocoder:
+        _, vocoder = open_speech(f"mel:{self._corpus.encoder}", self._vocoder, checkpoints)
+        return given(vocoder, "vocoder", "one of the encoder's units")
 
     def _first_stories(self, unit_count: int) -> list[StoryExample]:
         """Returns the first item of each test set."""

@@ -1,15 +1,18 @@
 """The binaries that make speech and text: recognition, synthesis, continuation."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
 from data_pipelines.speech.audio import read_audio, write_wav
+from data_pipelines.speech.hifigan_checkpoints import HiFiGANWeights, write_vocoder
 from data_pipelines.speech.units import MelFeatures, MelKMeansEncoder
 from lst_jax.inference.scoring import Continuation, score_continuations
 from lst_jax.inference.trained_model import load_trained_model
 from tests.binaries import run_binary
+from tests.data_pipelines.speech.test_hifigan import PLAIN, random_params
 from tests.experiments.test_evaluate import UNIT_COUNT, write_run, write_tokenizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.multiprocess]
@@ -42,6 +45,12 @@ def place(tmp_path_factory):
     np.savez(folder / "few.npz", **arrays | few)
     turned = {"centroids": arrays["centroids"] * np.complex64(1j)}
     np.savez(folder / "complex.npz", **arrays | turned)
+    for name, factors, rate in (("voice", (21, 42), 22_050), ("fast", (16, 20), 16_000)):
+        shape = {"upsample_rates": factors, "upsample_kernel_sizes": factors}
+        shape |= {"code_hop_size": factors[0] * factors[1], "sampling_rate": rate}
+        config = dataclasses.replace(PLAIN, **shape)
+        trained = HiFiGANWeights(config, random_params(config)[0], None, None, encoder.fingerprint)
+        write_vocoder(folder / name, trained)
     write_wav(folder / "noise.wav", noise, features.sample_rate)
     (folder / "broken.wav").write_bytes(b"RIFF nothing")
     (folder / "recognizers.py").write_text(RECOGNIZER)
@@ -99,7 +108,7 @@ def test_synthesis_is_judged_by_any_recognizer(place, recognizer):
         place,
         "evaluate_tts",
         *("--checkpoint=lst", "--data=data.jsonl", "--limit=2", "--max_seconds=1"),
-        *("--encoder=mel:encoder.npz", "--output=tts.json", recognizer),
+        *("--encoder=mel:encoder.npz", "--vocoder=hifigan:voice", "--output=tts.json", recognizer),
     )
     (result,) = results(place, done, "tts.json")
     assert len(result["errors"]["utterances"]) == 2
@@ -115,7 +124,8 @@ def test_continuations_are_printed_and_written(place):
         place,
         "generate",
         *("--checkpoint=lst", "--text=ann lost", "--wav=noise.wav", "--prompts=prompts.jsonl"),
-        *("--encoder=mel:encoder.npz", "--output=out", "--max_seconds=1", "--max_tokens=20"),
+        *("--encoder=mel:encoder.npz", "--vocoder=hifigan:voice", "--output=out"),
+        *("--max_seconds=1", "--max_tokens=20"),
         *("--samples=2", "--temperature=1", "--top_p=1"),
     )
     assert done.returncode == 0, done.stderr
@@ -127,8 +137,7 @@ def test_continuations_are_printed_and_written(place):
         assert kinds <= ({"text"} if line["prompt"] == {"text": "ann lost"} else {"units"})
         if line["wav"]:
             units = sum(len(segment["units"]) for segment in line["segments"])
-            rate = MelFeatures().sample_rate
-            assert len(read_audio(place / "out" / line["wav"], rate)) == units * rate // 25
+            assert len(read_audio(place / "out" / line["wav"], 22_050)) == units * 22_050 // 25
     first, second = (line for line in lines if line["id"] == "mine")
     assert first["prompt"] == second["prompt"] == {"units": [1, 2, 3]}
     assert first["segments"] != second["segments"]
@@ -197,6 +206,22 @@ MISTAKES = {
         "evaluate_tts",
         (*LST, "--data=data.jsonl", "--encoder=mel:few.npz", "--recognizer=command:echo {wav}"),
         "mel:few.npz has 3 units, expected",
+    ),
+    "a vocoder of another rate": (
+        "evaluate_tts",
+        (
+            *(*LST, "--data=data.jsonl", "--encoder=mel:encoder.npz", "--vocoder=hifigan:fast"),
+            "--recognizer=command:echo {wav}",
+        ),
+        "hifigan:fast speaks 50 units a second, expected 25, as the encoder hears",
+    ),
+    "a vocoder of few units": (
+        "evaluate_speech_quality",
+        (
+            *("--data=data.jsonl", "--vocoder=mel:few.npz"),
+            "--recognizer=python:recognizers:hear,takes=units",
+        ),
+        "units[0] is 7; expected an integer 0 … 2",
     ),
     "no sound": ("generate", (*LST, "--wav=broken.wav", "--encoder=mel:encoder.npz"), "broken.wav"),
     "no encoder": ("generate", (*LST, "--wav=noise.wav"), "needs --encoder"),
