@@ -266,4 +266,8 @@ def _params_of(
 def _fold(magnitude: np.ndarray, direction: np.ndarray, source: str) -> np.ndarray:
     norm = np.sqrt(np.sum(np.square(direction, dtype=np.float64), (1, 2), keepdims=True))
     require(bool((norm > 0).all()), f"{source}: norms", 0, "no slice of norm 0")
-    return (direction * (magnitude / norm)).astype(np.float32)
+    with np.errstate(over="ignore"):  # what is too large is not finite then
+        kernel = (direction * (magnitude / norm)).astype(np.float32)
+    finite = bool(np.isfinite(kernel).all())
+    require(finite, f"{source}: by its norms", "not finite", "finite numbers")
+    return kernel

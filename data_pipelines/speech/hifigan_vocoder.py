@@ -164,7 +164,10 @@ class HiFiGANVocoder:
 
     def _piece(self, units: np.ndarray) -> np.ndarray:
         padded = _pad(units, _static_length(len(units)))
-        return np.asarray(self._waveform(self._params, *self._inputs(padded, len(units))))
+        samples = np.asarray(self._waveform(self._params, *self._inputs(padded, len(units))))
+        if not np.isfinite(samples).all():
+            raise ValueError("the vocoder's samples are not finite, expected weights that speak")
+        return samples
 
     def _inputs(self, padded: np.ndarray, length: int) -> tuple[Any, ...]:
         return (padded[None].astype(np.int32), np.full(1, length, np.int32), *self._ids)
