@@ -48,7 +48,10 @@ def main(argv: list[str]) -> None:
     saved = open_model()
     description = saved.description
     pairs = read_speech_pairs(
-        flags.FLAGS.data, description.vocabulary.unit_count, description.encoder_fingerprint
+        flags.FLAGS.data,
+        description.vocabulary.unit_count,
+        description.encoder_fingerprint,
+        unpaired=_SUBMISSION.value is not None,
     )
     if _SUBMISSION.value:
         folder = pathlib.Path(_SUBMISSION.value)

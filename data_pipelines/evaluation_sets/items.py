@@ -53,7 +53,8 @@ class ReleasedSet:
       name: of the set.
       drafts: its items, in order.
       count: what the papers count: items, or pairs over their voices.
-      stated: the counts that they state; several where a release has parts.
+      stated: the counts that they state; several where a release has parts, none of what has no
+        pairs.
       fingerprint: SHA-256, hexadecimal, of what says which items there are.
     """
 
@@ -67,7 +68,7 @@ class ReleasedSet:
         """Raises a `ValueError` unless there are as many as the papers state."""
         expected = " or ".join(f"{count:,}" for count in self.stated)
         require(
-            self.count in self.stated,
+            not self.stated or self.count in self.stated,
             f"{source}: the number of items of {self.name}",
             self.count,
             f"{expected}, as published; --subset takes a part",

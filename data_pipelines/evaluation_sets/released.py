@@ -9,7 +9,9 @@
 
 All become minimal pairs (`lst_jax/evaluation/minimal_pairs.py`). A row of `gold.csv` is a
 recording; the two rows of one `id` and `voice` (and `type` and `subtype` of sBLIMP) are a pair, and
-the pairs of one `id` are versions of it, which count by their mean, as in the challenge.
+the pairs of one `id` are versions of it, which count by their mean, as in the challenge. The test
+splits are released without `gold.csv`: their recordings become items alone, for a submission.
+Counts are those of the benchmark's paper (Nguyen et al., 2020) and, of stories, of the LST's.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import dataclasses
 import hashlib
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from data_pipelines.evaluation_sets.items import ReleasedSet, UnencodedItem
@@ -88,6 +90,8 @@ def read_released(kind: str, root: pathlib.Path, split: str) -> ReleasedSet:
 def _read_zerospeech(kind: _Kind, root: pathlib.Path, split: str) -> ReleasedSet:
     folder = root / kind.task / split
     gold = folder / "gold.csv"
+    if split == "test" and not gold.exists():
+        return _read_unpaired(kind, folder)
     columns = ("filename", "voice", "correct", *kind.names)
     sounds = _sounds(folder)
     rows: dict[tuple[str, ...], dict[str, tuple[str, dict[str, str]]]] = {}
@@ -121,10 +125,23 @@ def _read_zerospeech(kind: _Kind, root: pathlib.Path, split: str) -> ReleasedSet
         names = [f"{kind.task}/{split}/{row['filename']}" for row in members]
         sources = tuple(sounds[_stem(row["filename"])] for row in members)
         about = {"set": kind.name, "category": category or None, "pair": pair}
-        drafts.append(_pair_draft(f"{pair}/{key[-1]}", about, sources, names))
+        drafts.append(_draft(f"{pair}/{key[-1]}", about, sources, names))
     pairs = {key[:-1] for key in rows}
     fingerprint = hashlib.sha256(gold.read_bytes()).hexdigest()
     return ReleasedSet(kind.name, drafts, len(pairs), kind.stated[split], fingerprint)
+
+
+def _read_unpaired(kind: _Kind, folder: pathlib.Path) -> ReleasedSet:
+    """Reads recordings of which nobody says which are right, or pairs."""
+    sounds = _sounds(folder)
+    if not sounds:
+        raise FileNotFoundError(f"input {folder} holds no recording, expected some")
+    about = {"set": kind.name}
+    drafts = [
+        _draft(name, about, (path,), [f"{kind.task}/{folder.name}/{name}"])
+        for name, path in sounds.items()
+    ]
+    return ReleasedSet(kind.name, drafts, len(drafts), (), _fingerprint(sounds))
 
 
 def _read_stories(kind: _Kind, root: pathlib.Path) -> ReleasedSet:
@@ -144,25 +161,28 @@ def _read_stories(kind: _Kind, root: pathlib.Path) -> ReleasedSet:
             (path,) = members.values()
             raise ValueError(f"{path} has no partner, expected N_correct and N_incorrect of each N")
         sources = members["correct"], members["incorrect"]
-        drafts.append(_pair_draft(name, {"set": kind.name}, sources, None))
-    names = "\n".join(stories)
-    fingerprint = hashlib.sha256(names.encode("utf-8", "backslashreplace")).hexdigest()
-    return ReleasedSet(kind.name, drafts, len(drafts), kind.stated["test"], fingerprint)
+        drafts.append(_draft(name, {"set": kind.name}, sources, None))
+    return ReleasedSet(kind.name, drafts, len(drafts), kind.stated["test"], _fingerprint(stories))
 
 
-def _pair_draft(
+def _fingerprint(names: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(names).encode("utf-8", "backslashreplace")).hexdigest()
+
+
+def _draft(
     name: str,
     about: Mapping[str, Any],
     sources: tuple[pathlib.Path, ...],
     files: Sequence[str] | None,
 ) -> UnencodedItem:
-    """Returns the draft of a minimal pair whose first member is the right one."""
+    """Returns the draft of a minimal pair whose first member is the right one, or of one alone."""
+    correct = {"correct": 0} if len(sources) == 2 else {}
 
     def build(units: list[list[int]]) -> dict[str, Any]:
         members: list[dict[str, Any]] = [{"units": each} for each in units]
         for member, file in zip(members, files or (), strict=files is not None):
             member["file"] = file
-        return {"id": name, **about, "members": members, "correct": 0}
+        return {"id": name, **about, "members": members, **correct}
 
     return UnencodedItem(name, sources, build)
 

@@ -46,7 +46,7 @@ class Choice:
       set_name: the evaluation set that it belongs to.
       example_id: name of the example, unique within its set.
       group: the part of the set that it belongs to, if any.
-      candidates: two or more.
+      candidates: two or more; one, which only has a score, where there is no label.
       label: index of the right one.
       item: what the choice is a version of; None: it is an item.
     """
@@ -55,7 +55,7 @@ class Choice:
     example_id: str
     group: str | None
     candidates: Sequence[Continuation]
-    label: int
+    label: int | None
     item: str | None = None
 
 
@@ -72,7 +72,7 @@ class ChoiceScores:
     set_name: str
     example_id: str
     group: str | None
-    label: int
+    label: int | None
     log_probabilities: tuple[float, ...]
     token_counts: tuple[int, ...]
     item: str | None = None
@@ -201,9 +201,11 @@ def evaluate_choices(
 def summarize(
     scores: Sequence[ChoiceScores], kind: ChoiceKind, logits: Logits = "all"
 ) -> ChoiceResults:
-    """Returns the accuracies of scored choices, by set and group."""
+    """Returns the accuracies of scored choices, by set and group; those without label have none."""
     sets: dict[str, dict[str | None, list[ChoiceScores]]] = {}
     for entry in scores:
+        if entry.label is None:
+            continue
         groups = sets.setdefault(entry.set_name, {None: []} if kind.whole_sets else {})
         # Choices without a group count in the whole set only.
         for group in dict.fromkeys([None, entry.group] if kind.whole_sets else [entry.group]):
@@ -220,8 +222,9 @@ def _summarize_group(
     set_name: str, group: str | None, entries: Sequence[ChoiceScores]
 ) -> ChoiceResult:
     items = [i if entry.item is None else entry.item for i, entry in enumerate(entries)]
-    accuracy = measure_accuracy([(x.log_probabilities, x.label) for x in entries], items)
-    normalized = measure_accuracy([(x.normalized, x.label) for x in entries], items)
+    scored = [(x.log_probabilities, x.normalized, x.label) for x in entries if x.label is not None]
+    accuracy = measure_accuracy([(sums, label) for sums, _, label in scored], items)
+    normalized = measure_accuracy([(means, label) for _, means, label in scored], items)
     return ChoiceResult(
         set_name=set_name,
         group=group,

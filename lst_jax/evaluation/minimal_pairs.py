@@ -9,13 +9,15 @@ the ZeroSpeech challenge 2021. The files are JSON lines, one pair a line:
 `correct` is the index of the right member. `set` is any name; accuracies are reported by set and,
 within a set, by `category`, which may be absent (or null). Lines of one `pair` are versions of it,
 in several voices, and count as one, by their mean; where it is absent a line is a separate pair.
-`file` of a member, `lexical/dev/NAME`, names it in a submission to the challenge. Other fields are
+`file` of a member, `lexical/dev/NAME`, names it in a submission to the challenge. A line with one
+member and no `correct` is for that alone: nobody knows what it is a pair with. Other fields are
 ignored.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -33,21 +35,21 @@ from lst_jax.vocabulary import Vocabulary
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SpeechPair(jsonl.Example):
-    """Two utterances that differ in one point.
+    """Two utterances that differ in one point; or one, which has a score and no accuracy.
 
     Attributes:
       category: what it tests within the set, or None.
       members: raw speech units of each, (U,) int32.
-      correct: index of the right member, 0 or 1.
+      correct: index of the right member, 0 or 1. None: there is one alone.
       pair: what it is a version of, or None.
       files: what the challenge calls each member, or None.
     """
 
     category: str | None
-    members: tuple[np.ndarray, np.ndarray]
-    correct: int
+    members: tuple[np.ndarray, ...]
+    correct: int | None
     pair: str | None = None
-    files: tuple[str | None, str | None] = (None, None)
+    files: tuple[str | None, ...] = (None, None)
 
 
 # Task, split and the name that `gold.csv` has: parts of a submission's paths.
@@ -56,7 +58,11 @@ KIND = ChoiceKind(group="category", label="correct", whole_sets=True)
 
 
 def read_speech_pairs(
-    paths: Sequence[str | pathlib.Path], unit_count: int, encoder_fingerprint: str | None = None
+    paths: Sequence[str | pathlib.Path],
+    unit_count: int,
+    encoder_fingerprint: str | None = None,
+    *,
+    unpaired: bool = False,
 ) -> tuple[SpeechPair, ...]:
     """Reads and checks files of pairs (format: see the module).
 
@@ -64,21 +70,27 @@ def read_speech_pairs(
       paths: JSONL files.
       unit_count: number of speech units.
       encoder_fingerprint: of the encoder of the model's units, see `jsonl.read_examples`.
+      unpaired: whether a line may have one member and no `correct`.
 
     Raises:
       OSError, ValueError: see `jsonl.read_examples`; or a line has a missing field, other than two
         members, a member without units, or a `correct` that names no member.
     """
-    return jsonl.read_examples(paths, unit_count, _parse_pair, encoder_fingerprint)
+    parse = functools.partial(_parse_pair, unpaired)
+    return jsonl.read_examples(paths, unit_count, parse, encoder_fingerprint)
 
 
-def _parse_pair(fields: Mapping[str, Any], unit_count: int, origin: str) -> SpeechPair:
+def _parse_pair(
+    unpaired: bool, fields: Mapping[str, Any], unit_count: int, origin: str
+) -> SpeechPair:
     members = jsonl.field(fields, "members", list)
-    if len(members) != 2:
-        raise ValueError(f"members has {len(members)} entries; expected two")
-    first, second = (_parse_member(value, i, unit_count) for i, value in enumerate(members))
-    correct = jsonl.field(fields, "correct", int)
-    if correct not in (0, 1):
+    alone = unpaired and len(members) == 1 and fields.get("correct") is None
+    if len(members) != 2 and not alone:
+        raise ValueError(
+            f"members has {len(members)} entries; expected two: one alone is for a submission"
+        )
+    correct = None if alone else jsonl.field(fields, "correct", int)
+    if correct not in (None, 0, 1):
         raise ValueError(f"correct is {jsonl.show(correct)}; expected 0 or 1, a member's index")
     texts = {
         name: jsonl.field(fields, name, str) if fields.get(name) is not None else None
@@ -87,10 +99,10 @@ def _parse_pair(fields: Mapping[str, Any], unit_count: int, origin: str) -> Spee
     return SpeechPair(
         example_id=jsonl.field(fields, "id", str),
         set_name=jsonl.field(fields, "set", str),
-        members=(first, second),
+        members=tuple(_parse_member(x, i, unit_count) for i, x in enumerate(members)),
         correct=correct,
         origin=origin,
-        files=(_parse_file(members[0], 0), _parse_file(members[1], 1)),
+        files=tuple(_parse_file(x, i) for i, x in enumerate(members)),
         **texts,
     )
 

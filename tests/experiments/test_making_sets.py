@@ -1,6 +1,7 @@
 """Evaluation sets from releases and from text, as a user makes and scores them."""
 
 import json
+import shutil
 import signal
 import time
 
@@ -66,6 +67,15 @@ def test_released_layouts_are_converted_scored_and_submitted(place):
         names = {path.stem for path in (place / f"sLM21/{task}/dev").glob("*.wav")}
         assert {line.split(" ")[0] for line in lines} == names and len(lines) == len(names)
         assert all(float(line.split(" ")[1]) < 0 for line in lines)
+    shutil.copytree(place / "sLM21/lexical/dev", place / "blind/lexical/test")
+    (place / "blind/lexical/test/gold.csv").unlink()
+    run(place, "convert_set", "--set=swuggy", "--input=blind", MEL, "--output=made/blind")
+    data = "--data=made/blind/items.jsonl"
+    run(place, "evaluate_pairs", *common, data, "--submission=blind/sent")
+    assert json.loads((place / "pairs.json").read_text())["results"] == []
+    lines = (place / "blind/sent/lexical/test.txt").read_text().splitlines()
+    expected = {path.stem for path in (place / "sLM21/lexical/dev").glob("*.wav")}
+    assert {line.split(" ")[0] for line in lines} == expected
     stories = ("--data=made/storycloze/items.jsonl", "--logits=speech")
     run(place, "evaluate_pairs", *common, *stories)
     assert json.loads((place / "pairs.json").read_text())["logits"] == "speech"

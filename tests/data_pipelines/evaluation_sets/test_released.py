@@ -91,6 +91,25 @@ def test_other_counts_than_the_papers_state_are_refused(root, kind):
         found.check_count(root)
 
 
+def test_recordings_of_a_test_split_without_gold_are_items_alone(tmp_path):
+    write_zerospeech(tmp_path, sound=False, split="test")
+    (tmp_path / "lexical/test/gold.csv").unlink()
+    found = read_released("swuggy", tmp_path, "test")
+    found.check_count(tmp_path)  # nobody states how many recordings there are
+    names = sorted(path.stem for path in (tmp_path / "lexical/test").glob("*.wav"))
+    assert found.count == len(names) == 8
+    for name, draft in zip(names, found.drafts, strict=True):
+        member = {"units": [1], "file": f"lexical/test/{name}"}
+        assert draft.build([[1]]) == {"id": name, "set": "sWUGGY", "members": [member]}
+        assert draft.sources == (tmp_path / f"lexical/test/{name}.wav",)
+    (tmp_path / "syntactic/dev").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"syntactic/dev/gold.csv"):
+        read_released("sblimp", tmp_path, "dev")
+    (tmp_path / "empty/lexical/test").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"lexical/test holds no recording"):
+        read_released("swuggy", tmp_path / "empty", "test")
+
+
 def test_stories_are_pairs_of_whole_recordings(tmp_path):
     for name in ("10_correct", "10_incorrect", "sub/9_correct", "sub/9_incorrect"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

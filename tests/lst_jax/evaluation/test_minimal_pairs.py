@@ -402,6 +402,20 @@ def test_a_submission_has_a_line_for_every_file_with_its_sum_or_mean(tmp_path):
             pairs(fields(members=[{"units": [1], "file": file}] * 2))
 
 
+def test_a_member_alone_has_a_score_for_a_submission_and_no_accuracy(tmp_path):
+    line = {"id": "a", "set": "s", "members": [{"units": [1, 2], "file": "lexical/test/a"}]}
+    path = write(tmp_path / "a.jsonl", line)
+    with pytest.raises(ValueError, match="members has 1 entries; expected two: one alone is for"):
+        read_speech_pairs([path], UNIT_COUNT)
+    read = read_speech_pairs([path], UNIT_COUNT, unpaired=True)
+    check_submission(read)
+    assert len(build_continuations(read[0], VOCABULARY)) == 1
+    results = summarize([ChoiceScores("s", "a", None, read[0].correct, (-3.0,), (2,))], KIND)
+    assert results.table == ()
+    assert format_submission(read, results, "mean") == {"lexical/test.txt": "a -1.5\n"}
+    assert results.as_dict(with_scores=True)["scores"][0]["correct"] is None
+
+
 def test_no_pairs_are_refused(evaluate):
     with pytest.raises(ValueError, match="pairs is empty"):
         evaluate([])
