@@ -90,7 +90,9 @@ def pages(results: pathlib.Path = RESULTS) -> dict[str, str]:
             read("speech_encoder"),
             read_if("speech_feed"),
         ),
-        "voices.md": speed_results.voices_page(read_if("vocoder_speed"), read_if("voice_quality")),
+        "voices.md": speed_results.voices_page(
+            read_if("vocoder_speed"), read_if("voice_quality"), read_if("voice_recordings")
+        ),
         "gpus.md": gpu_results(results),
     }
 

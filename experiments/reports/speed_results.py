@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 
 from experiments.benchmarks.aot_tables import format_tables
@@ -80,8 +81,14 @@ _FED = {
 }
 
 
-def voices_page(speed: Record | None, voices: Record | None) -> str:
-    """Returns the page of vocoders: how fast one is, and how a trained one sounds."""
+def voices_page(speed: Record | None, voices: Record | None, read: Record | None) -> str:
+    """Returns the page of vocoders: how fast one is, and how a trained one sounds.
+
+    Args:
+      speed: of `experiments.benchmarks.vocoder_speed`; None where there is none.
+      voices: of `experiments.benchmarks.voice_quality`.
+      read: of `experiments.benchmarks.voice_recordings`.
+    """
     factors = {
         "speech": lambda x: f"{x['seconds']} s",
         "real-time factor": lambda x: f"{x['real_time_factor']:.3f}",
@@ -103,7 +110,42 @@ def voices_page(speed: Record | None, voices: Record | None) -> str:
         voices=voices,
         factors=table(factors, speed["results"]) if speed else "",
         comparison=table(sound, voices["results"]) if voices else "",
+        read=read,
+        learned=_heard_again(read["results"], learned=True) if read else "",
+        held_out=_heard_again(read["results"], learned=False) if read else "",
     )
+
+
+def _heard_again(results: list[Record], *, learned: bool) -> str:
+    """Returns what is heard of recordings, by voice, and in how many as much as by Griffin-Lim."""
+    voices: dict[str, list[Record]] = {}
+    for x in results:
+        if x["learned"] == learned:
+            voices.setdefault(x["voice"], []).append(x)
+    lines = [
+        {
+            "voice": voice,
+            "recordings": len(heard),
+            "words": sum(x["words"] for x in heard),
+            "right": sum(x["right"] for x in heard),
+            "same": sum(x["same"] for x in heard),
+            "as many": sum(
+                x["same"] >= y["same"] for x, y in zip(heard, voices["MelVocoder"], strict=True)
+            ),
+            "mel distance": statistics.fmean(x["mel_distance"] for x in heard),
+        }
+        for voice, heard in voices.items()
+    ]
+    columns = {
+        "voice": lambda x: x["voice"],
+        "recordings": lambda x: x["recordings"],
+        "words": lambda x: x["words"],
+        "words heard": lambda x: x["right"],
+        "words heard as in the original": lambda x: x["same"],
+        "recordings with as many of these as Griffin-Lim": lambda x: x["as many"],
+        "mel distance": lambda x: f"{x['mel distance']:.3f}",
+    }
+    return table(columns, lines) if lines else ""
 
 
 def cpu_page(
