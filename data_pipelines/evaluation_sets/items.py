@@ -21,7 +21,7 @@ from data_pipelines.speech.audio import float_samples, resample
 from data_pipelines.speech.parts import Parts
 from data_pipelines.speech.preparing import decode, find_silence
 from data_pipelines.speech.recordings import Recording, Sound
-from lst_jax.files import write_file, write_json
+from lst_jax.files import refuse_to_replace, write_file, write_json
 from lst_jax.settings import one_line, quote, require
 from lst_jax.speech.interfaces import Rejection, Synthesizer, UnitEncoder
 from lst_jax.strict_json import read_json_object
@@ -122,7 +122,7 @@ def speak_texts(synthesizers: Sequence[Synthesizer], seed: int, encoder: UnitEnc
         synthesizer = synthesizers[choose_voice(draft.id, len(synthesizers), seed)]
         try:
             sounds = [float_samples(x) for x in synthesizer.synthesize([*draft.sources])]
-        except Exception as error:  # whatever a synthesizer of the user's raises for an item
+        except (Exception, SystemExit) as error:  # whatever one of the user's raises for an item
             reason = one_line(str(error)) or type(error).__name__
             return Rejection("synthesizer", reason)
         if len(sounds) != len(draft.sources):
@@ -192,9 +192,13 @@ def write_set(
       The number of items and of rejects.
 
     Raises:
+      FileExistsError: the folder holds something else.
       ValueError: the folder has items of other settings, or too many drafts become none.
     """
     folder = output / "parts"
+    begun = any((place / SETTINGS).is_file() for place in (output, folder))
+    if output.exists() and not begun:  # nothing there is of such a run
+        refuse_to_replace(output)
     if not folder.exists() and (output / ITEMS).is_file():
         Parts.check_settings(output / SETTINGS, settings)
         return _count_lines(output / ITEMS), _count_lines(output / REJECTS)
@@ -203,6 +207,7 @@ def write_set(
     write_json(folder / SETTINGS, settings)
     lines: list[str] = []
     rejects: list[dict[str, str]] = []
+    rejecting: list[pathlib.Path] = []
     for begin in range(0, len(drafts), items_per_part):
         part = drafts[begin : begin + items_per_part]
         path = folder / f"{begin:09d}.json"
@@ -211,7 +216,10 @@ def write_set(
         done = read_json_object(path)
         lines += done["items"]
         rejects += done["rejects"]
+        rejecting += [path] if done["rejects"] else []
         if len(rejects) > max_reject_share * len(drafts):
+            for rejected in rejecting:  # they are tried again, when the cause may have gone
+                rejected.unlink()
             first = rejects[0]
             raise ValueError(
                 f"{len(rejects):,} of {len(drafts):,} items were rejected, expected at most "

@@ -38,7 +38,8 @@ from experiments.common import cli
 from experiments.common.machine import command_line, device_name, versions
 from experiments.common.outputs import check_output, check_writable, keep_results
 from experiments.common.paths import define_path
-from experiments.common.vocoder_experiment import RESULTS, VOCODER, mel_distance
+from experiments.common.speech_training import RESULTS
+from experiments.common.vocoder_experiment import VOCODER, mel_distance
 from lst_jax.evaluation.error_rates import normalize
 from lst_jax.evaluation.tables import format_rows
 from lst_jax.settings import require
@@ -56,7 +57,7 @@ def define_flags() -> None:
     define_path("workdir", "Folder of units and vocoder.", required=True)
     flags.DEFINE_integer("unit_count", 100, "Units to fit.", lower_bound=1)
     flags.DEFINE_integer("held_out", 1, "Recordings that nothing learns, the last.", lower_bound=0)
-    flags.DEFINE_integer("steps", 800, "Of the vocoder's training.", lower_bound=1)
+    flags.DEFINE_integer("steps", 1500, "Of the vocoder's training.", lower_bound=1)
     define_path("output", "JSON file to write the results to.")
 
 

@@ -127,7 +127,18 @@ def test_too_many_rejects_end_it_with_the_first_of_them(tmp_path):
     with pytest.raises(ValueError, match=r"1 of 7 items .*=0.1; the first, 'bad': silent, 'hush'"):
         write(tmp_path, DRAFTS, max_reject_share=0.1)
     assert [path.name for path in tmp_path.iterdir()] == ["parts"]
+    kept = sorted(path.name for path in (tmp_path / "parts").iterdir())
+    assert kept == ["000000000.json", "000000002.json", "000000004.json", "settings.json"]
     assert write(tmp_path, DRAFTS, max_reject_share=0.2) == (6, 1)
+
+
+@pytest.mark.parametrize("name", ["parts/mine.txt", "items.jsonl", "a"])
+def test_a_folder_of_something_else_is_left_as_it_is(tmp_path, name):
+    (tmp_path / "parts").mkdir()
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(FileExistsError, match="exists and is not empty"):
+        write(tmp_path, DRAFTS)
+    assert (tmp_path / name).read_text() == "mine"
 
 
 def test_a_voice_is_of_the_item_and_the_seed_alone(tmp_path):
