@@ -5,9 +5,10 @@ r"""Turns recordings of a reader into units and sound again, and counts the word
         --workdir=runs/librivox_voice \
         --output=experiments/benchmarks/results/voice_recordings.json
 
-Mel units are fitted to all recordings but the last, and `experiments.train_vocoder` learns a
-vocoder of these units from the same recordings: seconds of speech, in minutes, so it says what
-becomes of this reader and not of others. Each vocoder speaks all recordings' units, and a
+The built-in units, and the voice that was trained for them, know nothing of the reader. Others are
+fitted to all recordings but the last, and `experiments.train_vocoder` learns a vocoder of these
+from the same recordings: seconds of speech, in minutes, so it says what becomes of them and of
+nothing else. Of either units Griffin and Lim's algorithm and a vocoder speak all recordings, and a
 recognizer hears that and the original. The same command goes on where a killed one was.
 """
 
@@ -33,7 +34,7 @@ from data_pipelines.speech.registry import (
     open_recognizer,
     open_vocoder,
 )
-from data_pipelines.speech.units import MelFeatures, MelKMeansEncoder
+from data_pipelines.speech.units import BUILT_IN, MelFeatures, MelKMeansEncoder
 from experiments.common import cli
 from experiments.common.machine import command_line, device_name, versions
 from experiments.common.outputs import check_output, check_writable, keep_results
@@ -43,11 +44,10 @@ from experiments.common.vocoder_experiment import VOCODER, mel_distance
 from lst_jax.evaluation.error_rates import normalize
 from lst_jax.evaluation.tables import format_rows
 from lst_jax.settings import require
-from lst_jax.speech.interfaces import Rejection
+from lst_jax.speech.interfaces import Recognizer, Rejection
 from lst_jax.strict_json import read_json_object
 
 _RATE = 16_000
-_ORIGINAL = "original"
 _GIN_FILE = "experiments/configs/vocoder/small.gin"
 
 
@@ -80,42 +80,32 @@ def main(argv: list[str]) -> None:
     if not units_file.exists():
         fit_units(files[:count], texts[:count], given.unit_count).save(units_file)
     training = _train(f"mel:{units_file}", learned, given.steps, workdir / "voice")
-    encoder = open_encoder(f"mel:{units_file}")
-    waveforms = [read_audio(file, encoder.sample_rate) for file in files]
-    units = [x for x in encoder.encode(waveforms) if not isinstance(x, Rejection)]
-    require(len(units) == len(files), "--recordings", len(units), "as many that are long enough")
     originals = [read_audio(file, _RATE) for file in files]
-    sounds = {_ORIGINAL: originals}
-    for vocoder in (f"mel:{units_file}", f"hifigan:{workdir / 'voice' / VOCODER}"):
-        opened = open_vocoder(vocoder)
-        made = opened.decode(units)
-        sounds[type(opened).__name__] = [resample(x, opened.sample_rate, _RATE) for x in made]
-    heard = {
-        voice: [
-            " ".join(word.text for word in words)
-            for words in recognizer.recognize(
-                [resample(x, _RATE, recognizer.sample_rate) for x in made]
-            )
-        ]
-        for voice, made in sounds.items()
-    }
-    results = [
-        {
-            "voice": voice,
-            "recording": file.stem,
-            "learned": i < count,
-            "words": len(normalize(texts[i]).split()),
-            "right": count_same(texts[i], heard[voice][i]),
-            "same": count_same(heard[_ORIGINAL][i], heard[voice][i]),
-            "mel_distance": mel_distance(originals[i], made[i], _RATE),
-        }
-        for voice, made in sounds.items()
-        for i, file in enumerate(files)
-    ]
+    heard = _hear(recognizer, originals)
+    own = f"mel:{units_file}", f"hifigan:{workdir / 'voice' / VOCODER}"
+    built_in = f"mel:{BUILT_IN / 'encoder.npz'}", "built_in"
+    fitted = ["fitted, learned"] * count + ["fitted, not learned"] * given.held_out
+    results = []
+    for units, tools in ((["built-in"] * len(files), built_in), (fitted, own)):
+        sounds = {"original": originals, **_speak(*tools, files)}
+        for voice, made in sounds.items():
+            again = heard if voice == "original" else _hear(recognizer, made)
+            results += [
+                {
+                    "units": units[i],
+                    "voice": voice,
+                    "recording": file.stem,
+                    "words": len(normalize(texts[i]).split()),
+                    "right": count_same(texts[i], again[i]),
+                    "same": count_same(heard[i], again[i]),
+                    "mel_distance": mel_distance(originals[i], made[i], _RATE),
+                }
+                for i, file in enumerate(files)
+            ]
     values = {
         "command": command_line("voice_recordings"),
         "recognizer": "pocketsphinx",
-        "unit_count": encoder.unit_count,
+        "unit_count": given.unit_count,
         "learned_seconds": sum(len(x) for x in originals[:count]) / _RATE,
         "device": device_name(),
         "cores": len(os.sched_getaffinity(0)),
@@ -152,6 +142,26 @@ def count_same(reference: str, heard: str) -> int:
     return jiwer.process_words(reference, heard).hits if reference else 0
 
 
+def _speak(
+    encoder: str, vocoder: str, files: Sequence[pathlib.Path]
+) -> dict[str, list[np.ndarray]]:
+    """Returns recordings as units speak them, by Griffin and Lim's algorithm and by a vocoder."""
+    hears = open_encoder(encoder)
+    units = hears.encode([read_audio(file, hears.sample_rate) for file in files])
+    known = [x for x in units if not isinstance(x, Rejection)]
+    require(len(known) == len(files), "--recordings", len(known), "as many that are long enough")
+    voices = {"mel": open_vocoder(encoder), "hifigan": open_vocoder(vocoder)}
+    return {
+        name: [resample(x, voice.sample_rate, _RATE) for x in voice.decode(known)]
+        for name, voice in voices.items()
+    }
+
+
+def _hear(recognizer: Recognizer, sounds: Sequence[np.ndarray]) -> list[str]:
+    given = [resample(x, _RATE, recognizer.sample_rate) for x in sounds]
+    return [" ".join(word.text for word in words) for words in recognizer.recognize(given)]
+
+
 def _train(
     encoder: str, recordings: pathlib.Path, steps: int, workdir: pathlib.Path
 ) -> dict[str, Any]:
@@ -165,13 +175,13 @@ def _train(
 
 
 def _table(results: list[dict[str, Any]]) -> str:
-    rows = [["voice", "learned", "words", "right", "same", "mel distance"]]
-    for voice, learned in dict.fromkeys((x["voice"], x["learned"]) for x in results):
-        part = [x for x in results if (x["voice"], x["learned"]) == (voice, learned)]
+    rows = [["units", "voice", "words", "right", "same", "mel distance"]]
+    for units, voice in dict.fromkeys((x["units"], x["voice"]) for x in results):
+        part = [x for x in results if (x["units"], x["voice"]) == (units, voice)]
         sums = [str(sum(x[name] for x in part)) for name in ("words", "right", "same")]
         distance = np.mean([x["mel_distance"] for x in part])
-        rows.append([voice, "yes" if learned else "no", *sums, f"{distance:.3f}"])
-    return format_rows(rows, 1)
+        rows.append([units, voice, *sums, f"{distance:.3f}"])
+    return format_rows(rows, 2)
 
 
 if __name__ == "__main__":

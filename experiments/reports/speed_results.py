@@ -111,32 +111,28 @@ def voices_page(speed: Record | None, voices: Record | None, read: Record | None
         factors=table(factors, speed["results"]) if speed else "",
         comparison=table(sound, voices["results"]) if voices else "",
         read=read,
-        learned=_heard_again(read["results"], learned=True) if read else "",
-        held_out=_heard_again(read["results"], learned=False) if read else "",
+        heard=_heard_again(read["results"]) if read else "",
     )
 
 
-def _heard_again(results: list[Record], *, learned: bool) -> str:
-    """Returns what is heard of recordings, by voice, and in how many as much as by Griffin-Lim."""
-    voices: dict[str, list[Record]] = {}
+def _heard_again(results: list[Record]) -> str:
+    """Returns what is heard of recordings, and in how many as much as by Griffin-Lim."""
+    voices: dict[tuple[str, str], list[Record]] = {}
     for x in results:
-        if x["learned"] == learned:
-            voices.setdefault(x["voice"], []).append(x)
-    lines = [
-        {
-            "voice": voice,
-            "recordings": len(heard),
-            "words": sum(x["words"] for x in heard),
-            "right": sum(x["right"] for x in heard),
-            "same": sum(x["same"] for x in heard),
-            "as many": sum(
-                x["same"] >= y["same"] for x, y in zip(heard, voices["MelVocoder"], strict=True)
-            ),
-            "mel distance": statistics.fmean(x["mel_distance"] for x in heard),
-        }
-        for voice, heard in voices.items()
-    ]
+        voices.setdefault((x["units"], x["voice"]), []).append(x)
+    lines = []
+    for (units, voice), heard in voices.items():
+        sums = {name: sum(x[name] for x in heard) for name in ("words", "right", "same")}
+        pairs = zip(heard, voices[units, "mel"], strict=True)
+        lines.append(
+            {
+                **{"units": units, "voice": voice, "recordings": len(heard), **sums},
+                "as many": sum(x["same"] >= y["same"] for x, y in pairs),
+                "mel distance": statistics.fmean(x["mel_distance"] for x in heard),
+            }
+        )
     columns = {
+        "units": lambda x: x["units"],
         "voice": lambda x: x["voice"],
         "recordings": lambda x: x["recordings"],
         "words": lambda x: x["words"],
@@ -145,7 +141,7 @@ def _heard_again(results: list[Record], *, learned: bool) -> str:
         "recordings with as many of these as Griffin-Lim": lambda x: x["as many"],
         "mel distance": lambda x: f"{x['mel distance']:.3f}",
     }
-    return table(columns, lines) if lines else ""
+    return table(columns, lines)
 
 
 def cpu_page(

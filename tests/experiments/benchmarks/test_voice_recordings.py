@@ -17,16 +17,16 @@ def test_words_count_where_they_are_heard_in_order():
 
 
 def test_the_page_says_in_how_many_recordings_a_voice_is_heard_as_well_as_griffin_lims():
-    same = {"original": (9, 9, 9), "MelVocoder": (4, 5, 6), "HiFiGANVocoder": (5, 4, 6)}
+    same = {"original": (9, 9, 9), "mel": (4, 5, 6), "hifigan": (5, 4, 6)}
     results = [
         {
-            **{"voice": voice, "learned": i < 2, "words": 10, "right": count, "same": count},
-            "mel_distance": 0.25,
+            "units": "fitted, learned" if i < 2 else "fitted, not learned",
+            **{"voice": voice, "words": 10, "right": count, "same": count, "mel_distance": 0.25},
         }
         for voice, counts in same.items()
         for i, count in enumerate(counts)
     ]
     page = voices_page(None, None, {**KEPT, "results": results})
-    assert "| HiFiGANVocoder | 2 | 20 | 9 | 9 | 1 | 0.250 |" in page
-    assert "| HiFiGANVocoder | 1 | 10 | 6 | 6 | 1 | 0.250 |" in page
+    assert "| fitted, learned | hifigan | 2 | 20 | 9 | 9 | 1 | 0.250 |" in page
+    assert "| fitted, not learned | hifigan | 1 | 10 | 6 | 6 | 1 | 0.250 |" in page
     assert "720,000 parameters" in page and "Nothing was measured" not in page
