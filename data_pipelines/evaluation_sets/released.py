@@ -11,7 +11,7 @@ All become minimal pairs (`lst_jax/evaluation/minimal_pairs.py`). A row of `gold
 recording; the two rows of one `id` and `voice` (and `type` and `subtype` of sBLIMP) are a pair, and
 the pairs of one `id` are versions of it, which count by their mean, as in the challenge. The test
 splits are released without `gold.csv`: their recordings become items alone, for a submission.
-Counts are those of the benchmark's paper (Nguyen et al., 2020) and, of stories, of the LST's.
+Counts are those of the benchmark's paper (Nguyen et al., 2020), and of StoryCloze's test file.
 """
 
 from __future__ import annotations

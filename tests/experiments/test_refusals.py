@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.speech.audio import write_wav
+from data_pipelines.speech.units import BUILT_IN
 from tests.experiments.forked import ROOT, Binaries
 from tests.marks import quick
 from tests.test_version1 import VERSION1
@@ -282,6 +283,7 @@ READERS = {
     "sdist.tar.gz": ("fetch_speech", "--sdist={}"),
     "case/case.json": ("verify_reference", "--case={}/case"),
     "case/config.json": ("verify_speech", "--case={}/case"),
+    "vocoder/config.json": ("generate", "--vocoder=hifigan:{}/vocoder"),
     "alignments.npz": ("verify_speech", "--case={}"),
 }
 
@@ -420,10 +422,11 @@ def test_any_line_of_json_is_taken_or_refused(refused, tmp_path, examples):
 
 
 FILES = {
-    "lst_run/model.json": ("generate", "--checkpoint"),
-    "baseline_run/model.json": ("evaluate", "--checkpoint"),
-    "lst_safetensors/config.json": ("port_checkpoint", "--input"),
-    "text_records/metadata.json": ("train", "--gin.TEXT_RECORDS"),
+    "lst_run/model.json": ("generate", "--checkpoint="),
+    "baseline_run/model.json": ("evaluate", "--checkpoint="),
+    "lst_safetensors/config.json": ("port_checkpoint", "--input="),
+    "text_records/metadata.json": ("train", "--gin.TEXT_RECORDS="),
+    "vocoder/config.json": ("generate", "--vocoder=hifigan:"),
 }
 
 
@@ -431,17 +434,18 @@ FILES = {
 def test_any_description_is_taken_or_refused(refused, tmp_path, examples):
     copied = tmp_path / "copied"
     shutil.copytree(VERSION1, copied)
+    shutil.copytree(BUILT_IN / "vocoder", copied / "vocoder")
+    read = {name: json.loads((copied / name).read_text()) for name in FILES}
 
     @fuzz(examples, st.data(), st.sampled_from(sorted(FILES)))
     def check(data, name):
         binary, option = FILES[name]
-        value = json.loads((VERSION1 / name).read_text())
-        (copied / name).write_bytes(data.draw(damaged(value)))
+        (copied / name).write_bytes(data.draw(damaged(read[name])))
         arguments = [x for x in REFUSED[binary] if not x.startswith(option)]
         if binary == "train":  # what data are read for is wrong as late as this
             arguments += ["--gin.INITIAL_CHECKPOINT=None", "--gin.EVAL_STORIES=('none',)"]
             arguments += ["--gin.EVAL_EVERY=1"]
-        refused(binary, *arguments, f"{option}={(copied / name).parent}")
+        refused(binary, *arguments, f"{option}{(copied / name).parent}")
 
 
 WORDS = [{"word": "the", "start": 0.1, "end": 0.3}, {"word": "house", "start": 0.3, "end": 0.5}]
