@@ -66,7 +66,9 @@ def main(argv: list[str]) -> None:
     cli.check_no_arguments(argv)
     check_output(_OUTPUT.value)
     encoder, vocoder = open_speech(_ENCODER.value, _VOCODER.value, [])
-    known = encoder.fingerprint if encoder else vocoder and vocoder.encoder_fingerprint
+    known = encoder.fingerprint if encoder else None
+    if vocoder is not None:
+        known = known or vocoder.encoder_fingerprint
     count = most_units(vocoder) if vocoder else _UNITS
     files = {
         path: read_made_speech(

@@ -197,7 +197,8 @@ def write_set(
     """
     folder = output / "parts"
     begun = any((place / SETTINGS).is_file() for place in (output, folder))
-    if output.exists() and not begun:  # nothing there is of such a run
+    was_there = output.exists()
+    if was_there and not begun:  # nothing there is of such a run
         refuse_to_replace(output)
     if not folder.exists() and (output / ITEMS).is_file():
         Parts.check_settings(output / SETTINGS, settings)
@@ -220,6 +221,10 @@ def write_set(
         if len(rejects) > max_reject_share * len(drafts):
             for rejected in rejecting:  # they are tried again, when the cause may have gone
                 rejected.unlink()
+            if len(rejecting) * items_per_part > begin:  # no part is left
+                shutil.rmtree(folder)
+                if not was_there:
+                    output.rmdir()
             first = rejects[0]
             raise ValueError(
                 f"{len(rejects):,} of {len(drafts):,} items were rejected, expected at most "

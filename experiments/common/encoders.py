@@ -79,8 +79,8 @@ def open_speech(
         model = read_description(find_checkpoint(checkpoint))
         known, count = model.encoder_fingerprint, model.vocabulary.unit_count
         for text, opened, found in (
-            (encoder, hears, hears and hears.fingerprint),
-            (vocoder, speaks, speaks and speaks.encoder_fingerprint),
+            (encoder, hears, hears.fingerprint if hears else None),
+            (vocoder, speaks, speaks.encoder_fingerprint if speaks else None),
         ):
             if opened is not None:
                 # A model may have spare units.

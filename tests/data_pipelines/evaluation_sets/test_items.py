@@ -132,6 +132,12 @@ def test_too_many_rejects_end_it_with_the_first_of_them(tmp_path):
     assert write(tmp_path, DRAFTS, max_reject_share=0.2) == (6, 1)
 
 
+def test_where_every_part_has_rejects_nothing_is_left(tmp_path):
+    with pytest.raises(ValueError, match="2 of 3 items were rejected"):
+        write(tmp_path / "out", [draft("a", "hush"), draft("b", "break"), draft("c", "ok")])
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("name", ["parts/mine.txt", "items.jsonl", "a"])
 def test_a_folder_of_something_else_is_left_as_it_is(tmp_path, name):
     (tmp_path / "parts").mkdir()
