@@ -126,6 +126,8 @@ def _read_zerospeech(kind: _Kind, root: pathlib.Path, split: str) -> ReleasedSet
         sources = tuple(sounds[_stem(row["filename"])] for row in members)
         about = {"set": kind.name, "category": category or None, "pair": pair}
         drafts.append(_draft(f"{pair}/{key[-1]}", about, sources, names))
+    if not drafts:
+        raise ValueError(f"{gold} has no rows, expected pairs of recordings")
     pairs = {key[:-1] for key in rows}
     fingerprint = hashlib.sha256(gold.read_bytes()).hexdigest()
     return ReleasedSet(kind.name, drafts, len(pairs), kind.stated[split], fingerprint)

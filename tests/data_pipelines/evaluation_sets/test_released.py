@@ -55,6 +55,7 @@ def test_rows_are_paired_by_name_and_voice_in_any_order(shared, order, task):
             lambda rows: [*rows, rows[0]],
             "gold.csv:10: another row of '0' by voice 'A' has correct = 1",
         ),
+        (lambda rows: [], "gold.csv has no rows, expected pairs"),
         (lambda rows: [[*rows[0][:-1], "yes"]], "gold.csv:2: correct is 'yes', expected 0 or 1"),
         (lambda rows: [["0", "none", *rows[0][2:]]], "filename is 'none', expected a recording"),
         (lambda rows: [["0", "../dev/l0Ay", *rows[0][2:]]], "filename is '../dev/l0Ay', expected"),
