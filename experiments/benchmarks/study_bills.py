@@ -10,6 +10,8 @@ Nothing is trained: each study is planned on the corpus, in which the unit vocab
 
 from __future__ import annotations
 
+import pathlib
+
 from absl import flags
 
 from experiments.common import cli
@@ -17,6 +19,7 @@ from experiments.common.paths import define_path
 from experiments.studies.plan import make_plan
 from experiments.studies.study_config import read_study, study_files
 from lst_jax.files import write_json
+from lst_jax.strict_json import read_json_object
 
 _CORPUS = define_path("corpus", "Folder of the built-in corpus.", required=True)
 _OUTPUT = define_path("output", "JSON file for the results.", required=True)
@@ -27,7 +30,9 @@ _STUDIES = flags.DEFINE_multi_string("study", [], "Name of a study; all where no
 def main(argv: list[str]) -> None:
     """Plans as the flags say."""
     cli.check_no_arguments(argv)
-    bills = {}
+    output = pathlib.Path(_OUTPUT.value)
+    # Of some studies: those of the others stay.
+    bills = read_json_object(output)["bills"] if _STUDIES.value and output.exists() else {}
     for file in study_files():
         if _STUDIES.value and file.stem not in _STUDIES.value:
             continue
@@ -44,7 +49,7 @@ def main(argv: list[str]) -> None:
             },
         }
         print(file.stem, bills[file.stem], flush=True)
-    write_json(_OUTPUT.value, {"bills": bills})
+    write_json(output, {"bills": dict(sorted(bills.items()))})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The binary as a user runs it: a study that is stopped, goes on with two workers, and reports."""
+"""The binary as a user runs it: stopped, going on with two workers, one killed, and reporting."""
 
 import json
 import pathlib
@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from lst_jax.training.lock import LOCK
 from tests.binaries import Binary
 from tests.experiments.train_commands import SETTINGS, write_corpus
 
@@ -71,7 +72,7 @@ def wait_for(log: pathlib.Path, text, process):
         time.sleep(0.05)
 
 
-def test_a_stopped_study_goes_on_with_two_workers_and_reports(study):
+def test_a_stopped_study_goes_on_with_two_workers_one_of_which_is_killed_and_reports(study):
     start, workdir = study
     process = start("run", "--threads=1")
     log = workdir / "cells" / f"base-{NUM_STEPS}steps-seed3" / "log.txt"
@@ -79,10 +80,16 @@ def test_a_stopped_study_goes_on_with_two_workers_and_reports(study):
     process.send_signal(signal.SIGTERM)
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 143, output
-    workers = [start("run", "--threads=1", f"--cells={i}/2") for i in (1, 2)]
-    for worker in workers:
-        assert "scored after" in finish(worker)
-    assert "resumed at step" in log.read_text()
+    first, second = (start("run", "--threads=1") for _ in range(2))
+    cell = f"static-{NUM_STEPS}steps-seed3"
+    wait_for(workdir / "cells" / cell / "log.txt", f"step 2/{NUM_STEPS}", second)
+    holder = json.loads((workdir / "claims" / cell / LOCK).read_text())["process"]
+    killed, left = (first, second) if holder == first.pid else (second, first)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate(timeout=60)
+    # It has lost its claim, and its run has ended with it.
+    said = finish(left)
+    assert "scored after" in said[said.index(cell) :] and "resumed at step" in log.read_text()
     results = json.loads((workdir / "results.json").read_text())
     assert results["complete"]
     (comparison,) = results["comparisons"]
