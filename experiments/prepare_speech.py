@@ -21,7 +21,7 @@ import json
 import pathlib
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from absl import flags
@@ -189,7 +189,7 @@ def _make_parts(
     parts: Parts, root: pathlib.Path, count: int, shard: int, shards: int, tools: Tools
 ) -> None:
     """Makes the parts of a shard that are not there."""
-    progress = _Progress(count, shard, shards)
+    progress, rejects = _Progress(count, shard, shards), []
     decoders = Decoders(_NUM_WORKERS.value)
     try:
         for number, recordings in enumerate(_read_parts(root)):
@@ -202,7 +202,8 @@ def _make_parts(
                     prepare_utterances(recordings, tools, decoded), len(recordings)
                 )
                 done = parts.write(number, recordings, outcomes)
-            progress.end_part(len(recordings), done)
+            rejects += done["rejects"]
+            _check_rejects(rejects, progress.end_part(len(recordings), done))
     finally:
         decoders.close()
 
@@ -212,17 +213,16 @@ def _read_parts(root: pathlib.Path) -> Iterator[list[Recording]]:
 
 
 class _Progress:
-    """Says how far a shard is, and ends it where it has too many rejects."""
+    """Says how far a shard is."""
 
     def __init__(self, count: int, shard: int, shards: int) -> None:
         size = _PART.value
         mine = range(shard * size, count, shards * size)
         self._total = sum(min(size, count - begin) for begin in mine)
-        self._done = self._kept = self._rejected = 0  # of whole parts
+        self._done = self._outcomes = 0  # recordings and utterances of whole parts
         self._made_hours = 0.0
         self._made = self._pieces = 0  # in this process; of the part that is being made
         self._start = self._last = time.monotonic()
-        self._first_reject: dict[str, str] | None = None
 
     def follow(self, outcomes: Iterator[Outcome], size: int) -> Iterator[Outcome]:
         """Passes the outcomes of so many recordings on, and says now and then how far it is."""
@@ -235,15 +235,11 @@ class _Progress:
         self._made += size
         self._pieces = 0
 
-    def end_part(self, recordings: int, done: dict[str, Any]) -> None:
-        """Counts a part that is there."""
+    def end_part(self, recordings: int, done: dict[str, Any]) -> int:
+        """Counts a part that is there; returns how many utterances there are, at least."""
         self._done += recordings
-        self._kept += len(done["kept"])
-        self._rejected += len(done["rejects"])
-        self._first_reject = self._first_reject or next(iter(done["rejects"]), None)
-        certain = max(self._total, self._kept + self._rejected)
-        if self._rejected > _MAX_REJECT_SHARE.value * certain:
-            raise ValueError(_too_many(self._rejected, certain, self._first_reject))
+        self._outcomes += len(done["kept"]) + len(done["rejects"])
+        return max(self._total, self._outcomes)
 
     def _report(self) -> None:
         self._last = time.monotonic()
@@ -257,13 +253,21 @@ class _Progress:
         )
 
 
-def _too_many(rejected: int, total: int, first: dict[str, str] | None) -> str:
-    assert first is not None  # there is a reject where there are too many
-    return (
-        f"{rejected:,} of {total:,} utterances became no record, expected at most "
-        f"--max_reject_share={_MAX_REJECT_SHARE.value:g}; the first, {quote(first['id'])}: "
-        f"{first['kind']}, {first['reason']}"
-    )
+def _check_rejects(rejects: Sequence[dict[str, str]], total: int) -> None:
+    """Writes the rejects among so many utterances where they are too many, and says so."""
+    if len(rejects) > _MAX_REJECT_SHARE.value * total:
+        first, path = rejects[0], _write_rejects(rejects)
+        raise ValueError(
+            f"{len(rejects):,} of {total:,} utterances became no record, expected at most "
+            f"--max_reject_share={_MAX_REJECT_SHARE.value:g}; the first of {path}, "
+            f"{quote(first['id'])}: {first['kind']}, {first['reason']}"
+        )
+
+
+def _write_rejects(rejects: Sequence[dict[str, str]]) -> pathlib.Path:
+    lines = "".join(json.dumps(reject, ensure_ascii=False) + "\n" for reject in rejects)
+    path = pathlib.Path(_OUTPUT.value) / "rejects.jsonl"
+    return write_file(path, lines.encode("utf-8", "backslashreplace"))
 
 
 def _join(parts: Parts, numbers: range, output: pathlib.Path, tools: Tools) -> None:
@@ -271,11 +275,9 @@ def _join(parts: Parts, numbers: range, output: pathlib.Path, tools: Tools) -> N
     from experiments.reports.speech_report import SpeechStatistics, write_speech_report
 
     rejects = list(itertools.chain.from_iterable(parts.rejects(number) for number in numbers))
-    lines = "".join(json.dumps(reject, ensure_ascii=False) + "\n" for reject in rejects)
-    write_file(output / "rejects.jsonl", lines.encode("utf-8", "backslashreplace"))
-    total = len(rejects) + sum(parts.count(number) for number in numbers)
-    if len(rejects) > _MAX_REJECT_SHARE.value * total:
-        raise ValueError(_too_many(len(rejects), total, rejects[0]))
+    path, kept = _write_rejects(rejects), sum(parts.count(number) for number in numbers)
+    _check_rejects(rejects, len(rejects) + kept)
+    require(kept > 0, "the number of records", kept, f"one or more: see {path}")
     statistics = SpeechStatistics(tools.units.frame_rate, rejects)
     metadata = write_parts(
         parts,

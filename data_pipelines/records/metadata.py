@@ -104,11 +104,12 @@ class RecordMetadata:
             summary += f" ({self.unknown_pieces:,} of them unknown, {share:.2%})"
         if self.kind == "text":
             return summary
-        return (
-            f"{summary}, {totals.silences:,} silences, {totals.units:,} units; "
-            f"mean length of a word {totals.mean_word_length:.2f} units, "
-            f"of a silence {totals.mean_silence_length:.2f}"
-        )
+        summary += f", {totals.silences:,} silences, {totals.units:,} units"
+        if totals.words:
+            summary += f"; mean length of a word {totals.mean_word_length:.2f} units"
+        if totals.silences:
+            summary += f", of a silence {totals.mean_silence_length:.2f}"
+        return summary
 
     def to_json(self) -> str:
         """Returns the contents of `metadata.json`."""

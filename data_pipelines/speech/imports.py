@@ -299,22 +299,19 @@ def _whisper(fields: Mapping[str, Any], place: object) -> Heard:
     if not isinstance(segments, list) or not all(isinstance(s, dict) for s in segments):
         raise ValueError(f"{place}: segments is {quote(segments)}, expected a list of objects")
     words: list[TimedText] = []
+    texts: list[tuple[float, float, str]] = []
     timed = bool(segments)
     for segment in segments:
-        if not isinstance(segment.get("words"), list):
-            timed = False
-            continue
-        words += _words(segment["words"], "word", place)
-    texts = [
-        (
-            need_seconds(s.get("start"), place),
-            need_seconds(s.get("end"), place),
-            _clean(s.get("text"), place),
-        )
-        for s in segments
-    ]
-    text = " ".join(text for _, _, text in texts if text)
-    return Heard(text, tuple(words) if timed else None, tuple(t for t in texts if t[2]))
+        has_words = isinstance(segment.get("words"), list)
+        timed &= has_words
+        if has_words:
+            words += _words(segment["words"], "word", place)
+        text = _clean(segment.get("text", "" if has_words else None), place)
+        if text:
+            start, end = (need_seconds(segment.get(name), place) for name in ("start", "end"))
+            texts.append((start, end, text))
+    whole = " ".join(text for _, _, text in texts)
+    return Heard(whole, tuple(words) if timed else None, tuple(texts))
 
 
 def _nemo(fields: Mapping[str, Any], place: str) -> Heard:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import time
 
@@ -106,6 +107,12 @@ def test_too_many_rejects_end_it_with_their_reasons_and_no_records(place):
         (line,) = done.stderr.strip().splitlines()
         assert f"1 of {_RECORDINGS + 1} utterances became no record" in line and "broken" in line
         assert not (place / "few/records").exists()
+        assert '"id": "broken"' in (place / "few/rejects.jsonl").read_text()
+        (place / "bad").mkdir()
+        shutil.copy(place / "corpus/broken.wav", place / "bad")
+        none = _run(place, "none", "--input=bad", "--max_reject_share=1")
+        assert none.returncode == 2
+        assert "number of records is 0, expected one or more: see none/rejects.jsonl" in none.stderr
         done = _run(place, "few", "--max_reject_share=0.2")
         assert done.returncode == 0, done.stderr
         (reject,) = map(json.loads, (place / "few/rejects.jsonl").read_text().splitlines())

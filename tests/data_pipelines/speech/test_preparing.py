@@ -397,6 +397,10 @@ def test_transcripts_give_words_or_a_recording_for_each_segment(tmp_path):
     _index(tmp_path / "w/a.json", json.dumps(words))
     result = _one(Recording("a", sound), transcripts=open_transcripts(tmp_path / "w"))
     assert result.transcript == "one 2"
+    # As `fetch_speech` writes them: words alone.
+    _index(tmp_path / "w/a.json", json.dumps({"segments": [{"words": nemo["timestamp"]["word"]}]}))
+    result = _one(Recording("a", sound), transcripts=open_transcripts(tmp_path / "w"))
+    assert result.transcript == "one two"
     unheard = Recording("b", _wav(tmp_path / "b.wav"))
     assert _one(unheard, transcripts=transcripts).words == ("[SIL]",)
 
