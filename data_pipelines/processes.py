@@ -34,12 +34,15 @@ def end_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def starting_workers() -> Iterator[None]:
+def starting_workers(*others: signal.Signals) -> Iterator[None]:
     """Keeps what a terminal sends to all from processes that are started in the context.
 
     A process that still imports would die of it with a traceback.
+
+    Args:
+      others: signals that these processes never answer, either.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_TERMINALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (*_OF_TERMINALS, *others))
     try:
         yield
     finally:

@@ -4,9 +4,15 @@ import os
 import signal
 import sys
 
-if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+if sys.argv[:1] == ["-m"]:
     # A binary that still imports has nothing to put in order; then it is `common.cli` that answers.
-    signal.signal(signal.SIGINT, lambda *_: os._exit(143))
+    def _end(number: int, _: object) -> None:
+        os.write(2, f"stopped by {signal.Signals(number).name}\n".encode())
+        os._exit(143)
+
+    for _signal in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+        if signal.getsignal(_signal) in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(_signal, _end)
 
 from data_pipelines.processes import end_with_parent, is_worker
 

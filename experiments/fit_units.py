@@ -94,7 +94,11 @@ def main(argv: list[str]) -> None:
         quantizer_file=arrays.name,
         model_sha256=frames.model_sha256,
     )
-    write_json(output, dataclasses.asdict(units))
+    try:
+        write_json(output, dataclasses.asdict(units))
+    except OSError:
+        arrays.unlink()
+        raise
     print(f"wrote {output} and {arrays.name}: {units.unit_count} units, {units.note}")
 
 

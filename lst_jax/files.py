@@ -17,6 +17,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import shutil
 import stat
 import zipfile
@@ -30,6 +31,10 @@ _LARGEST_ARRAY = 2**30  # bytes that an array of an archive may claim
 # UTF-32's little-endian mark begins as UTF-16's does.
 _WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
 _NUMBERS = itertools.count()  # tell apart what one process writes
+# What only writing meets: the disk is full, a quota or the largest file is reached.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# As Rust's libraries and TensorStore's earlier versions tell it, and as its later ones do.
+_SYSTEM_ERROR = re.compile(r"\bos[ _]error(?:_code=')? ?(\d+)", re.IGNORECASE)
 
 
 def write_file(path: str | pathlib.Path, contents: str | bytes) -> pathlib.Path:
@@ -58,6 +63,28 @@ def write_file(path: str | pathlib.Path, contents: str | bytes) -> pathlib.Path:
             return partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def append_line(path: pathlib.Path, line: str) -> None:
+    """Appends a line to a file that grows, and makes it where it is missing: whole or not at all.
+
+    A line before it that a crash left half written stays on its own line.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    with naming_file(path), path.open("ab+", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - 1))
+        data = (b"" if file.read() in (b"", b"\n") else b"\n") + line.encode() + b"\n"
+        try:
+            if file.write(data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            file.truncate(end)
+            if not end:
+                path.unlink()
+            raise
 
 
 @contextlib.contextmanager
@@ -98,7 +125,7 @@ def new_directory(
 
     Raises:
       ValueError: the path is empty.
-      OSError: see `check_replaceable`; or nothing can be written there.
+      OSError: see `check_replaceable`; or a file of it cannot be written, whatever library says so.
     """
     if not str(path):
         raise ValueError("the output's path is empty, expected that of a directory")
@@ -116,8 +143,29 @@ def new_directory(
         yield partial
         check()
         _take_place(partial, path)
+    except Exception as error:
+        _raise_named(error, partial, path)
+        raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def system_error(error: BaseException) -> int | None:
+    """Returns the number of the system's error that an error is, or that a library tells by it."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    found = _SYSTEM_ERROR.search(f"{error} {error.__cause__}")
+    return int(found[1]) if found else None
+
+
+def _raise_named(error: Exception, partial: pathlib.Path, path: pathlib.Path) -> None:
+    """Raises a system's error again, named as what could not be written was to be called."""
+    code, name = system_error(error), str(getattr(error, "filename", None) or "")
+    is_ours = name.startswith(str(partial))
+    if code is None or (not is_ours and (name or code not in _NO_ROOM)):
+        return  # it may be of what is read meanwhile
+    name = str(path) + name.removeprefix(str(partial))
+    raise OSError(code, os.strerror(code), name) from error
 
 
 def refuse_to_replace(path: pathlib.Path) -> None:

@@ -24,7 +24,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from data_pipelines.evaluation_sets.items import ReleasedSet, UnencodedItem
-from data_pipelines.speech.manifests import read_csv
+from data_pipelines.speech.manifests import by_key, read_csv
 from data_pipelines.speech.readers import SOUND_SUFFIXES
 from lst_jax.settings import list_names, quote
 
@@ -194,11 +194,9 @@ def _sounds(folder: pathlib.Path, *, deep: bool = False) -> dict[str, pathlib.Pa
     if not folder.is_dir():
         raise FileNotFoundError(f"input {folder}: no such folder")
     found = sorted(folder.rglob("*") if deep else folder.iterdir())
-    return {
-        path.relative_to(folder).with_suffix("").as_posix(): path
-        for path in found
-        if path.suffix.lower() in SOUND_SUFFIXES
-    }
+    sounds = [path for path in found if path.suffix.lower() in SOUND_SUFFIXES]
+    names = (path.relative_to(folder).with_suffix("").as_posix() for path in sounds)
+    return by_key(zip(names, sounds, strict=True), folder)
 
 
 def _stem(name: str) -> str:

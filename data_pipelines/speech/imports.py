@@ -15,7 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.speech.manifests import decode_text, is_unicode, need_seconds, parse_line
+from data_pipelines.speech.manifests import (
+    by_key,
+    decode_text,
+    is_unicode,
+    need_seconds,
+    parse_line,
+)
 from data_pipelines.speech.recordings import Sound
 from data_pipelines.speech.weights import read_weights
 from lst_jax.files import check_encoding, check_regular, read_numbered_lines
@@ -252,7 +258,7 @@ def _text_grid(file: pathlib.Path) -> tuple[TimedText, ...]:
             pass
         raise ValueError(f"{file}: found {quote(digits or quoted)}, expected a number below 1e9")
 
-    tiers: dict[str, list[tuple[float, float, str]]] = {}
+    tiers: list[tuple[str, list[tuple[float, float, str]]]] = []
     try:
         if [next(values)[0] for _ in range(2)] != ["ooTextFile", "TextGrid"]:
             raise ValueError(
@@ -267,12 +273,12 @@ def _text_grid(file: pathlib.Path) -> tuple[TimedText, ...]:
                 start, end = number(), number() if kind == "IntervalTier" else 0.0
                 entries.append((start, end, next(values)[0].replace('""', '"')))
             if kind == "IntervalTier":
-                tiers.setdefault(name, entries)
+                tiers.append((name, entries))
     except StopIteration:
         raise ValueError(f"{file} ends early, expected a whole TextGrid") from None
     if not tiers:
         raise ValueError(f"{file} has no tier of intervals, expected one of words")
-    words = tiers.get("words", next(iter(tiers.values())))
+    words = by_key((t for t in tiers if t[0] == "words"), file).get("words", tiers[0][1])
     return tuple(TimedText(t.strip(), a, b) for a, b, t in words if _is_word(t))
 
 

@@ -9,15 +9,26 @@ import itertools
 import pathlib
 import re
 import zlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 from lst_jax.files import check_encoding, check_regular, read_numbered_lines
 from lst_jax.settings import list_names, quote
 from lst_jax.strict_json import parse_object
 
+_Value = TypeVar("_Value")
 _LONGEST_LINE = 2**26
 _NUMBER = re.compile(r"[+-]?[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]{1,3})?|[0-9]+\.")
+
+
+def by_key(pairs: Iterable[tuple[str, _Value]], place: object) -> dict[str, _Value]:
+    """Returns values by their keys; raises a `ValueError` where two have one key."""
+    table: dict[str, _Value] = {}
+    for key, value in pairs:
+        if key in table:
+            raise ValueError(f"{place} has {quote(key)} twice, expected it once")
+        table[key] = value
+    return table
 
 
 def split_lines(path: pathlib.Path, mark: str, expected: str) -> Iterator[tuple[str, str]]:
@@ -38,15 +49,18 @@ def read_table(
         cells = decode_text(line, f"{path}:{number}").split("\t")
         if header is None:
             header = cells
-            for column in columns:
-                if column not in header:
-                    raise ValueError(
-                        f"{path} has the columns {list_names(header)}, expected {column}"
-                    )
+            _check_header(header, columns, path)
         elif len(cells) != len(header):
             raise ValueError(f"{path}:{number} has {len(cells)} cells, expected {len(header)}")
         else:
             yield f"{path}:{number}", dict(zip(header, map(str.strip, cells), strict=True))
+
+
+def _check_header(header: list[str], columns: tuple[str, ...], path: pathlib.Path) -> None:
+    for column in columns:
+        if column not in header:
+            raise ValueError(f"{path} has the columns {list_names(header)}, expected {column}")
+    by_key(((name, None) for name in header), f"{path}: its header")
 
 
 def read_csv(path: pathlib.Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
@@ -55,11 +69,7 @@ def read_csv(path: pathlib.Path, columns: tuple[str, ...]) -> Iterator[tuple[str
     lines = csv.reader(io.StringIO(decode_text(path.read_bytes(), path), newline=""), strict=True)
     try:
         header = [name.strip() for name in next(lines, [])]
-        for column in columns:
-            if column not in header:
-                raise ValueError(f"{path} has the columns {list_names(header)}, expected {column}")
-        if len(set(header)) < len(header):
-            raise ValueError(f"{path} has a column twice, expected every one once")
+        _check_header(header, columns, path)
         for cells in lines:
             place = f"{path}:{lines.line_num}"
             if not cells:

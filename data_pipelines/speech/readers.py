@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from data_pipelines.speech.manifests import (
+    by_key,
     decode_text,
     find_text,
     is_unicode,
@@ -77,10 +78,13 @@ def _read_librispeech(root: pathlib.Path) -> Iterator[Recording]:
     chapters = {path.parent for path in root.rglob("*.flac")}
     for folder in sorted(chapters):
         sounds = _sounds(folder.glob("*.flac"))
-        transcripts = dict(
-            line
-            for path in sorted(folder.glob("*.trans.txt"))
-            for line in split_lines(path, " ", "an id, a space and a transcript")
+        transcripts = by_key(
+            (
+                line
+                for path in sorted(folder.glob("*.trans.txt"))
+                for line in split_lines(path, " ", "an id, a space and a transcript")
+            ),
+            folder / "*.trans.txt",
         )
         _check_same(folder, sounds, transcripts, "*.trans.txt")
         for name, text in sorted(transcripts.items()):
@@ -168,7 +172,18 @@ def _read_peoples_speech(root: pathlib.Path) -> Iterator[Recording]:
 
 def _read_peoples_tars(root: pathlib.Path, tars: list[pathlib.Path]) -> Iterator[Recording]:
     """Yields what shards hold of their manifests: a line for each document with its utterances."""
-    known: dict[str, tuple[str, Any, str]] = {}
+    known = by_key(_peoples_lines(root), root)
+    for tar in tars:
+        for member in _tar_members(tar):
+            name = member.name.removeprefix("./")
+            text, said, place = _look_up(known, name, tar)
+            sound, duration = _tar_sound(tar, member), need_seconds(said, place) / 1000
+            text = find_text({"label": text}, "label", place)
+            yield Recording(name, sound, text, source="People's Speech", duration_s=duration)
+
+
+def _peoples_lines(root: pathlib.Path) -> Iterator[tuple[str, tuple[Any, Any, str]]]:
+    """Yields what manifests say of each utterance: its name, then text, duration and place."""
     for path in sorted([*root.rglob("*.json"), *root.rglob("*.jsonl")]):
         for place, line in read_jsonl(path):
             fields = line.get("training_data")
@@ -180,14 +195,7 @@ def _read_peoples_tars(root: pathlib.Path, tars: list[pathlib.Path]) -> Iterator
                     "duration_ms of one length"
                 )
             for name, text, said in zip(*columns, strict=True):
-                known[str(name).removeprefix("./")] = (text, said, place)
-    for tar in tars:
-        for member in _tar_members(tar):
-            name = member.name.removeprefix("./")
-            text, said, place = _look_up(known, name, tar)
-            sound, duration = _tar_sound(tar, member), need_seconds(said, place) / 1000
-            text = find_text({"label": text}, "label", place)
-            yield Recording(name, sound, text, source="People's Speech", duration_s=duration)
+                yield str(name).removeprefix("./"), (text, said, place)
 
 
 def _read_voxpopuli(root: pathlib.Path) -> Iterator[Recording]:
@@ -265,7 +273,8 @@ def _read_webdataset(root: pathlib.Path) -> Iterator[Recording]:
             _tar_members(path), lambda m: re.sub(r"\.[^/]*$", "", m.name, count=1)
         )
         for name, members in groups:
-            parts = {"." + m.name.rsplit(".", 1)[-1].lower(): m for m in members}
+            suffixes = (("." + m.name.rsplit(".", 1)[-1].lower(), m) for m in members)
+            parts = by_key(suffixes, f"{path}: {name}")
             sounds = [member for suffix, member in parts.items() if suffix in SOUND_SUFFIXES]
             if len(sounds) != 1:
                 raise ValueError(f"{path}: {name} has {len(sounds)} sounds, expected one")
@@ -276,10 +285,15 @@ def _read_webdataset(root: pathlib.Path) -> Iterator[Recording]:
                 )
                 text = next((fields[key] for key in ("text", "transcript") if key in fields), None)
                 about = _about(fields, path)
+            text = find_text({"text": text}, "text", f"{path}:{name}")
             if ".txt" in parts:
                 place = f"{path}:{parts['.txt'].name}"
-                text = decode_text(_tar_bytes(path, parts[".txt"]), place)
-            text = find_text({"text": text}, "text", f"{path}:{name}")
+                beside = find_text(
+                    {"text": decode_text(_tar_bytes(path, parts[".txt"]), place)}, "text", place
+                )
+                if text not in (None, beside):
+                    raise ValueError(f"{place} and its .json differ, expected one transcript")
+                text = beside
             yield Recording(name, _tar_sound(path, sounds[0]), text, None, *about)
 
 
@@ -295,11 +309,14 @@ def _read_lhotse(root: pathlib.Path) -> Iterator[Recording]:
                 channel = cut.get("channel")
                 yield _lhotse_recording(cut, sound, parts, start, end, channel, 0.0, place)
         return
-    sounds = {
-        need_text(fields, "id", place): _lhotse_sound(fields, path.parent, place)
-        for path in _manifests(root, "recordings")
-        for place, fields in read_jsonl(path)
-    }
+    sounds = by_key(
+        (
+            (need_text(fields, "id", place), _lhotse_sound(fields, path.parent, place))
+            for path in _manifests(root, "recordings")
+            for place, fields in read_jsonl(path)
+        ),
+        root,
+    )
     for path in _manifests(root, "supervisions"):
         for place, fields in read_jsonl(path):
             sound = _look_up(sounds, need_text(fields, "recording_id", place), place)
@@ -385,7 +402,8 @@ def _nemo_shard(folder: pathlib.Path, number: int, place: str) -> dict[str, Soun
     found = sorted(folder.glob(f"*_{number}.tar"))
     if len(found) != 1:
         raise ValueError(f"{place}: {len(found)} files *_{number}.tar beside it, expected one")
-    return {member.name: _tar_sound(found[0], member) for member in _tar_members(found[0])}
+    members = _tar_members(found[0])
+    return by_key(((member.name, _tar_sound(found[0], member)) for member in members), found[0])
 
 
 def _read_folder(root: pathlib.Path) -> Iterator[Recording]:
@@ -393,8 +411,10 @@ def _read_folder(root: pathlib.Path) -> Iterator[Recording]:
         if path.suffix.lower() not in SOUND_SUFFIXES:
             continue
         beside = [path.with_suffix(suffix) for suffix in (".txt", ".lab")]
-        texts = [_read_text(file) for file in beside if os.path.lexists(file)]
-        text = " ".join(texts[0].split()) if texts else None
+        texts = {" ".join(_read_text(file).split()) for file in beside if os.path.lexists(file)}
+        if len(texts) > 1:
+            raise ValueError(f"{beside[0]} and {beside[1].name} differ, expected one transcript")
+        text = next(iter(texts), None)
         if text == "":
             raise ValueError(f"{beside[0]} is blank, expected a transcript, or no such file")
         yield Recording(path.relative_to(root).with_suffix("").as_posix(), Sound(path), text)
@@ -406,7 +426,7 @@ def _read_text(path: pathlib.Path) -> str:
 
 
 def _read_podcasts(root: pathlib.Path) -> Iterator[Recording]:
-    abouts = {path.stem: path for path in _find(root, "*.json")}
+    abouts = by_key(((path.stem, path) for path in _find(root, "*.json")), root)
     for path in _find(root, "*"):
         if path.suffix.lower() not in SOUND_SUFFIXES:
             continue
@@ -463,7 +483,8 @@ def _find(root: pathlib.Path, pattern: str) -> list[pathlib.Path]:
 
 def _sounds(paths: Iterable[pathlib.Path]) -> dict[str, pathlib.Path]:
     """Returns sound files by their names without suffix."""
-    return {path.stem: path for path in sorted(paths) if path.suffix.lower() in SOUND_SUFFIXES}
+    found = sorted(path for path in paths if path.suffix.lower() in SOUND_SUFFIXES)
+    return by_key(((path.stem, path) for path in found), found and found[0].parent)
 
 
 def _look_up(table: Mapping[str, Any], name: str, place: object) -> Any:

@@ -7,11 +7,13 @@ worker processes, how far ahead they work, and restarts change nothing.
 from __future__ import annotations
 
 import dataclasses
+import signal
 from collections.abc import Sequence
 from typing import Any
 
 import grain
 
+from data_pipelines.processes import starting_workers
 from data_pipelines.training.data_config import DataConfig, SourceConfig
 from data_pipelines.training.run_documents import RunDocuments
 from data_pipelines.training.workers import BlockDataset, Part, next_part
@@ -205,16 +207,18 @@ class _TrainingIterator(grain.DatasetIterator[Batch]):
         super().close()
 
     def _start(self) -> None:
-        for streams in self._streams:
-            states = None if self._states is None else [self._states[s] for s in streams]
-            packing = self._documents.config.packing
-            block = BlockDataset(self._documents.packer, packing, streams, states)
-            self._blocks.append(block.start(self._prefetch, self._in_processes))
-        for block_iterator in self._blocks:
-            # Grain makes a worker's process when its state or its first element is asked for;
-            # asking for elements one after the other would start the workers one by one.
-            block_iterator.get_state()
-            block_iterator.start_prefetch()
+        # A cluster sends SIGTERM to all: it is the main process that answers, with a checkpoint.
+        with starting_workers(signal.SIGTERM):
+            for streams in self._streams:
+                states = None if self._states is None else [self._states[s] for s in streams]
+                packing = self._documents.config.packing
+                block = BlockDataset(self._documents.packer, packing, streams, states)
+                self._blocks.append(block.start(self._prefetch, self._in_processes))
+            for block_iterator in self._blocks:
+                # Grain makes a worker's process when its state or its first element is asked for;
+                # asking for elements one after the other would start the workers one by one.
+                block_iterator.get_state()
+                block_iterator.start_prefetch()
 
     def _stop(self) -> None:
         for block in self._blocks:

@@ -19,6 +19,7 @@ import logging as python_logging
 import os
 import signal
 import sys
+import threading
 import tokenize
 import traceback
 from collections.abc import Callable
@@ -160,8 +161,14 @@ def _show_exception(kind: type[BaseException], error: BaseException, trace: Any)
 
 
 def _show_unraisable(caught: sys.UnraisableHookArgs) -> None:
-    """Shows what was raised where nobody can catch it."""
-    if not _is_late_news(caught.exc_value):
+    """Shows what was raised where nobody can catch it; a signal is sent once more."""
+    if isinstance(caught.exc_value, KeyboardInterrupt):
+        number = signal.Signals[str(caught.exc_value) or "SIGINT"]
+        signal.signal(number, _stop)
+        again = threading.Timer(0.05, os.kill, (os.getpid(), number))
+        again.daemon = True
+        again.start()
+    elif not _is_late_news(caught.exc_value):
         sys.__unraisablehook__(caught)
 
 
@@ -213,6 +220,7 @@ def describe_error(error: BaseException) -> str:
     """Returns one line that says what went wrong."""
     if isinstance(error, OSError) and error.filename and error.strerror:
         return one_line(f"{error.filename}: {error.strerror}")
-    if isinstance(error, MemoryError) or _OUT_OF_MEMORY in str(error):
+    is_memory = _OUT_OF_MEMORY in str(error) and not isinstance(error, OSError)  # or of a disk
+    if isinstance(error, MemoryError) or is_memory:
         return one_line(f"not enough memory, expected smaller sizes: {error}")
     return one_line(str(error)) or type(error).__name__

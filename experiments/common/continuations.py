@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from data_pipelines.speech.vocoder import decode_known
 from experiments.common import sampling_flags
 from experiments.common.outputs import check_writable
 from experiments.common.prompts import Prompt
-from lst_jax.files import naming_file
+from lst_jax.files import append_line
 from lst_jax.inference.generation import Generation, GenerationLimits
 from lst_jax.inference.sampling import Modality
 from lst_jax.inference.segments import Segment
@@ -80,12 +81,8 @@ class ContinuationWriter:
     """Keeps continuations in files and prints them."""
 
     def __init__(self, output: str | None, vocoder: Vocoder | None) -> None:
-        """Makes the directory, if there is to be one."""
         self._directory = pathlib.Path(output) if output else None
         self._vocoder = vocoder
-        if self._directory:
-            self._directory.mkdir(parents=True, exist_ok=True)
-            (self._directory / _RESULTS).write_text("")
 
     def write(
         self, sample: int, prompt: Prompt, segments: Sequence[Segment], generation: Generation
@@ -99,46 +96,58 @@ class ContinuationWriter:
           generation: where it comes from.
         """
         asked = prompt.given
-        name = f"{asked.name}-{sample}"
-        wav = self._write_wav(name, segments)
+        fields = {
+            "id": asked.name,
+            "sample": sample,
+            "prompt": {asked.kind: asked.value},
+            "segments": [
+                {"text": segment.text}
+                if segment.units is None
+                else {"units": segment.units.tolist()}
+                for segment in segments
+            ],
+            "tokens": generation.tokens.tolist(),
+            "wav": None,
+            "log_prob": float(generation.log_probs.sum()),
+            "stop_reason": generation.stop_reason,
+            "token_steps": generation.steps.token_steps,
+            "global_steps": generation.steps.global_steps,
+        }
+        wav = self._keep(fields, segments) if self._directory else None
+        # Kept before it is shown.
         shown = " | ".join(
             repr(segment.text) if segment.units is None else _show_units(segment.units)
             for segment in segments
         )
-        sound = f"  {wav}" if wav else ""
         given = _show_units(asked.value) if asked.kind == "units" else asked.value
-        if self._directory:
-            fields = {
-                "id": asked.name,
-                "sample": sample,
-                "prompt": {asked.kind: asked.value},
-                "segments": [
-                    {"text": segment.text}
-                    if segment.units is None
-                    else {"units": segment.units.tolist()}
-                    for segment in segments
-                ],
-                "tokens": generation.tokens.tolist(),
-                "wav": wav and wav.name,
-                "log_prob": float(generation.log_probs.sum()),
-                "stop_reason": generation.stop_reason,
-                "token_steps": generation.steps.token_steps,
-                "global_steps": generation.steps.global_steps,
-            }
-            path = self._directory / _RESULTS
-            with naming_file(path), path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(fields, ensure_ascii=False) + "\n")
-        # Kept before it is shown.
-        ending = f"({generation.stop_reason}){sound}"
-        print(f"{given!r} → {shown or 'nothing'}  {ending}", flush=True)
+        sound = f"  {wav}" if wav else ""
+        print(f"{given!r} → {shown or 'nothing'}  ({generation.stop_reason}){sound}", flush=True)
+
+    def _keep(self, fields: dict[str, Any], segments: Sequence[Segment]) -> pathlib.Path | None:
+        """Writes the sound and the line that names it, or nothing; returns where the sound is."""
+        assert self._directory is not None
+        wav, made = None, not self._directory.exists()
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            wav = self._write_wav(f"{fields['id']}-{fields['sample']}", segments)
+            line = json.dumps(fields | {"wav": wav and wav.name}, ensure_ascii=False)
+            append_line(self._directory / _RESULTS, line)
+        except OSError:
+            if wav:
+                wav.unlink()
+            if made:
+                self._directory.rmdir()
+            raise
+        return wav
 
     def _write_wav(self, name: str, segments: Sequence[Segment]) -> pathlib.Path | None:
         units = [segment.units for segment in segments if segment.units is not None]
-        if not (self._directory and self._vocoder and units):
+        if not (self._vocoder and units):
             return None
         samples = decode_known(self._vocoder, np.concatenate(units))
         if not samples.size:
             return None
+        assert self._directory is not None
         path = self._directory / f"{name}.wav"
         write_wav(path, samples, self._vocoder.sample_rate)
         return path

@@ -139,7 +139,7 @@ def _read(file: pathlib.Path) -> str:
     if size > _LARGEST_FILE:
         raise ValueError(f"Gin file {file} has {size} bytes, expected at most {_LARGEST_FILE}")
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"Gin file {file} is not UTF-8: {error.reason}") from None
 
@@ -164,7 +164,7 @@ def _includes(text: str, file: str | None, found: Bindings) -> Iterator[tuple[st
     Every binding is put into `found` on the way, those of a text before it is yielded.
     """
     lines = text.splitlines(keepends=True)
-    first = 0
+    first, bound = 0, set[str]()
     with _naming(file, text):
         statements = list(config_parser.ConfigParser(_Source(text, file), _Delegate()))
     starts = [statement.location.line_num - 1 for statement in statements[1:]] + [len(lines)]
@@ -174,7 +174,11 @@ def _includes(text: str, file: str | None, found: Bindings) -> Iterator[tuple[st
             yield "\n" * first + "".join(lines[first:here]), statement.filename
             first = end
         elif isinstance(statement, config_parser.BindingStatement):
-            found[_name(statement)] = statement.value
+            name = _name(statement)
+            if name in bound:  # across files, the later one is meant
+                raise ValueError(f"{file or quote(text)} sets {name} twice, expected it once")
+            bound.add(name)
+            found[name] = statement.value
     yield "\n" * first + "".join(lines[first:]), None
 
 

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,6 +35,7 @@ from lst_jax.checkpoints.layout import (
 from lst_jax.checkpoints.params import params_save_args
 from lst_jax.checkpoints.reading import read_step, reading_step
 from lst_jax.checkpoints.train_state import TrainState
+from lst_jax.files import system_error
 
 IteratorState = dict[str, Any]
 
@@ -246,10 +248,14 @@ class Checkpointer:
         """Names a failed save in one line, and removes what it leaves of a step."""
         try:
             yield
-        except (OSError, ValueError) as error:
+        except Exception as error:
+            number = system_error(error)
+            if number is None and not isinstance(error, OSError | ValueError):
+                raise
             if jax.process_index() == 0:
                 self._remove_unfinished()
-            reason = " ".join(str(error).split())[:300]
+            known = isinstance(error, OSError) or not number
+            reason = " ".join(str(error).split())[:300] if known else os.strerror(number)
             raise OSError(f"a checkpoint in {self.directory} cannot be saved: {reason}") from error
 
     def _open(self) -> ocp.CheckpointManager:

@@ -24,6 +24,7 @@ from collections.abc import Iterator
 
 from absl import logging
 
+from lst_jax.files import system_error
 from lst_jax.local_paths import local_path
 
 CHECKPOINTS = "checkpoints"
@@ -40,8 +41,6 @@ _READ_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError)
 # Errors of the system that are damage: what should be there is not. All others (no permission, a
 # disk or a network that fails, too many open files) say nothing of what is stored.
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
-# TensorStore has errors of the system in its text.
-_SYSTEM_ERROR = re.compile(r"\[OS error (\d+)")
 _UNAVAILABLE = re.compile(
     r"\b(PERMISSION_DENIED|UNAUTHENTICATED|UNAVAILABLE|RESOURCE_EXHAUSTED|DEADLINE_EXCEEDED)\b"
 )
@@ -59,11 +58,9 @@ class StepDeletedError(ValueError):
 def is_unavailable(raised: Exception) -> bool:
     """Returns whether the error is of reading and says nothing of what is stored."""
     error = _unwrapped(raised)
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno not in _ABSENT
-    number = _SYSTEM_ERROR.search(str(error))
+    number = system_error(error)
     if number is not None:
-        return int(number[1]) not in _ABSENT
+        return number not in _ABSENT
     return bool(_UNAVAILABLE.search(str(error)))
 
 

@@ -20,7 +20,12 @@ import tensorstore as ts
 
 from lst_jax.checkpoints.description import read_description
 from lst_jax.checkpoints.digests import write_step_digests
-from lst_jax.checkpoints.layout import find_checkpoint, params_directory, reading_checkpoint
+from lst_jax.checkpoints.layout import (
+    find_checkpoint,
+    params_directory,
+    quiet_orbax,
+    reading_checkpoint,
+)
 from lst_jax.checkpoints.params import params_save_args, stored_tree
 from lst_jax.checkpoints.reading import StepWatch, read_step
 from lst_jax.config import ModelConfig
@@ -190,7 +195,7 @@ def write_orbax(
         (_StreamedLeaf, _StreamedLeafHandler())
     )
     handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
-    with ocp.Checkpointer(handler) as writer:
+    with quiet_orbax(), ocp.Checkpointer(handler) as writer:  # it misses what is for arrays of JAX
         save_args = ocp.args.PyTreeSave(tree, params_save_args(tree))
         writer.save(params_directory(checkpoint), args=save_args)
     write_step_digests(checkpoint)

@@ -73,16 +73,14 @@ def write_pytorch(
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         state = {}
         for i, name in enumerate(specs):
-            values = np.ascontiguousarray(read(name))
-            mapped = torch.from_file(
-                str(pathlib.Path(scratch) / str(i)),
-                shared=True,
-                size=values.nbytes,
-                dtype=torch.uint8,
-            )
-            mapped.numpy()[:] = values.reshape(-1).view(np.uint8)
-            state[name] = mapped.view(getattr(torch, specs[name].dtype)).view(values.shape)
-        torch.save({"model": state}, folder / _FILE)
+            values = np.ascontiguousarray(read(name)).reshape(-1).view(np.uint8)
+            file = pathlib.Path(scratch) / str(i)
+            # Not through the map: where the disk is full, that ends the process.
+            file.write_bytes(values.data)
+            mapped = torch.from_file(str(file), shared=True, size=values.size, dtype=torch.uint8)
+            state[name] = mapped.view(getattr(torch, specs[name].dtype)).view(specs[name].shape)
+        with (folder / _FILE).open("wb") as file:  # it says why it cannot be written; PyTorch not
+            torch.save({"model": state}, file)
 
 
 def _load(path: pathlib.Path) -> dict[str, Any]:

@@ -41,7 +41,8 @@ from torch import Tensor, nn
 
 def _require(condition: bool, argument: str, value: object, expected: str) -> None:
     if not condition:
-        raise ValueError(f"{argument}={value!r}: expected {expected}")
+        shown = repr(value[:99] if isinstance(value, str) else value)[:80]
+        raise ValueError(f"{argument}={shown}: expected {expected}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,13 +235,31 @@ def read_config(folder: str | pathlib.Path) -> Config:
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file; expected the folder of an exported model")
     try:
-        return config_from_json(json.loads(file.read_text(encoding="utf-8")))
+        return config_from_json(_read_json(file))
     except (ValueError, TypeError) as error:  # fields that are missing or unknown: TypeError
         raise ValueError(f"{file}: {error}") from error
     except RecursionError:
         raise ValueError(
             f"{file}: nested too deeply, expected the configuration of a model"
         ) from None
+
+
+def _read_json(file: pathlib.Path) -> Any:
+    """Returns what a JSON file holds; refuses what is not JSON's, or says a thing twice."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        if len(values) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in values if names.count(name) > 1)
+            raise ValueError(f"key twice: {twice[:80]!r}, expected every key once")
+        return values
+
+    def refuse(name: str) -> NoReturn:
+        raise ValueError(f"{name} is no number")
+
+    text = file.read_text(encoding="utf-8-sig")
+    return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
 
 
 def config_from_json(values: Mapping[str, Any]) -> Config:
@@ -312,7 +331,11 @@ def _check_fields(config: Any) -> None:
         if field.name.endswith("_id"):
             _require(type(value) is int and value >= 0, field.name, value, "an id")
         elif field.type == "int" or (field.type == "int | None" and value is not None):
-            _require(type(value) is int and value > 0, field.name, value, "a positive integer")
+            # What sizes memory, or a loop, before anything else can refuse it.
+            bounds = {"num_layers": 2**10, "num_heads": 2**16, "dim_": 2**16, "multiple_of": 2**16}
+            most = min([2**31 - 1, *(n for x, n in bounds.items() if field.name.startswith(x))])
+            good = type(value) is int and 0 < value <= most
+            _require(good, field.name, value, f"a positive integer, at most {most}")
         elif field.type == "float":
             number = type(value) in (int, float)
             good = number and 0 < cast(float, value) < 1e300
@@ -991,7 +1014,7 @@ def _check_sums(folder: pathlib.Path, files: Sequence[pathlib.Path]) -> None:
 def _shards(index: pathlib.Path) -> list[pathlib.Path]:
     """Returns the files that an index names."""
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(_read_json(index)["weight_map"].values()))
         good = all(pathlib.PurePath(name).name == name for name in names)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{index}: not an index of shards: {error!r}") from error
@@ -1135,8 +1158,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             logits = model(*make_batch([[prompt]], config))[0, -1]
         if not torch.isfinite(logits).all():
             raise ValueError(f"{args.folder}: the model's logits are not finite; is it broken?")
-    except (ValueError, OSError, ImportError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+    except (ValueError, OSError, ImportError, MemoryError) as error:
+        line = " ".join(str(error).split())
+        line = line if len(line) <= 450 else f"{line[:300]} … {line[-140:]}"
+        print("error:", line, file=sys.stderr)
         return 2
     probabilities, tokens = logits.softmax(-1).topk(5)
     for probability, token in zip(probabilities.tolist(), tokens.tolist(), strict=True):

@@ -21,6 +21,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from lst_jax.files import naming_file
 from lst_jax.settings import quote
 from lst_jax.strict_json import read_json_object
 from lst_jax.training.log import LOGGER
@@ -70,11 +71,12 @@ def _locked_here(workdir: pathlib.Path) -> Iterator[None]:
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         _lock(descriptor, file)
-        owner = {"host": socket.gethostname(), "process": os.getpid(), "start": time.time()}
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, (json.dumps(owner) + "\n").encode())
         _held_here.add(key)
         try:
+            owner = {"host": socket.gethostname(), "process": os.getpid(), "start": time.time()}
+            with naming_file(file):
+                os.ftruncate(descriptor, 0)
+                os.write(descriptor, (json.dumps(owner) + "\n").encode())
             yield
         finally:
             _held_here.discard(key)

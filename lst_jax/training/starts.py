@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lst_jax.differences import ABSENT, differences
+from lst_jax.files import append_line
 from lst_jax.settings import quote
 from lst_jax.strict_json import parse_json
 from lst_jax.training.log import report
@@ -108,11 +109,7 @@ def add_start(
       config: the same as a file, which may say more.
     """
     start = {"step": step, "time": time.time(), "settings": dict(settings), "config": config}
-    path = workdir / STARTS
-    ended = not path.exists() or path.read_bytes()[-1:] in (b"", b"\n")
-    with path.open("a", encoding="utf-8") as file:
-        # A start that a crash left half written stays on its own line.
-        file.write(("" if ended else "\n") + json.dumps(start, allow_nan=False) + "\n")
+    append_line(workdir / STARTS, json.dumps(start, allow_nan=False))
 
 
 def read_starts(workdir: pathlib.Path) -> list[dict[str, Any]]:

@@ -6,7 +6,6 @@ writer does never ends a run: see `GuardedWriters`.
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
@@ -27,7 +26,7 @@ from tensorboardX.proto.event_pb2 import (
 from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
 from lst_jax.extras import import_extra
-from lst_jax.files import write_file
+from lst_jax.files import append_line, write_file
 from lst_jax.training.hooks import OpenWriter, Record, Writer, step_of
 from lst_jax.training.log import LOGGER
 from lst_jax.training.metrics import METRICS_FILE, format_record, read_all_records
@@ -101,26 +100,19 @@ class JsonlWriter:
             lines = path.read_text().splitlines()
             kept = [line for line in lines if _is_record_until(line, start_step)]
             write_file(path, "".join(line + "\n" for line in kept))
+        else:
+            path.touch()
         self._path = path
-        self._file = path.open("ab", buffering=0)
 
     def write(self, record: Record) -> None:
         """Appends the record, whole or, with an `OSError`, not at all."""
-        line = (json.dumps(record, allow_nan=False) + "\n").encode()
-        end = self._file.seek(0, os.SEEK_END)
-        try:
-            if self._file.write(line) != len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
-        except OSError:
-            self._file.truncate(end)
-            raise
+        append_line(self._path, json.dumps(record, allow_nan=False))
 
     def flush(self) -> None:
         """Does nothing: every line is flushed when it is written."""
 
     def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
+        """Does nothing: the file is open while a line is written."""
 
 
 class TensorBoardWriter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import pathlib
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from lst_jax.evaluation.jsonl import read_lines
 from lst_jax.files import (
+    append_line,
     new_directory,
     read_arrays,
     read_numbered_lines,
@@ -22,6 +24,7 @@ from lst_jax.files import (
     write_file,
     write_json,
 )
+from tests.disks import files_of_at_most
 
 
 def names(folder):
@@ -47,6 +50,50 @@ def test_a_file_that_cannot_be_written_leaves_what_was_there(tmp_path, monkeypat
     with pytest.raises(OSError, match=r"No space .*/a'"):
         write_file(path, "new")
     assert path.read_text() == "old" and names(tmp_path) == ["a"]
+
+
+def test_a_line_is_appended_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "lines"
+    with files_of_at_most(3), pytest.raises(OSError, match=r"/lines'"):
+        append_line(path, "four")
+    assert not path.exists()
+    append_line(path, "é")
+    path.write_bytes(path.read_bytes() + b"half")
+    append_line(path, "two")
+    text = "é\nhalf\ntwo\n".encode()
+    assert path.read_bytes() == text
+    with files_of_at_most(len(text) + 2), pytest.raises(OSError):
+        append_line(path, "four")
+    assert path.read_bytes() == text
+
+
+@pytest.mark.parametrize(
+    ("error", "named"),
+    [
+        (OSError(errno.ENOSPC, "full"), ""),
+        (RuntimeError("Error writing a chunk [OS error 28: No space left]"), ""),
+        (ValueError("RESOURCE_EXHAUSTED: Error writing [os_error_code='28']"), ""),
+        (ValueError("NOT_FOUND: Error reading [os_error_code='2']"), None),
+        (ValueError("I/O error: No space left on device (os error 28)"), ""),
+        (OSError(errno.ENOSPC, "full", "{}/a"), "/a"),
+        (OSError(errno.ENOSPC, "full", "/elsewhere/a"), None),
+        (OSError(errno.EIO, "of an input, perhaps"), None),
+        (ValueError("of another kind"), None),
+    ],
+)
+def test_what_cannot_be_written_is_named_as_it_was_to_be_called(tmp_path, error, named):
+    out = tmp_path / "out"
+    with (
+        pytest.raises((type(error), OSError)) as caught,
+        new_directory(out, refuse_to_replace) as folder,
+    ):
+        if isinstance(error, OSError) and error.filename:
+            error.filename = error.filename.format(folder)
+        raise error
+    if named is None:
+        assert caught.value is error
+    else:
+        assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, f"{out}{named}")
 
 
 def test_a_directory_appears_whole_or_not_at_all(tmp_path):

@@ -7,9 +7,7 @@ import json
 import pathlib
 import pickle
 import re
-import resource
 import shutil
-import signal
 import struct
 from concurrent import futures
 
@@ -26,6 +24,7 @@ from data_pipelines.records.types import check_record
 from data_pipelines.tokenizers import train_tokenizer
 from lst_jax.vocabulary import TextTokenizer, Vocabulary
 from tests.data_pipelines.small_corpus import SAMPLE, make_tokenizer
+from tests.disks import files_of_at_most
 
 VOCABULARY = Vocabulary(400)
 VERSION1 = pathlib.Path(__file__).parents[2] / "testdata" / "version1"
@@ -65,6 +64,7 @@ def make_text(text, file_id="a"):
 words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=6).filter(
     lambda text: text.split() == [text] and "\u2581" not in text
 )
+
 aligned = st.lists(
     st.tuples(
         st.one_of(st.just(records.SILENCE), words), st.lists(st.integers(0, 501), max_size=9)
@@ -637,17 +637,12 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
 
 @pytest.mark.parametrize("size", [100, 3000])
 def test_a_full_disk_is_an_error_of_the_system_and_leaves_nothing(tmp_path, size):
-    """As a limit on the size of files makes it."""
     documents = [make_text("one", f"{i}") for i in range(100)]
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-        with pytest.raises(OSError, match=r"cannot be written: .*too large") as error:
-            records.write_records(tmp_path / "out", "text", documents, make_tokenizer())
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, before)
+    with (
+        files_of_at_most(size),
+        pytest.raises(OSError, match=r"cannot be written: .*too large") as error,
+    ):
+        records.write_records(tmp_path / "out", "text", documents, make_tokenizer())
     assert "text-00000" in str(error.value) and not list(tmp_path.iterdir())
 
 

@@ -327,6 +327,7 @@ _SHORT_GRID = (
     'File type = "ooTextFile"\nObject class = "TextGrid"\n\n0\n1.0\n<exists>\n1\n"IntervalTier"\n'
     '"words"\n0\n1.0\n3\n0\n0.2\n""\n0.2\n0.5\n"one"\n0.5\n1.0\n"2"\n'
 )
+_TWO_TIERS = _SHORT_GRID.replace("\n1\n", "\n2\n", 1) + '"IntervalTier"\n"words"\n0\n1\n0\n'
 _CLAIM = b"{'descr': '<i8', 'fortran_order': False, 'shape': (1000000000000000,)}"
 _CLAIMING = b"\x93NUMPY\x01\x00" + len(_CLAIM).to_bytes(2, "little") + _CLAIM + bytes(100)
 _WHISPERX = {
@@ -423,6 +424,7 @@ def test_transcripts_give_words_or_a_recording_for_each_segment(tmp_path):
         (open_alignments, "a.TextGrid", "nothing", "ends early|no TextGrid"),
         (open_alignments, "a.TextGrid", _SHORT_GRID[:-20], "ends early"),
         (open_alignments, "a.TextGrid", _SHORT_GRID.replace("\n1\n", "\n1e400\n", 1), "below 1e9"),
+        (open_alignments, "a.TextGrid", _TWO_TIERS, "'words' twice"),
         (open_alignments, "a.TextGrid", None, "No such file"),
         (open_alignments, "a.ctm", "a 1 0.5 one", "has 4 cells"),
         (open_alignments, "a.ctm", b"a 1 0.5 1 \xe9", "not UTF-8"),

@@ -21,6 +21,7 @@ _CUT = (
     '{"id": "c", "start": 0, "duration": 1, "supervisions": [{"alignment": %s}],'
     ' "recording": {"sources": [{"type": "file", "source": "a.wav"}]}}'
 )
+_RECORDING = '{"id": "r", "sources": [{"type": "file", "source": "a.wav"}]}\n'
 
 
 def _sound(path: pathlib.Path, seconds: float = 1.0, level: float = 0.5) -> pathlib.Path:
@@ -239,6 +240,12 @@ def test_shards_of_peoples_speech_find_their_transcripts_in_the_manifest(tmp_pat
     _jsonl(tmp_path / "train/clean.json", {"training_data": lists | {"label": ["two"]}})
     with pytest.raises(ValueError, match=r"clean\.json:1: training_data is .*, expected lists"):
         list(read_corpus(tmp_path, "peoples_speech"))
+    _jsonl(tmp_path / "train/clean.json", *[{"training_data": lists}] * 2)
+    with pytest.raises(ValueError, match=r"'b\.flac' twice"):
+        list(read_corpus(tmp_path, "peoples_speech"))
+    _tar(tmp_path / "x/b.tar", x__flac=_bytes(), x__txt=b"one", x__json=b'{"text": "two"}')
+    with pytest.raises(ValueError, match=r"x\.txt and its \.json differ"):
+        list(read_corpus(tmp_path / "x", "webdataset"))
 
 
 def test_words_with_times_count_from_the_start_of_their_sound(tmp_path):
@@ -297,6 +304,15 @@ def test_cuts_of_lhotse_count_words_from_the_cut(tmp_path):
         ("nemo", "manifest.json", '{"text": "x"}', "no audio_filepath"),
         ("folder", "x/a.txt", " \n", "a.txt is blank"),
         ("podcasts", "json/show_1/e1.json", '{"results": 3}', "expected a list of objects"),
+        # Two truths, of which none is taken.
+        ("librispeech", "dev/103/1/103-1.trans.txt", "103-1-0000 A\n103-1-0000 B\n", "0000' twice"),
+        ("librispeech", "dev/103/1/x.trans.txt", "103-1-0000 B\n", "'103-1-0000' twice"),
+        ("mls", "train/audio/12/12_34_000000.wav", "", "'12_34_000000' twice"),
+        ("common_voice", "en/train.tsv", "client_id\tpath\tsentence\tpath\n", "'path' twice"),
+        ("common_voice", "en/clips/common_voice_en_1.wav", "", "' twice"),
+        ("lhotse", "recordings.jsonl", _RECORDING * 2, "'r' twice"),
+        ("folder", "x/a.lab", "other words", "a.txt and a.lab differ"),
+        ("podcasts", "json/show_2/e1.json", "{}", "'e1' twice"),
     ],
 )  # fmt: skip
 def test_what_is_not_as_the_layout_has_it_is_one_line(tmp_path, format, file, contents, message):

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from experiments.common.cli import Console
+from tests.experiments.forked import ROOT
 from tests.marks import quick
 
 BINARY = """
@@ -103,11 +104,28 @@ cli.run_main(main)
 
 
 @pytest.mark.multiprocess
+@pytest.mark.parametrize("place", ["{}", "type('', (), {{'__del__': lambda _: {}}})()"])
 @pytest.mark.parametrize("name", quick(["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"], "SIGINT"))
-def test_signals_end_a_binary_in_one_line_and_leave_nothing(tmp_path, name):
-    body = f"os.kill(os.getpid(), signal.{name}); time.sleep(60)"
+def test_signals_end_a_binary_in_one_line_and_leave_nothing(tmp_path, name, place):
+    """Also one that comes where nothing can be raised, as in a finalizer."""
+    body = place.format(f"os.kill(os.getpid(), signal.{name})") + "; time.sleep(60)"
     command = [sys.executable, "-c", STOPPED.format(body=body)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert (done.returncode, done.stderr) == (143, f"stopped by {name}\n")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("name", quick(["SIGTERM", "SIGINT", "SIGUSR1"], "SIGUSR1"))
+def test_a_signal_while_a_binary_imports_ends_it_in_one_line(tmp_path, name):
+    code = f"import os, signal, time\nos.kill(os.getpid(), signal.{name})\ntime.sleep(60)\n"
+    (tmp_path / "jax.py").write_text(code)  # what is imported in its place
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.describe"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )
+    assert (done.returncode, done.stderr) == (143, f"stopped by {name}\n")

@@ -86,6 +86,7 @@ def test_a_long_value_of_several_lines_can_be_replaced(folder):
             {"a": "X = " + "(" * 3000},
             r"a\.gin(: too many nested parentheses| is nested too deeply)",
         ),
+        ({"a": "X = 1\nY = 2\nX = 3"}, r"a\.gin sets X twice, expected it once"),
         ({"a": "X = %Y"}, "X is %Y, expected a macro that is set"),
         ({"a": "X = %Y\nY = [%X]"}, "'X' refers to itself: 'X' → 'Y' → 'X'"),
         ({"a": "X = {'k': (%X,)}"}, "'X' refers to itself"),
@@ -102,7 +103,11 @@ def test_mistakes_in_files_are_named(folder, files, message):
         gin_config.parse(["a.gin"])
 
 
-def test_a_file_that_is_not_utf8_is_named(folder):
+def test_a_file_is_utf8_with_or_without_its_mark(folder):
+    (folder / "a.gin").write_bytes("\ufeffX = 'é'\n".encode())
+    bindings = Bindings()
+    bindings.parse_file("a.gin")
+    assert bindings == {"X": "é"}
     (folder / "a.gin").write_bytes(b"X = '\xff'\n")
     with pytest.raises(ValueError, match=r"Gin file .*a\.gin is not UTF-8"):
         gin_config.parse(["a.gin"])

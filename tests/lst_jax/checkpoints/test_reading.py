@@ -84,11 +84,13 @@ def test_a_reader_says_so_and_takes_no_other_step(run, monkeypatch, number):
 
 
 @pytest.mark.parametrize("number", UNAVAILABLE)
-@pytest.mark.parametrize("form", ["os", "tensorstore", "wrapped"])
+@pytest.mark.parametrize("form", ["os", "earlier tensorstore", "tensorstore", "wrapped"])
 def test_errors_of_the_system_are_unavailable_in_every_form(tmp_path, number, form):
     system = OSError(number, os.strerror(number), "file")
-    text = f'Error reading "file": [OS error {number}: {os.strerror(number)}]'
-    error = {"os": system, "tensorstore": ValueError(text), "wrapped": Exception("in a part")}[form]
+    earlier = ValueError(f"Error reading: [OS error {number}: {os.strerror(number)}]")
+    text = f"Failed to open: {os.strerror(number)} [os_error_code='{number}']"
+    forms = {"os": system, "tensorstore": ValueError(text), "earlier tensorstore": earlier}
+    error = forms.get(form, Exception("in a part"))
     if form == "wrapped":
         error.__cause__ = system
     assert is_unavailable(error)
@@ -106,6 +108,7 @@ def test_errors_of_the_system_are_unavailable_in_every_form(tmp_path, number, fo
         NotADirectoryError(errno.ENOTDIR, "Not a directory", "x"),
         ValueError("DATA_LOSS: Expected 8 bytes"),
         ValueError("NOT_FOUND: Error opening [OS error 2: No such file or directory]"),
+        ValueError("NOT_FOUND: Error opening: No such file or directory [os_error_code='2']"),
         KeyError("tree"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import errno
 import itertools
 import json
 import os
@@ -30,6 +31,7 @@ from lst_jax.porting.port import KINDS, open_checkpoint, write_checkpoint
 from lst_jax.porting.published_config import make_params_json, read_params_json
 from lst_jax.porting.tensors import TensorSpec
 from lst_jax.sharding import MeshConfig, make_mesh
+from tests.disks import files_of_at_most
 from tests.lst_jax.porting.checkpoints_of_all_kinds import (
     BASELINE,
     DATA,
@@ -448,6 +450,18 @@ def test_a_port_that_fails_leaves_nothing(tmp_path, kind, error):
     with pytest.raises(type(error)):
         write_checkpoint(dataclasses.replace(checkpoint, read=failing), tmp_path / "out", kind)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("size", quick([0, 3000, 30_000], 3000))
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_full_disk_is_an_error_of_the_output_and_leaves_nothing(tmp_path, kind, size):
+    """Whichever library says so, and in whatever words."""
+    checkpoint, _ = random_checkpoint()
+    with files_of_at_most(size), pytest.raises(OSError) as error:
+        write_checkpoint(checkpoint, tmp_path / "out", kind)
+    assert error.value.errno == errno.EFBIG
+    assert error.value.filename.startswith(str(tmp_path / "out"))
+    assert "incomplete" not in error.value.filename and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,8 +1,6 @@
 import dataclasses
 import io
 import json
-import resource
-import signal
 import sys
 from unittest import mock
 
@@ -25,6 +23,7 @@ from lst_jax.training.writers import (
     open_wandb,
     read_scalars,
 )
+from tests.disks import files_of_at_most
 
 CONTEXT = RateContext(100, 200, num_devices=2, peak=PeakRate(1e3, "test"), num_steps=10)
 
@@ -156,19 +155,13 @@ def test_a_run_from_step_zero_starts_a_new_file(tmp_path):
 
 
 def test_a_full_disk_leaves_no_half_of_a_record(tmp_path):
-    """As a limit on the size of files makes it: the first part of a line would fit."""
+    """The first part of a line would fit."""
     path = tmp_path / "metrics.jsonl"
     writer = JsonlWriter(path, start_step=0)
     writer.write({"step": 1})
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 5, limits[1]))
-        with pytest.raises(OSError):
-            writer.write({"step": 2, "loss": 1.0})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, before)
+    with files_of_at_most(path.stat().st_size + 5), pytest.raises(OSError) as error:
+        writer.write({"step": 2, "loss": 1.0})
+    assert error.value.filename == str(path)
     writer.write({"step": 3})
     writer.close()
     assert read_records(tmp_path) == [{"step": 1}, {"step": 3}]
