@@ -254,8 +254,9 @@ class Checkpointer:
                 raise
             if jax.process_index() == 0:
                 self._remove_unfinished()
-            known = isinstance(error, OSError) or not number
-            reason = " ".join(str(error).split())[:300] if known else os.strerror(number)
+            reason = " ".join(str(error).split())[:300]
+            if number is not None and not isinstance(error, OSError):
+                reason = os.strerror(number)
             raise OSError(f"a checkpoint in {self.directory} cannot be saved: {reason}") from error
 
     def _open(self) -> ocp.CheckpointManager:

@@ -79,8 +79,11 @@ def write_pytorch(
             file.write_bytes(values.data)
             mapped = torch.from_file(str(file), shared=True, size=values.size, dtype=torch.uint8)
             state[name] = mapped.view(getattr(torch, specs[name].dtype)).view(specs[name].shape)
-        with (folder / _FILE).open("wb") as file:  # it says why it cannot be written; PyTorch not
-            torch.save({"model": state}, file)
+        with (folder / _FILE).open("wb") as file:
+            try:
+                torch.save({"model": state}, file)
+            except RuntimeError as error:  # it closes what it could not write, and fails once more
+                raise error.__context__ or error from None
 
 
 def _load(path: pathlib.Path) -> dict[str, Any]:

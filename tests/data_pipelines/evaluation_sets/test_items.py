@@ -53,7 +53,7 @@ def write(output, drafts, load=None, **options):
     load = load or speak_texts([Voice()], 0, Encoder())
     settings = {"items_per_part": options["items_per_part"]}
     return write_set(
-        output, drafts, settings, load, Encoder(), progress=lambda done, total: None, **options
+        output, drafts, settings, load, Encoder(), **{"progress": lambda *_: None} | options
     )
 
 
@@ -129,7 +129,25 @@ def test_too_many_rejects_end_it_with_the_first_of_them(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["parts"]
     kept = sorted(path.name for path in (tmp_path / "parts").iterdir())
     assert kept == ["000000000.json", "000000002.json", "000000004.json", "settings.json"]
-    assert write(tmp_path, DRAFTS, max_reject_share=0.2) == (6, 1)
+    said = []
+    share = {"max_reject_share": 1 / 7, "progress": lambda *x: said.append(x)}
+    assert write(tmp_path, DRAFTS, **share) == (6, 1)
+    assert said == [(2, 7), (4, 7), (6, 7), (7, 7)]
+
+
+def test_what_a_synthesizer_gives_is_one_sound_a_text_at_the_encoder_s_rate(tmp_path):
+    class Slow(Voice):
+        sample_rate = 8000
+
+    class More(Voice):
+        def synthesize(self, texts):
+            return [*super().synthesize(texts), *super().synthesize(["more"])]
+
+    sounds = speak_texts([Slow()], 0, Encoder())(draft("a", "one", "two"))
+    assert [len(x) for x in sounds] == [3 * 1280] * 2
+    assert speak_texts([More()], 0, Encoder())(draft("a", "one", "two")) == Rejection(
+        "synthesizer", "it returned 3 waveforms, expected 2"
+    )
 
 
 def test_where_every_part_has_rejects_nothing_is_left(tmp_path):

@@ -70,6 +70,16 @@ def test_gold_files_whose_pairs_do_not_match_are_refused(root, change, message):
     assert "\n" not in str(error.value)
 
 
+def test_words_are_in_the_bands_of_the_challenge(root):
+    bands = {"": None, "oov": "oov", "0": "oov", "0.5": "oov", "1": "1-5", "5": "1-5", "5.5": "1-5"}
+    bands |= {"6": "6-20", "20": "6-20", "21": "21-100", "100": "21-100", "101": ">100"}
+    for text, band in bands.items():
+        rows = [[*row[:3], text, *row[4:]] for row in gold_rows("lexical", 1, "A")]
+        write_gold(root / "lexical/dev", "lexical", rows)
+        (item,) = items(read_released("swuggy", root, "dev"))
+        assert item["category"] == band
+
+
 def test_a_missing_column_or_file_is_named(root):
     path = root / "lexical/dev/gold.csv"
     path.write_text(path.read_text().replace("voice", "speaker", 1))
@@ -83,6 +93,13 @@ def test_a_missing_column_or_file_is_named(root):
         read_released("swuggy", root, "dev")
     with pytest.raises(FileNotFoundError, match=r"lexical/test: no such folder"):
         read_released("swuggy", root, "test")
+
+
+def test_the_fingerprint_is_of_what_says_which_items_there_are(root):
+    before = read_released("swuggy", root, "dev").fingerprint
+    assert before == read_released("swuggy", root, "dev").fingerprint and len(before) == 64
+    write_gold(root / "lexical/dev", "lexical", gold_rows("lexical", 1, "AB"))
+    assert read_released("swuggy", root, "dev").fingerprint != before
 
 
 @pytest.mark.parametrize("kind", ["swuggy", "sblimp"])
@@ -112,18 +129,23 @@ def test_recordings_of_a_test_split_without_gold_are_items_alone(tmp_path):
 
 
 def test_stories_are_pairs_of_whole_recordings(tmp_path):
-    for name in ("10_correct", "10_incorrect", "sub/9_correct", "sub/9_incorrect"):
+    names = ("10", "9", "sub/9")
+    for name in (f"{x}_{kind}" for x in names for kind in ("correct", "incorrect")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / f"{name}.wav").touch()
     found = read_released("topicstorycloze", tmp_path, "test")
-    first, second = items(found)
-    assert (found.name, found.count, found.stated) == ("TopicStoryCloze", 2, (1_871,))
+    first, second, third = items(found)
+    assert (found.name, found.count, found.stated) == ("TopicStoryCloze", 3, (1_871,))
     assert first == {
-        **{"id": "10", "set": "TopicStoryCloze", "correct": 0},
+        **{"id": "9", "set": "TopicStoryCloze", "correct": 0},
         "members": [{"units": [1]}, {"units": [2]}],
     }
-    assert second["id"] == "sub/9"
-    assert [path.stem for path in found.drafts[1].sources] == ["9_correct", "9_incorrect"]
+    assert (second["id"], third["id"]) == ("10", "sub/9")
+    assert [path.stem for path in found.drafts[2].sources] == ["9_correct", "9_incorrect"]
+    (tmp_path / "9_correct.flac").touch()
+    with pytest.raises(ValueError, match=r"has '9_correct' twice"):
+        read_released("storycloze", tmp_path, "test")
+    (tmp_path / "9_correct.flac").unlink()
     (tmp_path / "11_correct.wav").touch()
     with pytest.raises(ValueError, match=r"11_correct.wav has no partner"):
         read_released("storycloze", tmp_path, "test")

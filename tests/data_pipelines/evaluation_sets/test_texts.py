@@ -88,6 +88,14 @@ def test_lines_that_are_not_as_published_are_named(tmp_path, changes, message):
     assert "\n" not in str(error.value) and len(str(error.value)) < 450
 
 
+@pytest.mark.parametrize("label", ["0", "3"])
+def test_endings_of_storycloze_are_counted_from_1(tmp_path, label):
+    path = write_storycloze(tmp_path / "a.csv", 1)
+    path.write_text(path.read_text().replace("rained.,1", f"rained.,{label}"))
+    with pytest.raises(ValueError, match=f"AnswerRightEnding is '{label}', expected 1 … 2"):
+        read_texts(path)
+
+
 def test_files_of_other_columns_and_stories_twice_are_refused(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
     with pytest.raises(ValueError, match=r"a.jsonl has the columns text, expected ctx, endings"):

@@ -213,6 +213,20 @@ def test_raw_samples_and_parts_beyond_the_end_are_refused(tmp_path):
         read_audio(_GOOD, _RATE, start_s=1.0, end_s=1.0)
 
 
+def test_limits_of_recordings_are_met_and_not_passed():
+    assert float_samples(np.full(3, -2.0)).tolist() == [-2] * 3
+    with pytest.raises(ValueError, match=r"reach 2\.001"):
+        float_samples(np.array([0, -2.001]))
+    for rate in (1000, 384_000):
+        assert len(read_audio(_encode(np.zeros(50), rate, format="WAV"), rate)) == 50
+    for rate in (999, 384_001):
+        with pytest.raises(ValueError, match=f"has {rate} samples a second, expected 1000…384000"):
+            read_audio(_encode(np.zeros(50), rate, format="WAV"), _RATE)
+    assert len(read_audio(_encode(np.zeros((50, 64)), format="WAV"), _RATE)) == 50
+    with pytest.raises(ValueError, match="has 65 channels, expected at most 64"):
+        read_audio(_encode(np.zeros((50, 65)), format="WAV"), _RATE)
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none.wav"):
         read_audio(tmp_path / "none.wav", _RATE)

@@ -55,6 +55,24 @@ def test_every_centroid_has_frames_where_enough_differ():
     assert sorted(map(tuple, fit(frames, 5))) == sorted(map(tuple, np.eye(5) * 3))
 
 
+def test_a_centroid_without_frames_takes_the_one_that_is_worst_off(monkeypatch):
+    start = np.array([[1.0], [100.0]], np.float32)
+    monkeypatch.setattr(clustering, "_first_centroids", lambda *_: start)
+    frames = np.array([[0.0], [1.0], [10.0], [2.0]], np.float32)
+    assert fit(frames, 2, most_passes=1).tolist() == [[3.25], [10.0]]
+
+
+def test_the_last_pass_is_the_one_that_lowers_the_distance_by_less_than_its_share(monkeypatch):
+    said, distances = [], iter([2.0, 1.0, 0.9998, 0.99975, 0.5])
+
+    def nearest(block, centroids, mesh):
+        return np.arange(len(block)) % 2, np.full(len(block), next(distances), np.float32)
+
+    monkeypatch.setattr(clustering, "_nearest", nearest)
+    fit(FRAMES[:4], 2, report=lambda number, mean: said.append(number))
+    assert said == [1, 2, 3, 4]
+
+
 def test_fewer_frames_than_centroids_are_refused():
     with pytest.raises(ValueError, match="number of frames is 3, expected at least 7"):
         fit(FRAMES[:3])

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from data_pipelines.speech import hifigan_vocoder
+from data_pipelines.speech import hifigan_checkpoints, hifigan_vocoder
 from data_pipelines.speech.hifigan_checkpoints import HiFiGANWeights, read_vocoder, write_vocoder
 from data_pipelines.speech.hifigan_vocoder import HiFiGANVocoder
 from data_pipelines.speech.registry import open_vocoder
@@ -24,16 +24,14 @@ PLAIN = dataclasses.replace(
 
 def random_params(config: HiFiGANConfig):
     """Parameters of a scale that makes speech audible and durations vary."""
-    from data_pipelines.speech import hifigan_checkpoints as module
-
     rng = np.random.default_rng(0)
     tensors = {
         name: rng.normal(0, 0.4, place.shape).astype(np.float32)
-        for name, place in module._places(config).items()
+        for name, place in hifigan_checkpoints._places(config).items()
     }
     if config.dur_predictor_params is not None:
         tensors["dur_predictor.proj.bias"] += 1.5
-    return module._params_of(config, tensors, pathlib.Path("f")), tensors
+    return hifigan_checkpoints._params_of(config, tensors, pathlib.Path("f")), tensors
 
 
 @pytest.fixture
@@ -153,6 +151,49 @@ def test_a_checkpoint_speaks_as_pytorch_does_and_altered_ones_are_told_apart(
     np.savez(tmp_path / "io.npz", **io | {"speaker": np.array(3)})
     with pytest.raises(ValueError, match=r"io.npz: speaker is 3, expected 0 … 2"):
         verify_case(tmp_path)
+
+
+@pytest.mark.parametrize("naming", hifigan_checkpoints._NORMED)
+def test_weight_norm_is_folded_by_either_names(naming):
+    params, tensors = random_params(TINY)
+    parts = {}
+    for name, x in tensors.items():
+        stem = name.removesuffix("weight")
+        if x.ndim == 3 and not name.startswith("dur"):
+            norm = np.sqrt(np.square(x).sum((1, 2), keepdims=True))
+            parts |= zip((stem + naming[0], stem + naming[1]), (norm, 3 * x), strict=True)
+        else:
+            parts[name] = x
+    found = hifigan_checkpoints._params_of(TINY, parts, pathlib.Path("f"))
+    for one, other in zip(*map(jax.tree.leaves, (found, params)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+    parts[f"conv_pre.{naming[1]}"][0] = 0
+    with pytest.raises(ValueError, match=r"f: 'conv_pre.*norms is 0, expected no slice of norm 0"):
+        hifigan_checkpoints._params_of(TINY, parts, pathlib.Path("f"))
+
+
+def test_blocks_have_the_published_numbers():
+    places = hifigan_checkpoints._places(TINY)
+    for name, path in {
+        "resblocks.1.convs1.0.weight": "block_0_1/dilated_0/kernel",
+        "resblocks.2.convs2.1.bias": "block_1_0/plain_1/bias",
+        "ups.1.weight": "upsampling_1/kernel",
+        "dur_predictor.conv2.0.weight": "duration_predictor/convolution_1/kernel",
+    }.items():
+        assert places[name].path == path
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("ann\nbob\nann\n", "speakers.txt is 'ann, bob, ann', expected each name once"),
+        ("a\nb\nc\nd\n", "speakers.txt is '4 names', expected 3 at most, by config.json"),
+    ],
+)
+def test_names_of_speakers_are_each_once_and_no_more_than_there_are(directory, names, message):
+    (directory / "speakers.txt").write_text(names)
+    with pytest.raises(ValueError, match=message):
+        read_vocoder(directory)
 
 
 def test_a_directory_is_read_as_it_was_written(directory):

@@ -148,6 +148,27 @@ def test_waveforms_are_normalized_over_the_recording_and_padded_then():
     assert np.abs(found - expected).max() < 1e-5
 
 
+def test_devices_are_given_pieces_of_the_padded_normalized_recording(monkeypatch):
+    options = EncoderOptions(2, normalize=True, pad_samples=13, cut_s=4.0, overlap_s=0.5)
+    frames, given = FrameModel(MODEL, options), []
+
+    def compute(_, rows, length, *others):
+        given.extend(rows)
+        return np.zeros((len(rows), frame_count(CONFIG, length), 1))
+
+    monkeypatch.setattr(FrameModel, "_compute", compute)
+    waveform = speech(9.0) * 0.1 + np.float32(0.2)
+    ((_, found),) = frames.run([waveform], None)
+    assert len(found) == frames.count_frames(len(waveform))
+    padded = np.pad((waveform - waveform.mean()) / np.sqrt(waveform.var() + 1e-7), 13)
+    pieces = cut(CONFIG, len(padded), frames._longest, frames._overlap)
+    assert len(pieces) == len(given) > 2
+    for piece in pieces:
+        expected = padded[piece.start : piece.stop]
+        same = [x for x in given if len(x) == len(expected) and np.allclose(x, expected, atol=1e-4)]
+        assert len(same) == 1
+
+
 def test_padding_by_half_of_what_a_frame_sees_more_than_its_stride_gives_exact_counts():
     pad = (receptive_field(CONFIG) - samples_per_frame(CONFIG)) // 2
     frames = FrameModel(MODEL, EncoderOptions(layer=1, pad_samples=pad))

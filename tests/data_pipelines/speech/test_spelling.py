@@ -31,6 +31,13 @@ ENGLISH = Speller(frozenset(string.ascii_uppercase + "'"))
         ("1.2.3", "ONE TWO POINT THREE"),
         ("R&B", "R AND B"),
         ("9" * 20, " ".join(["NINE"] * 20)),
+        ("1" + "0" * 14, "ONE HUNDRED TRILLION"),
+        ("1" + "0" * 15, " ".join(["ONE", *["ZERO"] * 15])),
+        ("1100", "ELEVEN HUNDRED"),
+        ("2500", "TWO THOUSAND FIVE HUNDRED"),
+        ("$1984", "ONE THOUSAND NINE HUNDRED AND EIGHTY FOUR DOLLARS"),
+        ("1984TH", "ONE THOUSAND NINE HUNDRED AND EIGHTY FOURTH"),
+        ("a\u200bb", "AB"),
     ],
 )
 def test_english_words_are_spelled_as_they_are_said(word, letters):
@@ -51,11 +58,16 @@ def test_other_scripts_are_romanized_where_that_is_asked_for():
     assert roman.spell("2") == "dva"
 
 
-@pytest.mark.parametrize("word", ["жук", "a*b", "½", "♥"])
+@pytest.mark.parametrize("word", ["жук", "a*b", "½", "♥", "5‰", "§5"])
 def test_what_has_no_letters_is_refused_by_name(word):
     found = ENGLISH.spell(word)
     assert isinstance(found, Rejection) and found.kind == "missing-letter"
     assert "expected" in found.reason and "\n" not in found.reason
+
+
+def test_a_letter_of_which_a_part_is_no_label_is_refused():
+    assert Speller(frozenset("FI")).spell("ﬁ") == "FI"
+    assert isinstance(Speller(frozenset("F")).spell("ﬁ"), Rejection)
 
 
 def test_numbers_of_an_unknown_language_and_symbols_outside_english_are_refused():

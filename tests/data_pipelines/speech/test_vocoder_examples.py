@@ -29,10 +29,12 @@ def batches(**changes):
 
 
 def test_rows_are_pieces_of_clips_and_their_units():
-    seen = set()
+    seen, parts, varied = set(), {0: set(), 2: set()}, False
     made = batches()
     for _ in range(8):
         batch = next(made)
+        assert len(batch.units) == 6
+        varied |= len({row.tobytes() for row in batch.waveforms}) > 1
         for row in zip(*batch, strict=True):
             units, length, samples, speaker, runs, durations = row
             seen.add((int(speaker), int(length)))
@@ -45,7 +47,19 @@ def test_rows_are_pieces_of_clips_and_their_units():
             assert (np.diff(runs[kept]) != 0).all() and kept[0]
             spoken = " ".join(map(str, np.repeat(runs[kept], durations[kept])))
             assert spoken in " ".join(map(str, whole))
-    assert seen == {(0, 16), (2, 7)}
+            assert speaker == 0 or spoken == " ".join(map(str, whole))
+            parts[int(speaker)].add(spoken)
+    assert seen == {(0, 16), (2, 7)} and len(parts[0]) > 8 and varied
+
+
+def test_every_piece_of_a_clip_is_drawn_from_its_first_unit_to_its_last():
+    units = np.array([0, 0, 1, 2, 0, 1, 1], np.int32)
+    clip = VoiceClip(np.arange(28, dtype=np.float32), units)
+    config = VocoderDataConfig(batch_size=40, row_units=5, row_runs=3)
+    batch = next(VocoderBatches(lambda _: clip, 1, _HOP, config))
+    assert {int(row[0]) for row in batch.waveforms} == {0, 4, 8}
+    runs = {(*row.tolist(), *lasts.tolist()) for row, lasts in zip(*batch[4:], strict=True)}
+    assert runs == {(0, 1, 2, 2, 1, 1), (1, 2, 0, 1, 1, 1), (2, 0, 1, 1, 1, 2)}
 
 
 def test_a_batch_is_a_function_of_its_number_and_the_seed():

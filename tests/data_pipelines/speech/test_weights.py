@@ -7,6 +7,7 @@ import io
 import os
 import pickle
 import pickletools
+import re
 import struct
 import zipfile
 
@@ -19,7 +20,7 @@ import torch
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans, MiniBatchKMeans
 
-from data_pipelines.speech import pickles
+from data_pipelines.speech import pickles, weights
 from data_pipelines.speech.pickles import Record, describe
 from data_pipelines.speech.weights import read_torch, read_weights
 
@@ -294,6 +295,13 @@ def test_a_tensor_repeated_beyond_its_file_is_refused(tmp_path):
 
 
 def test_numbers_of_the_other_byte_order_are_read(tmp_path):
+    tensors = {"x": torch.from_numpy(CENTROIDS)}
+    torch.save(tensors, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    data = (tmp_path / "old.pt").read_bytes()
+    data = re.sub(rb"(little_endianq.)\x88", rb"\1\x89", data, flags=re.DOTALL)
+    swapped = data.replace(CENTROIDS.tobytes(), CENTROIDS.astype(">f4").tobytes())
+    (tmp_path / "old.pt").write_bytes(swapped)
+    assert np.array_equal(read_torch(tmp_path / "old.pt")["x"], CENTROIDS)
     torch.save({"x": torch.from_numpy(CENTROIDS)}, tmp_path / "a.pt")
     swap = {"byteorder": lambda _: b"big", "data/0": lambda _: CENTROIDS.astype(">f4").tobytes()}
     rewrite(tmp_path / "a.pt", swap)
@@ -325,8 +333,20 @@ def test_programs_and_lists_are_no_checkpoints(tmp_path):
     with zipfile.ZipFile(tmp_path / "program.pt", "w") as archive:
         archive.writestr("a/data.pkl", pickle.dumps({}))
         archive.writestr("a/constants.pkl", pickle.dumps(()))
-    with pytest.raises(ValueError, match="TorchScript"):
-        read_torch(tmp_path / "program.pt")
+    with zipfile.ZipFile(tmp_path / "two.pt", "w") as archive:
+        for name in "ab":
+            archive.writestr(f"{name}/data.pkl", pickle.dumps({}))
+    for name in ("program", "two"):
+        with pytest.raises(ValueError, match="TorchScript"):
+            read_torch(tmp_path / f"{name}.pt")
+
+
+@pytest.mark.parametrize("compress", [("gzip", 3), ("bz2", 3), ("xz", 3)])
+def test_a_file_unfolds_to_no_more_than_it_may(tmp_path, monkeypatch, compress):
+    joblib.dump(CENTROIDS, tmp_path / "km", compress=compress)
+    monkeypatch.setattr(weights, "_LARGEST_EXPANSION", 100)
+    with pytest.raises(ValueError, match="it unfolds to over 100 bytes, or is cut"):
+        read_weights(tmp_path / "km")
 
 
 def sample(kind):

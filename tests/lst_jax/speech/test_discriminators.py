@@ -9,6 +9,8 @@ from lst_jax.speech.discriminators import (
     DiscriminatorConfig,
     DiscriminatorLayer,
     Discriminators,
+    PeriodDiscriminator,
+    _halve,
     feature_distance,
     least_squares,
     log_mels,
@@ -65,6 +67,26 @@ def test_a_layer_is_the_strided_convolution_of_its_norm(groups, spectral):
         expected = [np.sum(own[:, t : t + 5] * kernel[..., o], (1, 2)) for t in range(0, 11, 2)]
         found = np.asarray(layer.apply(params, x))[..., o]
         np.testing.assert_allclose(found, np.transpose(expected), atol=1e-5)
+
+
+def test_a_period_discriminator_sees_each_place_of_a_period_by_itself():
+    x = np.random.default_rng(0).normal(size=(1, 20)).astype(np.float32)
+    module = PeriodDiscriminator(3, (2, 2))
+    params = module.init(jax.random.key(0), x)
+    changed = x.copy()
+    changed[0, 7] += 1
+    maps = zip(module.apply(params, x), module.apply(params, changed), strict=True)
+    for (one, other), frames in zip(maps, (3, 3, 3), strict=True):
+        assert one.shape[:3] == (1, 3, frames)
+        differ = np.asarray(one != other).any((0, 2, 3))
+        assert differ.tolist() == [False, True, False]
+
+
+def test_the_next_scale_is_the_mean_of_four_samples_at_every_second():
+    x = np.arange(1.0, 8)
+    padded = np.pad(x, 2)
+    expected = [padded[i : i + 4].mean() for i in range(0, 8, 2)]
+    np.testing.assert_allclose(_halve(jnp.asarray(x[None]))[0], expected, rtol=1e-6)
 
 
 @pytest.mark.slow

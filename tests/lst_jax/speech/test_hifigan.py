@@ -1,6 +1,7 @@
 """The HiFi-GAN generator: its parts against plain sums, rows alone and in a batch."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -46,6 +47,32 @@ def test_upsampling_by_phases_is_the_transposed_convolution(taps, rate):
     first = (taps - rate) // 2
     found = upsample(jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32), rate)
     np.testing.assert_allclose(found, whole[:, first : first + 6 * rate], atol=1e-5)
+
+
+@pytest.mark.parametrize("dilation", [1, 3])
+def test_gradients_of_a_convolution_are_those_of_its_sums(dilation):
+    rng, sizes = np.random.default_rng(0), ((2, 9, 3), (5, 3, 2), (2, 9, 2))
+    x, kernel, of_sum = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in sizes)
+
+    def sums(x, kernel):
+        padded = jnp.pad(x, ((0, 0), (2 * dilation, 2 * dilation), (0, 0)))
+        return sum(padded[:, j * dilation :][:, :9] @ kernel[j] for j in range(5))
+
+    values = []
+    for function in (functools.partial(hifigan.convolve, dilation=dilation), sums):
+        y, pull = jax.vjp(function, x, kernel)
+        values.append((y, *pull(of_sum)))
+    for found, expected in zip(*values, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["1", "2"])
+def test_a_residual_block_reads_zeros_behind_a_row(kind):
+    block = hifigan.ResidualBlock(3, (1, 2), kind, False)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 9, 2)), jnp.float32)
+    params = block.init(jax.random.key(0), x, None)
+    found = block.apply(params, x, jnp.arange(9)[None] < 5)
+    np.testing.assert_allclose(found[:, :5], block.apply(params, x[:, :5], None), atol=1e-6)
 
 
 @pytest.fixture(scope="module")
