@@ -85,7 +85,10 @@ def _is_path(path: tuple[int, ...], labels: np.ndarray) -> bool:
 
 def _hold_random_rows(seed: int, count: int, longest: int) -> None:
     rng = np.random.default_rng(seed)
-    rows = [_random_row(rng, longest, ties=i % 4 == 0) for i in range(count)]
+    _hold_rows([_random_row(rng, longest, ties=i % 4 == 0) for i in range(count)])
+
+
+def _hold_rows(rows) -> None:
     for (log_probs, targets), found in zip(rows, _align(rows), strict=True):
         score, states = _viterbi(log_probs, targets)
         assert isinstance(found, ctc.CTCPath)
@@ -95,6 +98,20 @@ def _hold_random_rows(seed: int, count: int, longest: int) -> None:
 
 def test_random_paths_are_those_of_a_viterbi_in_float64():
     _hold_random_rows(1, 60, 16)
+
+
+def test_paths_over_many_blocks_are_as_exact_as_over_one(monkeypatch):
+    """Also where the sums are so far from 0 that float32 alone would not tell paths apart."""
+    monkeypatch.setattr(ctc, "_BLOCK", 8)
+    rng, rows = np.random.default_rng(4), []
+    for number in range(16):
+        scores = rng.normal(size=(rng.integers(49, 65), 5), scale=2) - 1e5 * (number % 2)
+        rows.append((scores.astype(np.float32), rng.integers(1, 5, rng.integers(17, 25))))
+    ctc.best_states.clear_cache()
+    try:
+        _hold_rows(rows)
+    finally:
+        ctc.best_states.clear_cache()
 
 
 @pytest.mark.slow
