@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import experiments.common.ctc_experiment
+import experiments.common.vocoder_experiment
 import experiments.studies.study_config  # noqa: F401  # what its Gin files name is registered with Gin
 from experiments.common import gin_config
 from experiments.common.gin_files import Bindings
