@@ -71,6 +71,11 @@ def test_the_last_pass_is_the_one_that_lowers_the_distance_by_less_than_its_shar
     monkeypatch.setattr(clustering, "_nearest", nearest)
     fit(FRAMES[:4], 2, report=lambda number, mean: said.append(number))
     assert said == [1, 2, 3, 4]
+    monkeypatch.setattr(
+        clustering, "_nearest", lambda block, *_: (np.zeros(len(block), int), np.ones(len(block)))
+    )
+    fit(FRAMES[:4], 2, most_passes=6, report=lambda number, mean: said.append(number))
+    assert said[4:] == [1, 2, 3, 4, 5, 6]  # a centroid has no frames yet
 
 
 def test_fewer_frames_than_centroids_are_refused():

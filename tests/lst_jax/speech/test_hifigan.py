@@ -66,6 +66,24 @@ def test_gradients_of_a_convolution_are_those_of_its_sums(dilation):
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+def test_gradients_of_upsampling_are_those_of_its_sums():
+    rng = np.random.default_rng(0)
+    x, kernel, of_y = (jnp.asarray(rng.normal(size=(n, 2, 2)), jnp.float32) for n in (2, 4, 2))
+
+    def sums(x, kernel):
+        whole = jnp.zeros((2, 6, 2))  # two frames, four taps at every second sample
+        for t in range(2):
+            part = jnp.stack([x[:, t] @ tap for tap in kernel], axis=1)
+            whole = whole.at[:, 2 * t : 2 * t + 4].add(part)
+        return whole[:, 1:5]
+
+    of_y = jnp.concatenate([of_y, -of_y], axis=1)
+    _, pull = jax.vjp(lambda *given: upsample(*given, 2), x, kernel)
+    _, expected = jax.vjp(sums, x, kernel)
+    for one, other in zip(pull(of_y), expected(of_y), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["1", "2"])
 def test_a_residual_block_reads_zeros_behind_a_row(kind):
     block = hifigan.ResidualBlock(3, (1, 2), kind, False)
