@@ -323,7 +323,10 @@ def _read_plan(path: pathlib.Path) -> dict[str, Any]:
     kept = read_json_object(path)
     objects = [kept.get(name) for name in ("identity", "step_seconds", "steps")]
     try:
-        seconds = [x for known in kept["step_seconds"].values() for x in known.values() if x]
+        # Plans of earlier versions have numbers beside the machines.
+        machines = {k: v for k, v in kept["step_seconds"].items() if isinstance(v, dict)}
+        kept["step_seconds"] = machines
+        seconds = [x for known in machines.values() for x in known.values() if x]
         good = all(isinstance(x, dict) for x in objects) and "study" in kept["identity"]
         good = good and all(x > 0 for x in (*kept["steps"].values(), *seconds))
     except (AttributeError, KeyError, TypeError):  # something else is in its place

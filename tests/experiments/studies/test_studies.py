@@ -409,7 +409,7 @@ def test_a_changed_study_is_no_study_of_the_workdir(tmp_path):
         ("steps", "many"),
         ("steps", {"base-1000steps-seed0": "many"}),
         ("steps", {"base-1000steps-seed0": -1}),
-        ("step_seconds", {"here": 3}),
+        ("step_seconds", [3]),
         ("step_seconds", {"here": {"base": "fast"}}),
         ("identity", {}),
     ],
@@ -419,6 +419,8 @@ def test_a_plan_that_was_altered_is_one_line_that_names_it(tmp_path, name, value
     bill = Plan(study, COSTS, plan_steps(study, COSTS), {"study": dataclasses.asdict(study)})
     save_plan(bill, workdir, "here")
     kept = json.loads(workdir.plan.read_text())
+    workdir.plan.write_text(json.dumps(kept | {"step_seconds": {"base": 0.4}}))
+    assert read_steps(study, workdir) == bill.steps  # as an earlier version wrote it
     workdir.plan.write_text(json.dumps(kept | {name: value}))
     with pytest.raises(ValueError, match=r"plan\.json.*expected") as error:
         read_steps(study, workdir)
