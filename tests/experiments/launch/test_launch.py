@@ -53,8 +53,8 @@ def run(text, environment):
 
 
 def kubernetes(text):
-    """A value as Kubernetes hands it on, where none of the variables named is known."""
-    return text.replace("$$(", "$(")
+    """A value as Kubernetes hands it on, where every variable named is known and empty."""
+    return re.sub(r"\$\$\(|\$\(\w+\)", lambda match: "$(" if match[0] == "$$(" else "", text)
 
 
 @pytest.mark.parametrize("name", [x for x in launches.EVERY if x.startswith("jobset")])
