@@ -194,10 +194,11 @@ def write_orbax(
     registry = ocp.type_handlers.create_type_handler_registry(
         (_StreamedLeaf, _StreamedLeafHandler())
     )
-    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
-    with quiet_orbax(), ocp.Checkpointer(handler) as writer:  # it misses what is for arrays of JAX
-        save_args = ocp.args.PyTreeSave(tree, params_save_args(tree))
-        writer.save(params_directory(checkpoint), args=save_args)
+    with quiet_orbax():  # it misses what is for arrays of JAX
+        handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+        with ocp.Checkpointer(handler) as writer:
+            save_args = ocp.args.PyTreeSave(tree, params_save_args(tree))
+            writer.save(params_directory(checkpoint), args=save_args)
     write_step_digests(checkpoint)
 
 
