@@ -168,8 +168,10 @@ def spectrogram_figure(speech: Sequence[SpeechExample], directory: pathlib.Path)
     for axis, clip in zip(np.atleast_1d(axes), clips, strict=True):
         samples, sample_rate = _read_wav((directory / clip.wav).read_bytes())
         # A spectrogram needs a window at least; what is silent has no logarithm.
-        padded = np.pad(samples.astype(np.float32), (0, 512)) + 1e-3
-        axis.specgram(padded, NFFT=512, Fs=sample_rate, noverlap=256, vmin=-40, cmap="magma")
+        padded = np.pad(samples.astype(np.float32), (0, 512))
+        padded += 1e-3 * np.random.default_rng(0).standard_normal(len(padded))
+        *_, image = axis.specgram(padded, NFFT=512, Fs=sample_rate, noverlap=256, cmap="magma")
+        image.set_clim(-40, max(0, image.get_clim()[1]))  # decibels
         axis.set_ylim(0, 6000)
         axis.set_ylabel("Hz")
         axis.set_title(clip.label, loc="left", fontsize=9)
