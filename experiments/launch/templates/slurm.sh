@@ -30,8 +30,8 @@ case $SLURM_ARRAY_TASK_ID in
 esac
 {% endif %}
 
-warned=
-trap 'warned=yes; kill -USR1 "$run"' USR1
+run= warned=
+trap 'warned=yes; [ -z "$run" ] || kill -USR1 "$run"' USR1
 srun {% if not plan.is_study %}--cpu-bind=none {% endif %}\
 {% if options.image %}
   --container-image={{ options.image | sh }} \
@@ -39,6 +39,7 @@ srun {% if not plan.is_study %}--cpu-bind=none {% endif %}\
 {% endif %}
   {{ jobs[0].command | sh_lines(2) }}{{ ' "${cells[@]}"' if plan.is_study }} &
 run=$!
+[ -z "$warned" ] || kill -USR1 "$run"  # it came while the run was started
 wait "$run"
 code=$?
 if [ "$warned" ]; then  # the signal ended the first wait
