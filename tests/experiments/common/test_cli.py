@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import subprocess
 import sys
 
@@ -127,5 +128,7 @@ def test_a_signal_while_a_binary_imports_ends_it_in_one_line(tmp_path, name):
         text=True,
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        # Shells start what is in the background with SIGINT ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert (done.returncode, done.stderr) == (143, f"stopped by {name}\n")
