@@ -404,8 +404,10 @@ def test_any_json_value_of_any_field_is_taken_or_refused_in_one_line(field, valu
         changed = dataclasses.replace(config, **{name: value})
     except ValueError:
         message = refusal(dataclasses.replace, config, **{name: value})
-        # Gin files call an experiment `train`.
-        assert f"{type(config).__name__}." in message or message.startswith(f"train.{name} is ")
+        kind = type(config).__name__
+        # What an experiment checks across its fields it names as Gin files do.
+        called = {"Experiment": "train", "VocoderExperiment": "train_vocoder"}.get(kind, kind)
+        assert f"{kind}." in message or message.startswith(f"{called}.")
     else:
         held = getattr(changed, name)
         assert held == (tuple(value) if isinstance(value, list) else value)
