@@ -71,6 +71,11 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(20_000, 10, 10)
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Names a case of bytes by its argument: bytes may hold the time at which they were made."""
+    return argname if isinstance(val, bytes | bytearray) else None
+
+
 def pytest_ignore_collect(collection_path: pathlib.Path) -> bool | None:
     """Leaves a file out that is marked as a whole: it imports the missing package at its head."""
     if not _LEFT_OUT or collection_path.suffix != ".py":
