@@ -71,7 +71,10 @@ class MeshConfig:
         sizes = dataclasses.asdict(self)
         for name, size in sizes.items():
             require(size != 0, f"MeshConfig.{name}", size, "a positive number of devices, or -1")
-        require(list(sizes.values()).count(-1) <= 1, "MeshConfig", sizes, "at most one -1")
+        rest = [name for name, size in sizes.items() if size == -1]
+        for name in rest[1:]:
+            expected = f"a number of devices where {rest[0]} is -1"
+            require(False, f"MeshConfig.{name}", -1, expected)
 
 
 def make_mesh(

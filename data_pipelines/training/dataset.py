@@ -95,8 +95,8 @@ def _local_streams(config: DataConfig, num_workers: int, host_index: int, host_c
         raise ValueError(f"host_index is {host_index}, expected 0 … {host_count - 1}")
     if config.num_epochs is not None and host_count > 1:
         raise ValueError(
-            f"num_epochs is {config.num_epochs} on {host_count} hosts, expected None: hosts would "
-            "end at different steps"
+            f"DataConfig.num_epochs is {config.num_epochs} on {host_count} hosts, expected None: "
+            "hosts would end at different steps"
         )
     rows = config.batch_size // host_count
     if num_workers < 0 or (num_workers and rows % num_workers):

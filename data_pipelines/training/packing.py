@@ -153,8 +153,8 @@ def choose_head(
             return row, num_patches
         if not row.pieces:
             raise ValueError(
-                f"num_tokens is {config.num_tokens}, expected room for bos, a mode token and "
-                f"a patch of {int(document.patch_lengths[num_patches])} tokens"
+                f"PackingConfig.num_tokens is {config.num_tokens}, expected room for bos, a mode "
+                f"token and a patch of {int(document.patch_lengths[num_patches])} tokens"
             )
     return None
 

@@ -171,8 +171,8 @@ def _visited_records(
     visited = np.flatnonzero(mask == held_out)
     if not len(visited):
         raise ValueError(
-            f"held_out_share is {config.held_out_share}, expected one that divides the {size} "
-            f"records of sources[{source}] in two parts, neither of them empty"
+            f"DataConfig.held_out_share is {config.held_out_share}, expected one that divides the "
+            f"{size} records of sources[{source}] in two parts, neither of them empty"
         )
     return visited
 

@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
     values = flags.FLAGS
     config = read_config(values.gin_file, values.gin_binding)
     if not isinstance(config.model, LSTConfig):
-        raise ValueError(f"train.model is {type(config.model).__name__}, expected LSTConfig")
+        raise ValueError(f"Experiment.model is {type(config.model).__name__}, expected LSTConfig")
     batches = [int(rows) for rows in values.batch_rows]
     prompts = [float(seconds) for seconds in values.prompt_seconds]
     static = dataclasses.replace(config.patching, strategy="static")

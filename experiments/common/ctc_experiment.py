@@ -93,7 +93,7 @@ class CTCExperiment:
         """Returns what the record of starts holds besides the training."""
         names = ("ctc_weight", "recordings", "corpus_clips", "language", "held_out")
         parts = flatten_settings(self.model, self.data, self.optimizer, self.mesh)
-        return parts | {f"train_ctc.{name}": getattr(self, name) for name in names}
+        return parts | {f"CTCExperiment.{name}": getattr(self, name) for name in names}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -111,8 +111,8 @@ def make_evaluators(
     evaluators += stories
     if not evaluators:
         raise ValueError(
-            f"every is {config.every} and nothing is measured, expected held-out records, "
-            "held_out_share above 0, or stories"
+            f"EvaluationConfig.every is {config.every} and nothing is measured, expected held-out "
+            "records, held_out_share above 0, or stories"
         )
     return evaluators
 

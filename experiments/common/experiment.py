@@ -70,14 +70,14 @@ class Experiment:
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.writers if name not in WRITERS]
-        require(not unknown, "train.writers", unknown, f"names of {', '.join(WRITERS)}")
+        require(not unknown, "Experiment.writers", unknown, f"names of {', '.join(WRITERS)}")
 
     def settings(self) -> dict[str, Any]:
         """Returns what the record of starts holds besides model, optimizer and training."""
         names = ("tokenizer", "unit_count", "unit_vocabulary", "num_workers", "prefetch")
         parts = flatten_settings(self.data, self.mesh, self.evaluation)
-        parts |= {f"train.{name}": getattr(self, name) for name in names}
-        return parts | {"train.writers": ", ".join(self.writers)}
+        parts |= {f"Experiment.{name}": getattr(self, name) for name in names}
+        return parts | {"Experiment.writers": ", ".join(self.writers)}
 
     def unit_encoding(self, encoder_fingerprint: str | None = None) -> UnitEncoding:
         """Returns how ids come from units; see `read_unit_encoding`."""

@@ -137,7 +137,8 @@ def build_experiment() -> Experiment:
         experiment = gin.get_configurable("train")()
         model = experiment.model(vocab_size=1)
     is_model = isinstance(model, ModelConfig)
-    require(is_model, "train.model", experiment.model, "@LSTConfig or @TokenTransformerConfig")
+    expected = "@LSTConfig or @TokenTransformerConfig"
+    require(is_model, "Experiment.model", experiment.model, expected)
     return experiment
 
 
@@ -169,7 +170,7 @@ def _check_part(name: str) -> None:
         gin.query_parameter(f"train.{name}")
     except ValueError:
         raise ValueError(
-            f"train.{name} is not set, expected a model, a data and a run file (--gin_file)"
+            f"Experiment.{name} is not set, expected a model, a data and a run file (--gin_file)"
         ) from None
 
 

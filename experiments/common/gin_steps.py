@@ -38,7 +38,9 @@ def read_config(
     try:
         gin.query_parameter("train.model")
     except ValueError:
-        raise ValueError("train.model is not set, expected a model file (--gin_file)") from None
+        raise ValueError(
+            "Experiment.model is not set, expected a model file (--gin_file)"
+        ) from None
     with gin_config.calling_gin():
         data = gin.get_configurable(DataConfig)(sources=(SourceConfig("none", "text"),))
         experiment = gin.get_configurable("train")(tokenizer="none", data=data)

@@ -93,11 +93,12 @@ class VocoderExperiment:
 
     def __post_init__(self) -> None:
         one = (self.encoder is None) != (self.units is None)
-        require(one, "train_vocoder.encoder", self.encoder, "either an encoder or units")
-        known = self.format in FORMATS
-        require(known, "train_vocoder.format", self.format, f"one of {', '.join(sorted(FORMATS))}")
+        expected = "either an encoder or units"
+        require(one, "VocoderExperiment.encoder", self.encoder, expected)
+        expected = f"one of {', '.join(sorted(FORMATS))}"
+        require(self.format in FORMATS, "VocoderExperiment.format", self.format, expected)
         theirs = self.units is None or self.recordings is not None
-        require(theirs, "train_vocoder.recordings", None, "those that the units are of")
+        require(theirs, "VocoderExperiment.recordings", None, "those that the units are of")
 
     def settings(self) -> dict[str, Any]:
         """Returns what the record of starts holds besides the training."""
@@ -106,7 +107,7 @@ class VocoderExperiment:
         )
         names = ("encoder", "units", "recordings", "format")
         names += ("corpus_clips", "corpus_voices", "held_out")
-        return parts | {f"train_vocoder.{name}": getattr(self, name) for name in names}
+        return parts | {f"VocoderExperiment.{name}": getattr(self, name) for name in names}
 
 
 @dataclasses.dataclass(frozen=True)

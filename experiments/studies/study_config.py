@@ -133,7 +133,7 @@ class Arm:
     def __post_init__(self) -> None:
         expected = "letters, digits, dots and underscores"
         require(bool(_NAME.fullmatch(self.name)), "Arm.name", self.name, expected)
-        _check_bindings(self.bindings, f"bindings of arm {self.name}")
+        _check_bindings(self.bindings, f"Arm.bindings of {self.name}")
 
 
 @configuration
@@ -247,10 +247,19 @@ class Study:
             self._check_comparison(comparison)
         if self.decay is not None:
             require(0 < self.decay < 1, "Study.decay", self.decay, "a share inside 0 … 1")
-        found: set[str] = set()
-        for cell in self.cells():
-            require(cell.name not in found, "Study", cell.name, "no two cells of one name")
-            found.add(cell.name)
+        self._check_cells()
+
+    def _check_cells(self) -> None:
+        """Checks that no two cells have one name, which is made of these."""
+        parts: dict[str, list[Any]] = {
+            "arms": [arm.name for arm in self.arms],
+            "budgets": [f"{budget:g}" for budget in self.budgets],
+            "models": [arm.name for arm in self.models],
+            "seeds": list(self.seeds),
+        }
+        for name, values in parts.items():
+            differ = len(set(values)) == len(values)
+            require(differ, f"Study.{name}", values, "no two alike")
 
     def _check_comparison(self, comparison: Comparison) -> None:
         names = [arm.name for arm in self.arms]

@@ -78,10 +78,13 @@ class Retention:
         for name in ("latest", "best"):
             if getattr(self, name) < 1:
                 raise ValueError(
-                    f"{name} is {getattr(self, name)}, expected at least 1 checkpoint to keep"
+                    f"Retention.{name} is {getattr(self, name)}, expected at least 1 checkpoint "
+                    "to keep"
                 )
         if self.every_steps is not None and self.every_steps < 1:
-            raise ValueError(f"every_steps is {self.every_steps}, expected None or at least 1")
+            raise ValueError(
+                f"Retention.every_steps is {self.every_steps}, expected None or at least 1"
+            )
 
     def manager_options(self) -> dict[str, Any]:
         """Returns the options of Orbax's manager that keep these checkpoints."""

@@ -116,7 +116,7 @@ def _check_published_params(text: str) -> None:
     try:
         params = parse_json(text)
     except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
+        raise ValueError(f"{name} is {quote(text)}, expected JSON: {error}") from None
     require(isinstance(params, dict), name, params, "an object as JSON")
     for section in ("model", "data"):
         part = params.get(section, {})

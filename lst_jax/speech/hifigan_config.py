@@ -121,7 +121,8 @@ class HiFiGANConfig:
         predictor = self.dur_predictor_params
         width = self.embedding_dim if predictor is None else predictor.encoder_embed_dim
         expected = f"embedding_dim = {self.embedding_dim}"
-        require(width == self.embedding_dim, f"{name}.encoder_embed_dim", width, expected)
+        name = f"{name}.dur_predictor_params.encoder_embed_dim"
+        require(width == self.embedding_dim, name, width, expected)
 
     @property
     def frame_rate(self) -> float:

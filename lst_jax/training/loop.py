@@ -458,11 +458,13 @@ def _check_metric_names(evaluators: Sequence[Evaluator], training: TrainingConfi
         return
     if best not in every:
         names = ", ".join(every) or "none, since nothing is evaluated"
-        raise ValueError(f"best_metric is {quote(best)}, expected a metric of the run: {names}")
+        raise ValueError(
+            f"TrainingConfig.best_metric is {quote(best)}, expected a metric of the run: {names}"
+        )
     if training.checkpoint_every % every[best]:
         raise ValueError(
-            f"checkpoint_every is {training.checkpoint_every}, expected a multiple of "
-            f"{every[best]}, the steps from one evaluation of best_metric {best} to the next"
+            f"TrainingConfig.checkpoint_every is {training.checkpoint_every}, expected a multiple "
+            f"of {every[best]}, the steps from one evaluation of best_metric {best} to the next"
         )
 
 

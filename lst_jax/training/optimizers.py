@@ -109,8 +109,8 @@ def learning_rate_schedule(config: OptimizerConfig, num_steps: int) -> optax.Sch
         decay_begin = num_steps - config.decay_steps
         if decay_begin < config.warmup_steps:
             raise ValueError(
-                f"decay_steps is {config.decay_steps}, expected at most {num_steps} - "
-                f"{config.warmup_steps}, the steps without the warm-up"
+                f"OptimizerConfig.decay_steps is {config.decay_steps}, expected at most "
+                f"{num_steps} - {config.warmup_steps}, the steps without the warm-up"
             )
         # Its value at its begin is the peak of the step before.
         pieces.append(optax.linear_schedule(peak, final, config.decay_steps))

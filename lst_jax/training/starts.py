@@ -30,6 +30,12 @@ _FIXED = (
     "TrainingConfig.initial_checkpoint",
     "TrainingConfig.initial_state",
 )
+# What earlier versions called an experiment's own settings: as Gin files do.
+_EARLIER = {
+    "train.": "Experiment.",
+    "train_ctc.": "CTCExperiment.",
+    "train_vocoder.": "VocoderExperiment.",
+}
 
 
 def flatten_settings(*configurations: Any) -> dict[str, Any]:
@@ -131,4 +137,13 @@ def read_starts(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 def _last_settings(workdir: pathlib.Path) -> Settings:
     starts = read_starts(workdir)
-    return starts[-1]["settings"] if starts else {}
+    settings = starts[-1]["settings"] if starts else {}
+    return {_present_name(name): value for name, value in settings.items()}
+
+
+def _present_name(name: str) -> str:
+    """Returns what this version calls a setting of an earlier one."""
+    for earlier, present in _EARLIER.items():
+        if name.startswith(earlier):
+            return present + name.removeprefix(earlier)
+    return name

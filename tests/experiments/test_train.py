@@ -312,7 +312,7 @@ def mistakes(corpus, uninterrupted):
         ),
         "writer": (
             [*training_flags(corpus, "unused"), "--gin.WRITERS=('console','disk')"],
-            "train.writers is ['disk'], expected names of console, jsonl",
+            "Experiment.writers is ['disk'], expected names of console, jsonl",
         ),
         "argument": ([*FILES, *corpus, "--workdir=unused", "extra"], "unexpected argument 'extra'"),
     }

@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import functools
+import inspect
 import pathlib
 import pickle
 import re
@@ -397,17 +399,54 @@ def test_every_configuration_is_copied_hashed_and_sent_to_other_processes(config
     assert {field.name for field in dataclasses.fields(config)} == set(dataclasses.asdict(config))
 
 
+# Values of the right kind, of which some do not go together with a configuration's others.
+PLAUSIBLE = [
+    *(None, False, True, -1, 1, 2, 7, 64, 1000, 0.5, 1.0, 1.5, 1000.0),
+    *("", "a", "a b", "none", "aligned", "wsd", "asr", "SEED=3", "--a=b", "hubert", "a/b"),
+    *((), (1,), (2, 2), (3, 7, 3, 1), ("a",), ("a", "a"), ("SEED=3",), ((1,),), ((1, 3), (2,))),
+    *((5.0, 5.0), (3.0, 1.0), (ARMS[0],), ARMS * 2, (ARMS[0], Arm("b", same_flops_as="c"))),
+    *((COMPARISON,), (Comparison("a", "c", "mean/S-S"),), (SourceConfig("t", "text"),)),
+    *(Totals(5), Vocabulary(11), DurationPredictorConfig(64)),
+]
+
+
+@functools.cache
+def classes_of(hint):
+    """The configurations that a declared type may hold, and those that these may hold."""
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        hints = typing.get_type_hints(hint, include_extras=True).values()
+        return {hint}.union(*map(classes_of, hints))
+    return set().union(*map(classes_of, typing.get_args(hint)))
+
+
+def check_named(message, cls):
+    """A refusal begins with the class, the configuration's or a part's, and a field of it."""
+    found = re.match(r"(\w+)\.(\w+)[. ].*, expected ", message)
+    fields = {part.__name__: [x.name for x in dataclasses.fields(part)] for part in classes_of(cls)}
+    assert found and found[2] in fields.get(found[1], ()), message
+
+
+@pytest.mark.parametrize("config", CONFIGURATIONS, ids=lambda config: type(config).__name__)
+def test_what_is_checked_across_fields_is_named_by_class_and_field(config):
+    across = 0
+    for field in dataclasses.fields(config):
+        for value in PLAUSIBLE:
+            try:
+                dataclasses.replace(config, **{field.name: value})
+            except ValueError as error:
+                check_named(str(error), type(config))
+                hint = typing.get_type_hints(type(config), include_extras=True)[field.name]
+                across += not str(error).endswith(f", expected {describe_type(hint)}")
+    assert (across > 0) == ("def __post_init__" in inspect.getsource(type(config)))
+
+
 @given(st.sampled_from(FIELDS), JSON)
 def test_any_json_value_of_any_field_is_taken_or_refused_in_one_line(field, value):
     config, name = field
     try:
         changed = dataclasses.replace(config, **{name: value})
     except ValueError:
-        message = refusal(dataclasses.replace, config, **{name: value})
-        kind = type(config).__name__
-        # What an experiment checks across its fields it names as Gin files do.
-        called = {"Experiment": "train", "VocoderExperiment": "train_vocoder"}.get(kind, kind)
-        assert f"{kind}." in message or message.startswith(f"{called}.")
+        check_named(refusal(dataclasses.replace, config, **{name: value}), type(config))
     else:
         held = getattr(changed, name)
         assert held == (tuple(value) if isinstance(value, list) else value)
@@ -426,7 +465,7 @@ def test_names_of_choices_are_those_of_the_code_that_they_choose():
         (lambda: Vocabulary(10, eos_id=10), "Vocabulary.eos_id is 10, expected an id, 0 … 9"),
         (lambda: Vocabulary(10, 2, 2), "Vocabulary.eos_id is 2, expected another id than bos_id"),
         (lambda: MeshConfig(0), "MeshConfig.data is 0, expected a positive number of devices"),
-        (lambda: MeshConfig(-1, -1), "MeshConfig is {'data': -1, "),
+        (lambda: MeshConfig(-1, -1), "MeshConfig.fsdp is -1, expected a number of"),
         (lambda: PatchingConfig(curriculum_start=1), "PatchingConfig.curriculum_start is 1, exp"),
         (lambda: dataclasses.replace(MODEL, num_heads_local=8), "LSTConfig.num_heads_local is 8"),
         (lambda: dataclasses.replace(MODEL, num_heads_cross=3), "LSTConfig.num_heads_cross is 3"),

@@ -210,7 +210,7 @@ def test_bindings_become_flags():
         (["models/tiny"], ["Model.width=3"], "No configurable matching 'Model'"),
         (["models/tiny"], ["DTYPE"], "binding is 'DTYPE', expected NAME=VALUE"),
         (["models/tiny"], ["DTYPE="], "binding is 'DTYPE=', expected NAME=VALUE"),
-        (["models/tiny"], [], "train.tokenizer is not set, expected a model, a data and a run"),
+        (["models/tiny"], [], "Experiment.tokenizer is not set, expected a model, a data and a"),
         (["data/speech"], ROWS[:1], "--gin.NUM_STEPS: no Gin file has a macro of that name"),
         (
             ["models/tiny", "data/text", "runs/custom"],

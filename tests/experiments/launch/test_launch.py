@@ -229,7 +229,7 @@ REFUSED = {
     "env is '1=2'": dict(env=("1=2",)),
     "expected one line of printable": dict(bindings=(*launches.BINDINGS, "SEED=1\n#SBATCH x")),
     "no such file": dict(files=("none.gin",)),
-    "train.tokenizer|required and not set": dict(bindings=()),
+    "Experiment.tokenizer|required and not set": dict(bindings=()),
     "cell of a study": dict(files=("studies/pilot.gin",), bindings=("CORPUS=/mnt/lst/corpus",)),
 }
 

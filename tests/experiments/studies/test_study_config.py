@@ -42,8 +42,8 @@ def test_an_arm_may_have_data_of_its_own():
 @pytest.mark.parametrize(
     "binding, message",
     [
-        ("SEEDS=(0, 0)", "no two cells of one name"),
-        ("curriculum/Arm.name='base'", "another arm|two cells of one name|one of base"),
+        ("SEEDS=(0, 0)", r"Study.seeds is \[0, 0\], expected no two alike"),
+        ("curriculum/Arm.name='base'", "another arm|Study.arms is|one of base"),
         ("Study.budgets=(3, 2)", "ascending"),
         ("Study.budget_unit='days'", "'steps', 'patches'"),
         ("Study.protocol='fair'", "'compute', 'data'"),

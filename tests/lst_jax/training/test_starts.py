@@ -25,6 +25,7 @@ from lst_jax.training.starts import (
     check_restart,
     flatten_settings,
     read_starts,
+    report_changes,
 )
 from lst_jax.training.step import TrainingConfig
 from tests.lst_jax.training.test_doors import saved_steps
@@ -192,6 +193,14 @@ def test_a_start_that_a_crash_cut_is_passed_over(tmp_path):
         check_restart(tmp_path, {"TrainingConfig.seed": 4}, 5, 9)
     add_start(tmp_path, {"TrainingConfig.seed": 3}, 6)
     assert [start["step"] for start in read_starts(tmp_path)] == [0, 6]
+
+
+def test_settings_are_those_of_earlier_versions_by_another_name(tmp_path, caplog):
+    earlier = {"train.prefetch": 2, "train_ctc.language": "en", "train_vocoder.format": "folder"}
+    add_start(tmp_path, {**earlier, "trainer.rate": 1}, 0)
+    now = {"Experiment.prefetch": 3, "CTCExperiment.language": "en", "trainer.rate": 1}
+    report_changes(tmp_path, {**now, "VocoderExperiment.format": "folder"})
+    assert caplog.messages == ["changed: Experiment.prefetch is 3, was 2"]
 
 
 def ends(workdir, **changes):
