@@ -33,7 +33,7 @@ from lst_jax.evaluation.minimal_pairs import (
     format_submission,
     read_speech_pairs,
 )
-from lst_jax.files import refuse_to_replace, write_file
+from lst_jax.files import new_directory, refuse_to_replace, write_file
 
 define_flags()
 _SUBMISSION = define_path("submission", "New folder for lexical/dev.txt and the like: the scores.")
@@ -55,16 +55,20 @@ def main(argv: list[str]) -> None:
     )
     if _SUBMISSION.value:
         folder = pathlib.Path(_SUBMISSION.value)
-        check_writable(folder)
+        check_writable(folder.parent)
         if folder.exists():
             refuse_to_replace(folder)
         check_submission(pairs)
     trained = load_model(saved)
     results = evaluate_minimal_pairs(trained, pairs, **scoring_options(trained))
-    if _SUBMISSION.value and jax.process_index() == 0:
-        for path, text in format_submission(pairs, results, _SUBMISSION_SCORES.value).items():
-            write_file(pathlib.Path(_SUBMISSION.value) / path, text)
-    report(trained, results, format_table(results))
+    try:
+        report(trained, results, format_table(results))
+    finally:  # neither is lost where the other fails
+        if _SUBMISSION.value and jax.process_index() == 0:
+            texts = format_submission(pairs, results, _SUBMISSION_SCORES.value)
+            with new_directory(_SUBMISSION.value, refuse_to_replace) as folder:
+                for path, text in texts.items():
+                    write_file(folder / path, text)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from experiments.common import cli
 from experiments.common.encoders import define_specification
 from experiments.common.outputs import check_output
 from experiments.common.paths import define_path
-from lst_jax.files import naming_file, write_file, write_json
+from lst_jax.files import format_json, naming_file, write_files
 from lst_jax.settings import require
 from lst_jax.speech.interfaces import Rejection
 
@@ -78,7 +78,7 @@ def main(argv: list[str]) -> None:
         )
     contents = io.BytesIO()
     np.save(contents, centroids)
-    arrays = write_file(output.with_suffix(".npy"), contents.getvalue())
+    arrays = output.with_suffix(".npy")
     options = frames.options
     units = UnitSet(
         model=specification.argument or "",
@@ -94,11 +94,7 @@ def main(argv: list[str]) -> None:
         quantizer_file=arrays.name,
         model_sha256=frames.model_sha256,
     )
-    try:
-        write_json(output, dataclasses.asdict(units))
-    except OSError:
-        arrays.unlink()
-        raise
+    write_files({arrays: contents.getvalue(), output: format_json(dataclasses.asdict(units))})
     print(f"wrote {output} and {arrays.name}: {units.unit_count} units, {units.note}")
 
 

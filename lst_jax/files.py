@@ -1,10 +1,11 @@
 """Files that appear whole or not at all, and lines of text files as every reader here has them.
 
-All that the three packages write for someone to read later comes through `write_file` or
-`new_directory`. Whoever looks sees what was there before or what is there now. A full disk or a
-kill leaves nothing half written under the name. Three kinds of files are not written so: those in
-a folder that has no name yet, Orbax's checkpoints, which do the same, and those that only grow
-(metrics, starts, continuations, measurements), whose readers pass over a last line that is cut.
+All that the three packages write for someone to read later comes through `write_file`,
+`write_files` or `new_directory`. Whoever looks sees what was there before or what is there now. A
+full disk or a kill leaves nothing half written under the name. Three kinds of files are not written
+so: those in a folder that has no name yet, Orbax's checkpoints, which do the same, and those that
+only grow (metrics, starts, continuations, measurements), whose readers pass over a last line that
+is cut.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import shutil
 import stat
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,18 +52,43 @@ def write_file(path: str | pathlib.Path, contents: str | bytes) -> pathlib.Path:
       OSError: the file cannot be written; what was there stays.
       ValueError: the text is not valid Unicode.
     """
-    if not str(path):
-        raise ValueError("the output's path is empty, expected that of a file")
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}-{next(_NUMBERS)}")
-    data = contents if isinstance(contents, bytes) else contents.encode("utf-8")
+    (written,) = write_files({path: contents})
+    return written
+
+
+def write_files(contents: Mapping[str | pathlib.Path, str | bytes]) -> list[pathlib.Path]:
+    """Writes files that belong together, each as `write_file` does.
+
+    None appears before all of them are on the disk: where one has no room, all are as before.
+
+    Args:
+      contents: by path, in the order in which they appear.
+
+    Returns:
+      The paths.
+
+    Raises:
+      OSError, ValueError: see `write_file`.
+    """
+    partials: dict[pathlib.Path, pathlib.Path] = {}
     try:
-        with naming_file(path):
-            partial.write_bytes(data)
-            return partial.replace(path)
+        for path, content in contents.items():
+            if not str(path):
+                raise ValueError("the output's path is empty, expected that of a file")
+            path = pathlib.Path(path)
+            data = content if isinstance(content, bytes) else content.encode("utf-8")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            name = f".{path.name}.partial-{os.getpid()}-{next(_NUMBERS)}"
+            partials[path] = path.with_name(name)
+            with naming_file(path):
+                partials[path].write_bytes(data)
+        for path, partial in partials.items():
+            with naming_file(path):
+                partial.replace(path)
     finally:
-        partial.unlink(missing_ok=True)
+        for partial in partials.values():
+            partial.unlink(missing_ok=True)
+    return list(partials)
 
 
 def append_line(path: pathlib.Path, line: str) -> None:
@@ -100,13 +126,18 @@ def naming_file(path: pathlib.Path) -> Iterator[None]:
 
 
 def write_json(path: str | pathlib.Path, value: Any) -> pathlib.Path:
-    """Writes a value as indented JSON, as `write_file` does.
+    """Writes a value as indented JSON, as `write_file` does."""
+    return write_file(path, format_json(value))
 
-    Text stays readable. What is not Unicode, as the name of a file may be, is written as JSON's
-    escape: no results are lost for a name.
+
+def format_json(value: Any) -> bytes:
+    """Returns a value as indented JSON.
+
+    Text stays readable. What is not Unicode, as the name of a file may be, becomes JSON's escape:
+    no results are lost for a name.
     """
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    return write_file(path, text.encode("utf-8", "backslashreplace"))
+    return text.encode("utf-8", "backslashreplace")
 
 
 @contextlib.contextmanager

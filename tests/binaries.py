@@ -9,6 +9,7 @@ when it is imported.
 import multiprocessing
 import os
 import pathlib
+import resource
 import runpy
 import subprocess
 import sys
@@ -62,7 +63,15 @@ class Binary:
         return said, None
 
 
-def run_binary(module, *arguments, cwd=ROOT, environment=None, devices=1, timeout=300):
+def run_binary(
+    module,
+    *arguments,
+    cwd=ROOT,
+    environment=None,
+    devices=1,
+    timeout=300,
+    largest_file=resource.RLIM_INFINITY,
+):
     """Runs a binary to its end.
 
     Args:
@@ -72,25 +81,28 @@ def run_binary(module, *arguments, cwd=ROOT, environment=None, devices=1, timeou
       environment: variables that differ from those of this process.
       devices: the number of virtual CPU devices.
       timeout: seconds.
+      largest_file: bytes beyond which no file grows, as on a disk that is full.
 
     Returns:
       The `subprocess.CompletedProcess` with text.
     """
     with tempfile.TemporaryDirectory() as folder:
         paths = [pathlib.Path(folder, name) for name in ("stdout", "stderr")]
-        process = _start([module, *arguments], cwd, environment, devices, paths)
+        process = _start([module, *arguments], cwd, environment, devices, paths, largest_file)
         code = _wait(process, timeout)
         said = [path.read_text(encoding="utf-8") for path in paths]
     return subprocess.CompletedProcess(process.name, code, *said)
 
 
-def _start(command, cwd, environment, devices, outputs):
+def _start(command, cwd, environment, devices, outputs, largest_file=resource.RLIM_INFINITY):
     flags = [x for x in os.environ.get("XLA_FLAGS", "").split() if "device_count" not in x]
     flags.append(f"--xla_force_host_platform_device_count={devices}")
     variables = {**os.environ, "XLA_FLAGS": " ".join(flags), **(environment or {})}
     command = [str(argument) for argument in command]
     process = _SERVER.Process(
-        target=_become, args=(command, str(cwd), variables, outputs), name=" ".join(command)
+        target=_become,
+        args=(command, str(cwd), variables, outputs, largest_file),
+        name=" ".join(command),
     )
     process.start()
     return process
@@ -105,7 +117,7 @@ def _wait(process, timeout):
     return process.exitcode
 
 
-def _become(command, cwd, variables, outputs):
+def _become(command, cwd, variables, outputs, largest_file):
     """Makes this process `python -m` a module."""
     multiprocessing.current_process().name = "MainProcess"  # nobody's worker
     for number, output in enumerate(outputs, start=1):
@@ -117,6 +129,7 @@ def _become(command, cwd, variables, outputs):
     # As of a console, line by line: a test may wait for one.
     sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(variables)

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from data_pipelines.records.storage import Utterance
 from experiments.reports.figures import COLORS, svg
 from experiments.reports.templating import render
-from lst_jax.files import write_file, write_json
+from lst_jax.files import format_json, write_files
 from lst_jax.patching import PatchingConfig
 
 # Edges of histograms; what lies outside counts in the first or last bar.
@@ -123,7 +123,6 @@ class SpeechStatistics:
 def write_speech_report(folder: pathlib.Path, statistics: SpeechStatistics, corpus: str) -> None:
     """Writes `statistics.json` and `statistics.html`."""
     values = statistics.to_json()
-    write_json(folder / "statistics.json", values)
     rows = [
         [name, _format(value)] for name, value in values.items() if isinstance(value, int | float)
     ]
@@ -135,7 +134,7 @@ def write_speech_report(folder: pathlib.Path, statistics: SpeechStatistics, corp
         tables=tables,
         figure=svg(statistics.figure()),
     )
-    write_file(folder / "statistics.html", page)
+    write_files({folder / "statistics.json": format_json(values), folder / "statistics.html": page})
 
 
 def _format(value: float) -> str:

@@ -47,7 +47,7 @@ from experiments.studies.running import (
 )
 from experiments.studies.study_config import Cell, Study, read_study
 from lst_jax.extras import check_extra
-from lst_jax.files import write_file, write_json
+from lst_jax.files import format_json, write_files, write_json
 from lst_jax.settings import given, list_names, quote, require
 
 _DEVICE = re.compile(r"[0-9]{1,4}(,[0-9]{1,4})*")
@@ -244,8 +244,9 @@ class StudyCommands:
     def _write_results(self, steps: dict[str, int], fits: Sequence[ArmFit] = ()) -> str:
         """Writes results, and the page where what it takes is installed; returns a summary."""
         results, root = collect(self._study, steps, self._workdir), self._workdir.root
-        write_json(root / "results.json", results)
-        write_file(root / "results.csv", format_csv(results))
+        write_files(
+            {root / "results.json": format_json(results), root / "results.csv": format_csv(results)}
+        )
         if not all(importlib.util.find_spec(name) for name in ("jinja2", "matplotlib")):
             return f"results: {root / 'results.json'}"
         from experiments.studies.report import write_report  # which imports what the extra brings

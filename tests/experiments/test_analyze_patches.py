@@ -17,15 +17,19 @@ pytestmark = [pytest.mark.slow, pytest.mark.multiprocess]
 TOKENIZER = VERSION1 / "tokenizer.model"
 
 
-def analyze(kind, records, output, *arguments):
-    return run_binary(
+def command(kind, records, output, *arguments):
+    return [
         "experiments.analyze_patches",
         f"--checkpoint={VERSION1 / kind}",
         f"--tokenizer={TOKENIZER}",
         f"--records={VERSION1 / records}",
         f"--output={output}",
         *arguments,
-    )
+    ]
+
+
+def analyze(*arguments):
+    return run_binary(*command(*arguments))
 
 
 def test_files_have_what_the_library_computes(tmp_path):
@@ -59,6 +63,20 @@ def test_files_have_what_the_library_computes(tmp_path):
     page = (output / "analysis.html").read_text()
     assert page.count("<svg") == 2 and "0.65–0.68" in page and "nan" not in done.stdout
     assert np.all([word in page for word in written["words"]])
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_disk_that_fills_between_two_files_keeps_none(tmp_path, there):
+    output = tmp_path / "out" / "patches"
+    (output if there else output.parent).mkdir(parents=True)
+    done = run_binary(
+        *command("lst_run", "speech_records", output, "--occurrences=3", "--batch_rows=2"),
+        largest_file=20_000,
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1] == f"error: {output}/tsne.png: File too large"
+    assert [path.name for path in output.parent.iterdir()] == ["patches"] * there
+    assert not there or not list(output.iterdir())
 
 
 @pytest.mark.parametrize(

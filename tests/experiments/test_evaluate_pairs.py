@@ -71,6 +71,34 @@ def test_binary_prints_and_writes_what_the_library_computes(folder):
 
 
 @pytest.mark.multiprocess
+def test_a_submission_is_whole_or_not_there_and_its_full_disk_takes_no_results_away(folder):
+    lines = [
+        {
+            "id": name,
+            "set": "s",
+            "members": [{"units": [1, 2 + n], "file": f"{name}/{n}"} for n in (0, 1)],
+            "correct": 0,
+        }
+        for name in ("lexical/dev", "syntactic/dev")
+    ]
+    lines[1]["members"][0]["file"] += "x" * 5000
+    (folder / "named.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = run_binary(
+        "experiments.evaluate_pairs",
+        *("--checkpoint=lst", "--data=named.jsonl", "--submission=sent/dev"),
+        *("--output=named.json", "--patches_per_row=128"),
+        cwd=folder,
+        largest_file=4000,
+    )
+    assert done.returncode == 2
+    error = done.stderr.splitlines()[-1]
+    assert error.startswith("error: ") and error.endswith("dev.txt: File too large")
+    assert "sent/dev/syntactic/" in error and not list((folder / "sent").iterdir())
+    assert json.loads((folder / "named.json").read_text())["results"][0]["n"] == 2
+    assert "set" in done.stdout
+
+
+@pytest.mark.multiprocess
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [

@@ -22,6 +22,7 @@ from lst_jax.files import (
     read_numbered_lines,
     refuse_to_replace,
     write_file,
+    write_files,
     write_json,
 )
 from tests.disks import files_of_at_most
@@ -50,6 +51,23 @@ def test_a_file_that_cannot_be_written_leaves_what_was_there(tmp_path, monkeypat
     with pytest.raises(OSError, match=r"No space .*/a'"):
         write_file(path, "new")
     assert path.read_text() == "old" and names(tmp_path) == ["a"]
+
+
+def test_of_files_that_belong_together_all_appear_or_none(tmp_path):
+    both = {tmp_path / "a": "new", tmp_path / "b" / "c": b"longer"}
+    for before in ([], ["a", "b/c"]):
+        for name in before:
+            write_file(tmp_path / name, "old")
+        with files_of_at_most(4), pytest.raises(OSError, match=r"/b/c'"):
+            write_files(both)
+        with pytest.raises(ValueError, match="surrogates"):
+            write_files({**both, tmp_path / "d": "\ud800"})
+        assert [path for path in tmp_path.rglob("*") if path.is_file()] == [
+            tmp_path / name for name in before
+        ]
+        assert all((tmp_path / name).read_text() == "old" for name in before)
+    assert write_files(both) == list(both)
+    assert [path.read_bytes() for path in both] == [b"new", b"longer"]
 
 
 def test_a_line_is_appended_whole_or_not_at_all(tmp_path):
