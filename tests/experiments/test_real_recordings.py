@@ -1,7 +1,8 @@
 """Real speech through every stage: decoded, encoded, aligned, packed and learned.
 
-Lane `speech` fetches the recordings by `experiments.fetch_speech` to `LST_JAX_RECORDINGS`, and
-trains the aligner of `experiments.train_ctc` to `LST_JAX_CTC`.
+Lane `speech` fetches the recordings by `experiments.fetch_speech` to `LST_JAX_RECORDINGS`, trains
+the aligner of `experiments.train_ctc` to `LST_JAX_CTC`, and makes units and a vocoder of the
+recordings by `experiments.benchmarks.voice_recordings`, whose results are `LST_JAX_VOICES`.
 """
 
 import json
@@ -152,6 +153,22 @@ def test_pocketsphinx_hears_most_words(speech):
         for words, text in zip(heard, texts, strict=True)
     ]
     assert np.mean(right) > 0.5
+
+
+def test_a_voice_that_learned_recordings_is_heard_at_least_as_often_as_griffin_lims():
+    """Shortly trained, it may lose in a recording what it wins in others."""
+    results = json.loads(pathlib.Path(os.environ["LST_JAX_VOICES"]).read_text())["results"]
+    learned = [x for x in results if x["units"] == "fitted, learned"]
+    voices = {
+        voice: {x["recording"]: x for x in learned if x["voice"] == voice}
+        for voice in ("mel", "hifigan")
+    }
+    assert len(voices["mel"]) == 4 and voices["mel"].keys() == voices["hifigan"].keys()
+    same = {voice: sum(x["same"] for x in found.values()) for voice, found in voices.items()}
+    print(f"words heard as in the originals: {same}")
+    assert same["hifigan"] >= same["mel"]
+    for name, griffin_lim in voices["mel"].items():
+        assert voices["hifigan"][name]["mel_distance"] < griffin_lim["mel_distance"]
 
 
 def test_recordings_become_records_that_train(root, hubert, tmp_path):
