@@ -11,21 +11,22 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from experiments.aot.attention_estimates import AttentionEstimates, typical_batch
-from experiments.aot.hlo_costs import HloCosts, hlo_costs
+from experiments.aot.hlo_costs import HloCosts, ProgramCosts
+from experiments.aot.hlo_schedule import schedule_of
 from experiments.aot.jaxpr_flops import jaxpr_flops
 from experiments.aot.topologies import tpu_devices
 from experiments.common.step_config import StepConfig
 from lst_jax.checkpoints.train_state import state_shardings
 from lst_jax.hardware import Chip, tpu_chip
 from lst_jax.model.flops import training_flops
-from lst_jax.settings import given
+from lst_jax.settings import given, quote
 from lst_jax.sharding import (
     MeshConfig,
     abstract_batch,
@@ -57,6 +58,7 @@ def compile_step(
     mesh_config: MeshConfig,
     num_slices: int = 1,
     rows_per_device: int | None = None,
+    compiler_options: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Compiles the step that the trainer runs and says what it takes.
 
@@ -67,22 +69,26 @@ def compile_step(
       num_slices: slices of that shape.
       rows_per_device: rows of the batch for each part of the mesh's batch axes; None: the fewest
         that make `config.num_rows`.
+      compiler_options: XLA's, by name, such as `LIBTPU_INIT_ARGS` would give a run.
 
     Returns:
-      JSON-able: `setup`, `memory`, `fits`, and, where the step fits, `work`, `roofline`. Where it
-      does not, `remedy` names the first remat policy under which it does, None if there is none.
+      JSON-able: `setup`, `memory`, `fits`, and, where the step fits, `work`, `roofline`,
+      `schedule`. Where it does not, `remedy` names the first remat policy under which it does, None
+      if there is none.
 
     Raises:
       ImportError, ValueError: see `tpu_devices`, `make_mesh`, `check_rows`.
+      ValueError: XLA does not take one of the options.
     """
-    report = _compile(config, topology, mesh_config, num_slices, rows_per_device)
+    place = (topology, mesh_config, num_slices, rows_per_device, compiler_options)
+    report = _compile(config, *place)
     if report["fits"]:
         return report
     used = config.model.remat
     report["remedy"] = None
     for policy in _POLICIES[_POLICIES.index(used) + 1 :]:
         other = dataclasses.replace(config, model=dataclasses.replace(config.model, remat=policy))
-        if _compile(other, topology, mesh_config, num_slices, rows_per_device)["fits"]:
+        if _compile(other, *place)["fits"]:
             report["remedy"] = policy
             break
     return report
@@ -94,6 +100,7 @@ def _compile(
     mesh_config: MeshConfig,
     num_slices: int,
     rows_per_device: int | None,
+    compiler_options: Mapping[str, str] | None,
 ) -> dict[str, Any]:
     devices = tpu_devices(topology, num_slices)
     mesh = make_mesh(mesh_config, devices)
@@ -104,6 +111,7 @@ def _compile(
         parts = batch_mesh_size(mesh) * config.training.accumulation_steps
         rows = parts * -(-config.num_rows // parts)
     check_rows(rows, mesh, config.training.accumulation_steps)
+    options = dict(compiler_options or {})
     report: dict[str, Any] = {
         "setup": {
             "model": dataclasses.asdict(config.model),
@@ -115,6 +123,7 @@ def _compile(
             "patches_per_row": config.num_patches,
             "tokens_per_row": config.num_tokens,
             "accumulation_steps": config.training.accumulation_steps,
+            "compiler_options": options,
             "versions": library_versions(),
         }
     }
@@ -126,8 +135,13 @@ def _compile(
         report["lowering_seconds"] = round(time.perf_counter() - start, 1)
         start = time.perf_counter()
         try:
-            compiled = lowered.compile()
+            compiled = lowered.compile(compiler_options=options)
         except jax.errors.JaxRuntimeError as error:
+            if options and "INVALID_ARGUMENT" in str(error):
+                raise ValueError(
+                    f"compiler_options is {quote(options)}, expected options that XLA takes "
+                    f"({quote(str(error))})"
+                ) from error
             return report | _does_not_fit(error, chip)
         report["compile_seconds"] = round(time.perf_counter() - start, 1)
     report["partitioner_warnings"] = [x for x in log if _WARNING in x]
@@ -190,12 +204,15 @@ def _work(
     batch = typical_batch(config.vocabulary, config.patching, config.num_patches, config.num_tokens)
     micro_rows = rows // batch_mesh_size(mesh) // config.training.accumulation_steps
     estimates = AttentionEstimates(config.model, batch, micro_rows, count_parts(mesh, "heads"))
-    costs = hlo_costs(text, estimates.trip_count, estimates.kernel_cost)
+    program = ProgramCosts(text, estimates.trip_count, estimates.kernel_cost)
+    costs = program.total()
     with jax.set_mesh(None):
         per_row = float(training_flops(config.model, jax.tree.map(jnp.asarray, batch)))
     per_row /= len(batch.tokens)
     model_flops = per_row * rows / mesh.size
-    return _roofline(costs, model_flops, chip) | {
+    return {
+        "roofline": _roofline(costs, model_flops, chip),
+        "schedule": _schedule(program, model_flops, chip),
         "work": {
             "model_flops": model_flops,
             "flops": costs.matrix_flops,
@@ -213,7 +230,18 @@ def _work(
             "mean_document_tokens": float(
                 (batch.document_ids > 0).sum() / batch.document_ids.max(axis=1).sum()
             ),
-        }
+        },
+    }
+
+
+def _schedule(program: ProgramCosts, model_flops: float, chip: Chip) -> dict[str, Any]:
+    schedule = schedule_of(program, chip)
+    return {
+        "operation_seconds": schedule.operation_seconds,
+        "exposed_seconds": schedule.exposed_seconds,
+        "step_seconds": schedule.step_seconds,
+        "mfu": model_flops / (schedule.step_seconds * chip.flops_per_second),
+        "collectives": [dataclasses.asdict(x) for x in schedule.collectives],
     }
 
 
@@ -231,14 +259,12 @@ def _roofline(costs: HloCosts, model_flops: float, chip: Chip) -> dict[str, Any]
     bound = max(seconds, key=seconds.__getitem__)
     step, serial = seconds[bound], sum(seconds.values())
     return {
-        "roofline": {
-            "seconds": seconds,
-            "step_seconds": step,
-            "bound": bound,
-            "mfu": model_flops / (step * chip.flops_per_second),
-            "mfu_without_overlap": model_flops / (serial * chip.flops_per_second),
-            "chip": chip._asdict(),
-        }
+        "seconds": seconds,
+        "step_seconds": step,
+        "bound": bound,
+        "mfu": model_flops / (step * chip.flops_per_second),
+        "mfu_without_overlap": model_flops / (serial * chip.flops_per_second),
+        "chip": chip._asdict(),
     }
 
 

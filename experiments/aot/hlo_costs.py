@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.aot.hlo_messages import Collective, message_of
+from experiments.aot.hlo_messages import Collective, Message, message_of
 from experiments.aot.hlo_text import (
     Computation,
     Instruction,
@@ -122,28 +122,37 @@ def hlo_costs(
     Raises:
       ValueError: the text is no HLO module, or has device groups of an unknown form.
     """
-    return _Analysis(text, trip_counts, kernel_costs).run()
+    return ProgramCosts(text, trip_counts, kernel_costs).total()
 
 
-class _Analysis:
+class ProgramCosts:
+    """A parsed program and the costs of its parts.
+
+    Attributes:
+      computations: of the program, by name.
+      entry: the name of the one that runs.
+    """
+
     def __init__(
         self,
         text: str,
-        trip_counts: TripCounts,
-        kernel_costs: Callable[[str], KernelCost | None],
+        trip_counts: TripCounts = lambda name: None,
+        kernel_costs: Callable[[str], KernelCost | None] = lambda name: None,
     ) -> None:
-        self._computations, self._entry = parse_module(text)
+        """Parses a program; arguments and errors are those of `hlo_costs`."""
+        self.computations, self.entry = parse_module(text)
         self._trip_counts = trip_counts
         self._kernel_costs = kernel_costs
         self._cache: dict[tuple[str, bool], HloCosts] = {}
 
-    def run(self) -> HloCosts:
-        return self._computation_costs(self._entry, fused=False)
+    def total(self) -> HloCosts:
+        """Returns the costs of one run of the program."""
+        return self._computation_costs(self.entry, fused=False)
 
     def _computation_costs(self, name: str, fused: bool) -> HloCosts:
         key = (name, fused)
         if key not in self._cache:
-            computation = self._computations[name]
+            computation = self.computations[name]
             costs = [self._costs(x, computation, fused) for x in computation.instructions.values()]
             if not fused:
                 sent = self._messages(computation).values()
@@ -151,21 +160,31 @@ class _Analysis:
             self._cache[key] = _total(costs)
         return self._cache[key]
 
-    def _messages(self, computation: Computation) -> dict[str, tuple[Collective, float]]:
-        """Returns the collectives of a computation and its fusions.
+    def instruction_costs(self, x: Instruction, within: Computation) -> HloCosts:
+        """Returns the costs of one instruction, the messages in fusions left out."""
+        return self._costs(x, within, fused=False)
+
+    def messages_of(self, x: Instruction, within: Computation) -> dict[str, Message]:
+        """Returns the collectives that an instruction starts, or holds a part of.
 
         One that the compiler interleaves with products lies in several fusions: in each that sends
-        a part, with the whole array's shape. Their channel is the same.
+        a part, with the whole array's shape. They have the same channel and shapes, and so the same
+        key. The channel alone is not enough: reductions that were combined share one.
         """
-        messages: dict[str, tuple[Collective, float]] = {}
+        if x.opcode in ("fusion", "async-start"):
+            return self._messages(self.computations[x.callee("calls")])
+        if message := message_of(x, within):
+            channel = re.search(r"channel_id=\d+", x.attributes)
+            shapes = [shape.dims for shape in x.shapes]
+            return {f"{x.opcode} {channel[0]} {shapes}" if channel else x.name: message}
+        return {}
+
+    def _messages(self, computation: Computation) -> dict[str, Message]:
+        """Returns the collectives of a computation and its fusions, each once."""
+        messages: dict[str, Message] = {}
         for x in computation.instructions.values():
-            if x.opcode == "fusion":
-                fused = self._computations[x.callee("calls")]
-                for name, message in self._messages(fused).items():
-                    messages.setdefault(name, message)
-            elif message := message_of(x, computation):
-                channel = re.search(r"channel_id=\d+", x.attributes)
-                messages[f"{x.opcode} {channel[0]}" if channel else x.name] = message
+            for key, message in self.messages_of(x, computation).items():
+                messages.setdefault(key, message)
         return messages
 
     def _costs(self, x: Instruction, within: Computation, fused: bool) -> HloCosts:
@@ -188,14 +207,20 @@ class _Analysis:
         if x.opcode == "call":
             return self._computation_costs(x.callee("to_apply"), fused=False)
         if x.opcode == "async-start":
-            return self._computation_costs(x.callee("calls"), fused=False)
+            called = self._computation_costs(x.callee("calls"), fused=False)
+            return dataclasses.replace(called, collective_bytes={})  # among the messages
         if x.opcode == "conditional":
-            branches = re.search(r"branch_computations=\{([^}]*)\}", x.attributes)
-            names = names_in(branches[1]) if branches else []
-            names += [n for n in (x.callee("true_computation"), x.callee("false_computation")) if n]
-            branch_costs = [self._computation_costs(name, fused=False) for name in names]
-            return max(branch_costs, key=lambda c: (c.matrix_flops, c.memory_bytes))
+            return self._computation_costs(self.heaviest_branch(x), fused=False)
         return HloCosts()
+
+    def heaviest_branch(self, conditional: Instruction) -> str:
+        """Returns the computation of a conditional that has most work."""
+        branches = re.search(r"branch_computations=\{([^}]*)\}", conditional.attributes)
+        names = names_in(branches[1]) if branches else []
+        roles = ("true_computation", "false_computation")
+        names += [name for name in map(conditional.callee, roles) if name]
+        costs = {name: self._computation_costs(name, fused=False) for name in names}
+        return max(names, key=lambda name: (costs[name].matrix_flops, costs[name].memory_bytes))
 
     def _loop_costs(self, loop: Instruction, within: Computation) -> HloCosts:
         body = self._computation_costs(loop.callee("body"), fused=False)
@@ -208,6 +233,12 @@ class _Analysis:
         costs = body.times(estimate)
         return dataclasses.replace(costs, estimated_flops=costs.matrix_flops)
 
+    def turns(self, loop: Instruction, within: Computation) -> float:
+        """Returns how often a loop turns, 1 where nobody knows."""
+        count = self._known_trip_count(loop, within)
+        estimate = self._trip_counts(loop.op_name) if count is None else count
+        return 1.0 if estimate is None else estimate
+
     def _known_trip_count(self, loop: Instruction, within: Computation) -> int | None:
         known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
         if known:
@@ -216,12 +247,12 @@ class _Analysis:
 
     def _trip_count_of_condition(self, loop: Instruction, within: Computation) -> int | None:
         """Turns of `for (i = a; i < b; i += c)` with constants; None for any other loop."""
-        condition = self._computations[loop.callee("condition")]
+        condition = self.computations[loop.callee("condition")]
         compare = condition.instructions[condition.root]
         counter, limit = (condition.instructions.get(name) for name in (compare.operands * 2)[:2])
         direction = compare.attributes
         if compare.opcode == "fusion":
-            fused = self._computations[compare.callee("calls")]
+            fused = self.computations[compare.callee("calls")]
             direction = fused.instructions[fused.root].attributes
         if "direction=LT" not in direction or counter is None or limit is None:
             return None
@@ -239,7 +270,7 @@ class _Analysis:
 
     def _step(self, loop: Instruction, index: int) -> int | None:
         """Returns what a loop's body adds to element `index` of its state."""
-        body = self._computations[loop.callee("body")]
+        body = self.computations[loop.callee("body")]
         root = body.instructions[body.root]
         if root.opcode != "tuple":
             return None
@@ -261,7 +292,7 @@ class _Analysis:
         if x.opcode == "add":
             return x.operands
         if x.opcode == "fusion":
-            fused = self._computations[x.callee("calls")]
+            fused = self.computations[x.callee("calls")]
             root = fused.instructions[fused.root]
             arguments = [fused.instructions[name] for name in root.operands]
             if root.opcode == "add" and all(y.opcode == "parameter" for y in arguments):
@@ -304,12 +335,12 @@ class _Analysis:
         return outputs + _sum_memory(operands)
 
     def _fusion_memory_bytes(self, x: Instruction, within: Computation) -> float:
-        fused = self._computations[x.callee("calls")]
+        fused = self.computations[x.callee("calls")]
         total = 0.0
         for index, shape in enumerate(operand_shapes(x, within)):
             if shape.on_chip or (parameter := fused.parameter(index)) is None:
                 continue
-            total += _bytes_read(parameter, fused, self._computations)
+            total += _bytes_read(parameter, fused, self.computations)
         root = fused.instructions[fused.root]
         names = root.operands if root.opcode == "tuple" else [root.name]
         for name, shape in zip(names, x.shapes, strict=False):

@@ -39,7 +39,11 @@ class Collective:
     crosses_slices: bool
 
 
-def message_of(x: Instruction, within: Computation) -> tuple[Collective, float] | None:
+# A collective, and the bytes that the device sends in it.
+Message = tuple[Collective, float]
+
+
+def message_of(x: Instruction, within: Computation) -> Message | None:
     """Returns kind and bytes that the device sends, if the instruction is a collective."""
     kind = x.opcode.removesuffix("-start")
     if kind not in (*COLLECTIVES, "send"):

@@ -5,9 +5,10 @@
 
 The paper's 420m, 1b and 7b on 256 chips of v5e, v6e and v5p; 1b on 16, 64 and 256 chips at the
 same rows a chip (weak scaling), under each remat policy, and on every kind of mesh. Each
-configuration is compiled once (`experiments/aot_compile.py` says what the figures are), some
-minutes on two cores; results are added to the file one by one, and those that are there already,
-of the same model by the same versions, are not made again.
+configuration is compiled once (`experiments/aot_compile.py` says what the figures are), two to
+twelve minutes on two cores, two hours in all; results are added to the file one by one, and those
+that are there already, of the same model by the same versions, are not made again.
+`--only="1b v5p"` compiles those with that in their names.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ import jax
 from absl import flags
 
 from experiments.aot.compile import StepConfig, compile_step, library_versions
+from experiments.aot.report_lines import totals_by_kind
 from experiments.common import cli
 from experiments.common.gin_steps import read_config
 from experiments.common.machine import command_line
 from experiments.common.mesh_text import parse_mesh
 from experiments.common.paths import define_path
 from lst_jax.files import write_json
+from lst_jax.settings import quote
 
 _MODELS = "experiments/configs/models"
 _ROWS_PER_DEVICE = 1
@@ -86,6 +89,7 @@ CONFIGURATIONS = tuple(dict.fromkeys((*WEAK_SCALING, *REMAT, *PODS, *MESHES)))
 def define_flags() -> None:
     """Defines the flags of the binary, so that importing this module defines none."""
     define_path("output", "JSON file of the results.", required=True)
+    flags.DEFINE_string("only", "", "Part of the names of the configurations to compile; all.")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -94,7 +98,7 @@ def main(argv: Sequence[str]) -> None:
     jax.config.update("jax_platforms", "cpu")
     path = pathlib.Path(flags.FLAGS.output)
     reports = json.loads(path.read_text()).get("reports", {}) if path.exists() else {}
-    for pod in CONFIGURATIONS:
+    for pod in selected(flags.FLAGS.only):
         config = read_config([f"{_MODELS}/{pod.model}.gin"], [f"REMAT={pod.remat}"])
         if not _is_current(reports.get(pod.name, {}), config):
             print(f"compiling {pod.name}", file=sys.stderr, flush=True)
@@ -106,8 +110,23 @@ def main(argv: Sequence[str]) -> None:
     print(format_tables(reports))
 
 
+def selected(part: str) -> list[Pod]:
+    """Returns the configurations whose names have a part.
+
+    Raises:
+      ValueError: there are none.
+    """
+    pods = [pod for pod in CONFIGURATIONS if part in pod.name]
+    if not pods:
+        name = quote(CONFIGURATIONS[0].name)
+        raise ValueError(f"only is {quote(part)}, expected a part of a name such as {name}")
+    return pods
+
+
 def _is_current(report: dict[str, Any], config: StepConfig) -> bool:
-    """Returns whether a report of earlier is of this model, by these versions."""
+    """Returns whether a report of earlier is of this model, by these versions, and complete."""
+    if report.get("fits") and "schedule" not in report:
+        return False
     setup = report.get("setup", {})
     same_model = setup.get("model") == dataclasses.asdict(config.model)
     return same_model and setup["versions"] == library_versions()
@@ -116,7 +135,7 @@ def _is_current(report: dict[str, Any], config: StepConfig) -> bool:
 def format_tables(reports: dict[str, Any]) -> str:
     """Returns Markdown: the pods, the weak scaling, the remat policies, the meshes."""
     tables = [
-        _markdown(_COLUMNS, [_row(pod, reports[pod.name]) for pod in pods])
+        _markdown(_COLUMNS, [_row(pod, reports[pod.name]) for pod in pods if pod.name in reports])
         for pods in (PODS, WEAK_SCALING, REMAT, MESHES)
     ]
     return "\n\n".join(map("\n".join, tables))
@@ -124,8 +143,10 @@ def format_tables(reports: dict[str, Any]) -> str:
 
 _COLUMNS = (
     *("model", "chips", "mesh", "remat", "peak GiB", "TFLOP a chip (× the model's)"),
-    *("ms of FLOPs / HBM / links", "MFU", "without overlap", "warnings"),
+    *("ms of FLOPs / HBM / links", "MFU", "as scheduled", "without overlap", "warnings"),
 )
+# Of a report without a schedule, made by an earlier version.
+_NO_SCHEDULE = "–"
 
 
 def _row(pod: Pod, report: dict[str, Any]) -> list[str]:
@@ -144,9 +165,35 @@ def _row(pod: Pod, report: dict[str, Any]) -> list[str]:
         f"{work['flops'] / 1e12:.2f} ({work['flops'] / work['model_flops']:.2f})",
         " / ".join(f"{1e3 * x:.0f}" for x in times),
         f"{roofline['mfu']:.0%}",
+        f"{report['schedule']['mfu']:.0%}" if "schedule" in report else _NO_SCHEDULE,
         f"{roofline['mfu_without_overlap']:.0%}",
         str(len(report["partitioner_warnings"])),
     ]
+
+
+_SCHEDULE_COLUMNS = (
+    *("model", "chips", "mesh", "collectives", "transfers", "beside products", "GB sent"),
+    *("ms", "hidden ms", "exposed ms", "ms of operations", "ms of the step"),
+)
+
+
+def format_schedules(reports: dict[str, Any]) -> str:
+    """Returns Markdown: collectives by kind of every configuration whose schedule is known."""
+    rows = []
+    for pod in CONFIGURATIONS:
+        schedule = reports.get(pod.name, {}).get("schedule")
+        for kind, total in totals_by_kind(schedule["collectives"] if schedule else ()).items():
+            times = (total.seconds, total.seconds - total.exposed_seconds, total.exposed_seconds)
+            step = (schedule["operation_seconds"], schedule["step_seconds"])
+            rows.append(
+                [
+                    *(pod.model, pod.place, f"{pod.mesh} {pod.remat}", kind),
+                    *(f"{x:,.0f}" for x in (total.transfers, total.beside_products)),
+                    f"{total.sent_bytes / 1e9:.2f}",
+                    *(f"{1e3 * x:.1f}" for x in (*times, *step)),
+                ]
+            )
+    return "\n".join(_markdown(_SCHEDULE_COLUMNS, rows))
 
 
 def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 
-from experiments.benchmarks.aot_tables import format_tables
+from experiments.benchmarks.aot_tables import format_schedules, format_tables
 from experiments.reports.markdown import Record, gib, page, table
 
 _MIB = 2.0**20
@@ -26,6 +26,7 @@ def aot_page(report: Record, encoder: Record | None) -> str:
         scaling=scaling,
         policies=policies,
         meshes=meshes,
+        schedules=format_schedules(reports),
         encoder=encoder,
         encoding=_encoding(encoder) if encoder else "",
     )

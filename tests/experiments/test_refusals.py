@@ -24,7 +24,7 @@ from tests.test_version1 import VERSION1
 # new flag must be put here or be defined by `experiments.common.paths`.
 TEXTS = {
     "analyze_patches": set(),
-    "aot_compile": {"gin_binding", "topology", "mesh"},
+    "aot_compile": {"gin_binding", "topology", "mesh", "xla_option"},
     "build_corpus": set(),
     "compare_losses": {"gin_a", "gin_b", "gin_binding", "mesh_a", "mesh_b"},
     "convert_set": set(),

@@ -9,8 +9,9 @@ import pytest
 
 from experiments.aot import compile as aot
 from experiments.aot.compile import compile_step
-from experiments.aot.report_lines import format_table
+from experiments.aot.report_lines import format_table, totals_by_kind
 from experiments.aot.topologies import tpu_devices
+from experiments.aot_compile import parse_options
 from experiments.common.gin_steps import read_config
 from experiments.common.mesh_text import parse_mesh
 from lst_jax.hardware import tpu_chip
@@ -80,6 +81,16 @@ def test_every_figure_of_the_roofline_follows_from_the_work(report):
 
 
 @pytest.mark.tpu_compile
+def test_the_schedule_lies_between_perfect_overlap_and_none(report):
+    work, roofline, schedule = report["work"], report["roofline"], report["schedule"]
+    assert roofline["mfu_without_overlap"] <= schedule["mfu"] <= roofline["mfu"]
+    sent = {kind: x.sent_bytes for kind, x in totals_by_kind(schedule["collectives"]).items()}
+    assert sent == pytest.approx(work["collective_bytes"])
+    exposed = sum(x["exposed_seconds"] for x in schedule["collectives"])
+    assert schedule["exposed_seconds"] == pytest.approx(exposed)
+
+
+@pytest.mark.tpu_compile
 def test_flops_are_the_models_beside_padding_and_whole_squares(report):
     """Dense attention computes every pair, and 1502 ids are padded to 1536."""
     assert 1.0 < report["work"]["flops"] / report["work"]["model_flops"] < 1.2
@@ -89,8 +100,11 @@ def test_flops_are_the_models_beside_padding_and_whole_squares(report):
 def test_the_table_says_how_every_figure_was_made(report):
     lines = format_table(report).splitlines()
     for name in ("arguments", "temporaries", "peak", "model FLOPs", "HBM traffic", "step", "MFU"):
-        (line,) = [line for line in lines if line.startswith(name + " ")]
+        (line,) = [line for line in lines if line.startswith(name + "  ")]
         assert len(re.split(r"  +", line)) == 3, line
+    for x in report["schedule"]["collectives"]:
+        (line,) = [line for line in lines if line.startswith(f"  {x['name']}  ")]
+        assert line.endswith("beside products" if x["beside_products"] else "beside no product")
     assert json.loads(json.dumps(report)) == report
 
 
@@ -200,3 +214,21 @@ def test_mesh_axes_are_read(text, mesh):
 def test_meshes_of_another_form_are_an_error(text):
     with pytest.raises(ValueError, match="expected data=SIZE,fsdp=SIZE,tensor=SIZE"):
         parse_mesh(text)
+
+
+def test_options_of_the_compiler_are_read():
+    assert parse_options(["xla_a=true", "xla_b=1"]) == {"xla_a": "true", "xla_b": "1"}
+
+
+@pytest.mark.parametrize("text", ["", "xla_a", "xla_a=", "--xla_a=1", "a=1", "xla_a=1=2"])
+def test_options_of_another_form_are_an_error(text):
+    with pytest.raises(ValueError, match=r"xla_option is .*, expected xla_NAME=VALUE"):
+        parse_options([text])
+
+
+@pytest.mark.tpu_compile
+@pytest.mark.parametrize("options", [{"xla_no_such": "1"}, {"xla_tpu_scoped_vmem_limit_kib": "x"}])
+def test_an_option_that_xla_does_not_take_is_one_line(config, options):
+    with pytest.raises(ValueError, match="expected options that XLA takes") as error:
+        compile_step(config, "v5e:2x2", MESH, compiler_options=options)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300

@@ -257,6 +257,26 @@ replica_groups={{0,1,2,3}}, dimensions={0}
     assert sent == {Collective("all-gather", False): 2 * 3 * 8 * 128 * 4}
 
 
+def test_combined_reductions_that_share_a_channel_count_each():
+    text = "HloModule m\n"
+    for name, rows in (("first", 8), ("second", 16)):
+        text += f"""%{name} (p: f32[{rows},128]) -> f32[{rows},128] {{
+  %p = f32[{rows},128]{{1,0}} parameter(0)
+  ROOT %g = f32[{rows},128]{{1,0}} all-reduce(%p), channel_id=1, replica_groups={{{{0,1}}}}, \
+to_apply=%add
+}}
+"""
+    text += """ENTRY %main (x: f32[8,128], y: f32[16,128]) -> f32[16,128] {
+  %x = f32[8,128]{1,0} parameter(0)
+  %y = f32[16,128]{1,0} parameter(1)
+  %a = f32[8,128]{1,0} fusion(%x), kind=kCustom, calls=%first
+  ROOT %b = f32[16,128]{1,0} fusion(%y), kind=kCustom, calls=%second
+}
+"""
+    sent = hlo_costs(text).collective_bytes
+    assert sent == {Collective("all-reduce", False): (8 + 16) * 128 * 4}
+
+
 @pytest.mark.parametrize(
     "text, groups",
     [
