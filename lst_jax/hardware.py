@@ -64,6 +64,7 @@ class Chip(NamedTuple):
         second; half of the figure for both directions.
       network_bandwidth: of the data center's network, which joins slices, a chip's share, bytes a
         second; None where there is no figure.
+      torus_axes: of the torus that the links within a slice make; each axis has as many.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Chip(NamedTuple):
     memory_bandwidth: float
     interconnect_bandwidth: float
     network_bandwidth: float | None
+    torus_axes: int
 
 
 # From the pages of Google Cloud's documentation on each generation, docs.cloud.google.com/tpu/docs/
@@ -79,10 +81,10 @@ class Chip(NamedTuple):
 # interconnect bandwidth per chip (v4: 2400 Gb/s one way), data center network bandwidth per chip
 # (v5e and v6e: of a pod, over its 256 chips). By `device_kind`.
 _CHIPS: dict[str, Chip] = {
-    "TPU v4": Chip("v4", 275e12, 32 * _GIB, 1200e9, 300e9, None),
-    "TPU v5 lite": Chip("v5e", 197e12, 16 * _GIB, 819e9, 200e9, 6.4e12 / 8 / 256),
-    "TPU v5": Chip("v5p", 459e12, 95 * _GIB, 2765e9, 600e9, 50e9 / 8),
-    "TPU v6 lite": Chip("v6e", 918e12, 32 * _GIB, 1600e9, 400e9, 25.6e12 / 8 / 256),
+    "TPU v4": Chip("v4", 275e12, 32 * _GIB, 1200e9, 300e9, None, 3),
+    "TPU v5 lite": Chip("v5e", 197e12, 16 * _GIB, 819e9, 200e9, 6.4e12 / 8 / 256, 2),
+    "TPU v5": Chip("v5p", 459e12, 95 * _GIB, 2765e9, 600e9, 50e9 / 8, 3),
+    "TPU v6 lite": Chip("v6e", 918e12, 32 * _GIB, 1600e9, 400e9, 25.6e12 / 8 / 256, 2),
 }
 
 

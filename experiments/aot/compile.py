@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from experiments.aot.attention_estimates import AttentionEstimates, typical_batch
 from experiments.aot.hlo_costs import HloCosts, ProgramCosts
+from experiments.aot.hlo_messages import transfer_seconds
 from experiments.aot.hlo_schedule import schedule_of
 from experiments.aot.jaxpr_flops import jaxpr_flops
 from experiments.aot.topologies import tpu_devices
@@ -219,12 +220,7 @@ def _work(
             "kernel_flops": costs.kernel_flops,
             "estimated_flops": costs.estimated_flops,
             "memory_bytes": costs.memory_bytes,
-            "collective_bytes": {
-                kind.kind + (" between slices" if kind.crosses_slices else ""): sent
-                for kind, sent in sorted(
-                    costs.collective_bytes.items(), key=lambda item: item[0].kind
-                )
-            },
+            "collective_bytes": _bytes_by_kind(costs),
             "not_counted": sorted(costs.unknown),
             "real_tokens": float((batch.document_ids > 0).mean()),
             "mean_document_tokens": float(
@@ -232,6 +228,14 @@ def _work(
             ),
         },
     }
+
+
+def _bytes_by_kind(costs: HloCosts) -> dict[str, float]:
+    sums: dict[str, float] = {}
+    for kind, sent in sorted(costs.collective_bytes.items(), key=lambda item: item[0].kind):
+        name = kind.kind + (" between slices" if kind.crosses_slices else "")
+        sums[name] = sums.get(name, 0.0) + sent
+    return sums
 
 
 def _schedule(program: ProgramCosts, model_flops: float, chip: Chip) -> dict[str, Any]:
@@ -246,16 +250,16 @@ def _schedule(program: ProgramCosts, model_flops: float, chip: Chip) -> dict[str
 
 
 def _roofline(costs: HloCosts, model_flops: float, chip: Chip) -> dict[str, Any]:
-    sent = {True: 0.0, False: 0.0}
-    for kind, size in costs.collective_bytes.items():
-        sent[kind.crosses_slices] += size
+    links = {True: 0.0, False: 0.0}
+    for message in costs.collective_bytes.items():
+        links[message[0].crosses_slices] += transfer_seconds(message, chip)
     seconds = {
         "compute": costs.matrix_flops / chip.flops_per_second,
         "memory": costs.memory_bytes / chip.memory_bandwidth,
-        "interconnect": sent[False] / chip.interconnect_bandwidth,
+        "interconnect": links[False],
     }
-    if sent[True] and chip.network_bandwidth:
-        seconds["network"] = sent[True] / chip.network_bandwidth
+    if links[True]:
+        seconds["network"] = links[True]
     bound = max(seconds, key=seconds.__getitem__)
     step, serial = seconds[bound], sum(seconds.values())
     return {

@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.aot.hlo_messages import Collective, Message, message_of
+from experiments.aot.hlo_messages import Collective, Message, fused_message, message_of
 from experiments.aot.hlo_text import (
     Computation,
     Instruction,
@@ -172,7 +172,8 @@ class ProgramCosts:
         key. The channel alone is not enough: reductions that were combined share one.
         """
         if x.opcode in ("fusion", "async-start"):
-            return self._messages(self.computations[x.callee("calls")])
+            messages = self._messages(self.computations[x.callee("calls")])
+            return {key: fused_message(y, x.attributes) for key, y in messages.items()}
         if message := message_of(x, within):
             channel = re.search(r"channel_id=\d+", x.attributes)
             shapes = [shape.dims for shape in x.shapes]

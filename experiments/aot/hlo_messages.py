@@ -1,7 +1,9 @@
 """What a device sends in the collectives of a compiled program: an estimate from their text.
 
 Bytes are those of a ring, whatever the links: all-gather, reduce-scatter and all-to-all
-(g - 1) / g of the whole array, all-reduce twice that, permutes their array.
+(g - 1) / g of the whole array, all-reduce twice that, permutes their array. Their time is that of
+the chip's links, or of those along the torus axes that the compiler's notes name: an algorithm for
+one axis of three has a third of the links.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import re
 import numpy as np
 
 from experiments.aot.hlo_text import Computation, Instruction, operand_shapes
+from lst_jax.hardware import Chip
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 # How TPU programs exchange arrays with other slices: "{1,2}x{0:3}" are slices and their devices.
@@ -33,10 +36,12 @@ class Collective:
     Attributes:
       kind: all-gather, all-reduce, reduce-scatter, all-to-all or collective-permute.
       crosses_slices: whether it goes over the network between slices.
+      torus_axes: along how many axes of the torus it runs; None where the text does not say.
     """
 
     kind: str
     crosses_slices: bool
+    torus_axes: int | None = None
 
 
 # A collective, and the bytes that the device sends in it.
@@ -58,7 +63,42 @@ def message_of(x: Instruction, within: Computation) -> Message | None:
         return Collective(kind, True), _bytes_sent(kind, operands, size)
     groups = device_groups(x.attributes)
     size = groups.shape[1] if groups.size else 1
-    return Collective(kind, False), _bytes_sent(kind, operands, size)
+    return Collective(kind, False, torus_axes(x.attributes)), _bytes_sent(kind, operands, size)
+
+
+def torus_axes(attributes: str) -> int | None:
+    """Returns along how many torus axes the compiler's algorithm runs, None without its notes.
+
+    A gather's emitter says it, as `2DAllGather…`; a reduction has a color for every axis, or for
+    every direction of an axis.
+    """
+    if emitter := re.search(r'"emitter":"(\d)DAllGather', attributes):
+        return int(emitter[1])
+    note = re.search(r'"strategy":"(\w+)","debug":"[^"]*?colors:(\d+)', attributes)
+    if not note:
+        return None
+    return -(-int(note[2]) // 2) if note[1].startswith("UniDirection") else int(note[2])
+
+
+def fused_message(message: Message, attributes: str) -> Message:
+    """Returns a collective by the compiler's notes on the fusion that holds it.
+
+    An all-reduce of which the fusion keeps a part is sent as a reduce-scatter: half the bytes.
+    """
+    collective, sent = message
+    if collective.kind == "all-reduce" and re.search(r'"emitter":"\w*AllReduceScatter', attributes):
+        collective, sent = dataclasses.replace(collective, kind="reduce-scatter"), sent / 2
+    axes = torus_axes(attributes) or collective.torus_axes
+    return dataclasses.replace(collective, torus_axes=axes), sent
+
+
+def transfer_seconds(message: Message, chip: Chip) -> float:
+    """Returns how long a transfer takes; none between slices where the chip has no rate for it."""
+    collective, sent = message
+    if collective.crosses_slices:
+        return sent / chip.network_bandwidth if chip.network_bandwidth else 0.0
+    axes = min(collective.torus_axes or chip.torus_axes, chip.torus_axes)
+    return sent / (chip.interconnect_bandwidth * axes / chip.torus_axes)
 
 
 def _bytes_sent(kind: str, size: float, members: int) -> float:

@@ -33,7 +33,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 
 from experiments.aot.hlo_costs import HloCosts, ProgramCosts
-from experiments.aot.hlo_messages import Message
+from experiments.aot.hlo_messages import Message, transfer_seconds
 from experiments.aot.hlo_text import Computation, Instruction
 from lst_jax.hardware import Chip
 
@@ -46,6 +46,7 @@ class ScheduledCollective:
       name: of the instruction that starts it.
       kind: all-gather, all-reduce, …
       crosses_slices: whether it goes over the network between slices.
+      torus_axes: along how many axes of the torus it runs, None where the text does not say.
       beside_products: whether matrix products run between its start and its end.
       turns: how often it runs.
       sent_bytes: that the device sends.
@@ -56,6 +57,7 @@ class ScheduledCollective:
     name: str
     kind: str
     crosses_slices: bool
+    torus_axes: int | None
     beside_products: bool
     turns: float
     sent_bytes: float
@@ -126,6 +128,7 @@ class _Transfer:
             self.name,
             collective.kind,
             collective.crosses_slices,
+            collective.torus_axes,
             self.beside_products,
             1.0,
             sent,
@@ -295,11 +298,7 @@ class _Scheduler:
         return [transfer for name in done.operands for transfer in started.get(name, [])]
 
     def _transfer(self, x: Instruction, message: Message) -> _Transfer:
-        collective, sent = message
-        rate = self._chip.interconnect_bandwidth
-        if collective.crosses_slices:
-            rate = self._chip.network_bandwidth or float("inf")
-        return _Transfer(x.name, message, sent / rate)
+        return _Transfer(x.name, message, transfer_seconds(message, self._chip))
 
     def _time(self, costs: HloCosts) -> tuple[float, bool]:
         compute = costs.matrix_flops / self._chip.flops_per_second

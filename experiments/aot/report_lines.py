@@ -151,7 +151,9 @@ def _exposed(total: KindTotal) -> tuple[str, str]:
 
 def _transfer(x: Mapping[str, Any]) -> tuple[str, str]:
     where = "beside products" if x["beside_products"] else "beside no product"
-    return _milli(x["exposed_seconds"]), f"of {_milli(x['seconds'])}; {x['turns']:,.0f} ×, {where}"
+    links = f", along {x['torus_axes']} axes of the torus" if x["torus_axes"] else ""
+    how = f"of {_milli(x['seconds'])}; {x['turns']:,.0f} ×{links}, {where}"
+    return _milli(x["exposed_seconds"]), how
 
 
 def _compilation_lines(report: dict[str, Any]) -> list[_Line]:

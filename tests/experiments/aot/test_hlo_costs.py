@@ -277,6 +277,27 @@ to_apply=%add
     assert sent == {Collective("all-reduce", False): (8 + 16) * 128 * 4}
 
 
+def test_a_reduction_of_which_a_fusion_keeps_a_part_is_a_scatter():
+    text = """HloModule m
+%kept (p: f32[8,128]) -> f32[2,128] {
+  %p = f32[8,128]{1,0} parameter(0)
+  %i = s32[] constant(0)
+  %g = f32[8,128]{1,0} all-reduce(%p), channel_id=1, replica_groups={{0,1,2,3}}, to_apply=%add
+  ROOT %s = f32[2,128]{1,0} dynamic-slice(%g, %i, %i), dynamic_slice_sizes={2,128}
+}
+ENTRY %main (x: f32[8,128]) -> f32[2,128] {
+  %x = f32[8,128]{1,0} parameter(0)
+  ROOT %a = f32[2,128]{1,0} fusion(%x), kind=kCustom, calls=%kept, backend_config=\
+{"collective_algorithm_config":{"emitter":"SingleInputAllReduceScatterFusion",\
+"strategy":"StrategyRing","debug":"\\nStrategyRing{colors:1 phases:1 cores:{4}}"}}
+}
+"""
+    sent = hlo_costs(text).collective_bytes
+    assert sent == {Collective("reduce-scatter", False, 1): 3 / 4 * 8 * 128 * 4}
+    plain = hlo_costs(text.replace("AllReduceScatter", "Other")).collective_bytes
+    assert plain == {Collective("all-reduce", False, 1): 2 * 3 / 4 * 8 * 128 * 4}
+
+
 @pytest.mark.parametrize(
     "text, groups",
     [

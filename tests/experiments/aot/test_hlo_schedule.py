@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments.aot.hlo_costs import ProgramCosts
+from experiments.aot.hlo_messages import transfer_seconds
 from experiments.aot.hlo_schedule import schedule_of
 from lst_jax.hardware import Chip
 
@@ -14,7 +15,7 @@ ALL = "f32[32,8]{1,0}"
 GROUPS = "replica_groups={{0,1,2,3}}, dimensions={0}"
 ARRAY = 8 * 8 * 4
 # A product takes a second, a gather among four devices two, a slice's message four, HBM nothing.
-CHIP = Chip("round", 2.0 * 8**3, 1.0, 1e30, 3 * ARRAY / 2, 3 * ARRAY / 4)
+CHIP = Chip("round", 2.0 * 8**3, 1.0, 1e30, 3 * ARRAY / 2, 3 * ARRAY / 4, 3)
 
 
 def product(name):
@@ -147,6 +148,26 @@ def test_a_second_done_waits_for_nothing_more():
     assert seconds(schedule(*lines)) == (3, [2])
 
 
+@pytest.mark.parametrize(
+    "notes, seconds_",
+    [
+        ('"emitter":"1DAllGatherNonMajorDim"', 6),
+        ('"emitter":"2DAllGather"', 3),
+        ('"strategy":"StrategyND","debug":"\\nStrategyND{colors:3 phases:3}"', 2),
+        ('"strategy":"StrategyRing","debug":"\\nStrategyRing{colors:1 phases:1}"', 6),
+        ('"strategy":"UniDirectionNDRingStrategy","debug":"x{colors:6 phases:3}"', 2),
+        ('"strategy":"UniDirection1DRingStrategy","debug":"x{colors:2 phases:1}"', 6),
+        ('"emitter":"9DAllGather"', 2),
+        ('"strategy":"Unknown"', 2),
+    ],
+)
+def test_an_algorithm_has_the_links_of_the_axes_that_it_runs_along(notes, seconds_):
+    config = f', backend_config={{"collective_algorithm_config":{{{notes}}}}}'
+    assert seconds(schedule(gather("g") + config)) == (seconds_, [seconds_])
+    others, fusion = fused("alone", gather("g"))
+    assert seconds(schedule(fusion + config, others=others)) == (seconds_, [seconds_])
+
+
 def fused(name, *lines):
     return computation(name, *lines), f"  %f_{name} = {X} fusion(%x, %c), calls=%{name}"
 
@@ -204,6 +225,7 @@ def test_calls_and_the_heaviest_branch_count_as_what_they_run():
     assert seconds(schedule(branches, call, others=others)) == (3 + 2 + 2, [2, 2])
 
 
+ONE_AXIS = ', backend_config={"emitter":"1DAllGather"}'
 STEPS = ("product", "memory", "gather", "start", "done", "send", "loop", "fusion")
 
 
@@ -219,7 +241,7 @@ def programs(draw):
             lines += {
                 "product": [product(f"p{i}")],
                 "memory": [f"  %m{i} = {X} negate(%x)"],
-                "gather": [gather(f"g{i}", i)],
+                "gather": [gather(f"g{i}", i) + draw(st.sampled_from(("", ONE_AXIS)))],
                 "start": [start(f"s{i}", i)],
                 "done": [done(f"d{i}", f"s{draw(st.integers(0, max(i, 1)))}")],
                 "send": [send(f"w{i}", i)],
@@ -242,16 +264,16 @@ def programs(draw):
     st.sampled_from([None, 70.0]),
 )
 def test_every_step_lies_between_perfect_overlap_and_none(text, memory, links, network):
-    chip = Chip("any", 1000.0, 1.0, memory, links, network)
+    chip = Chip("any", 1000.0, 1.0, memory, links, network, 3)
     program = ProgramCosts(text)
     costs, found = program.total(), schedule_of(program, chip)
     times = [costs.matrix_flops / chip.flops_per_second, costs.memory_bytes / memory]
-    for crosses_slices, rate in ((False, links), (True, network)):
-        kinds = costs.collective_bytes.items()
-        sent = sum(size for kind, size in kinds if kind.crosses_slices == crosses_slices)
+    for crosses_slices in (False, True):
+        kinds = [x for x in costs.collective_bytes.items() if x[0].crosses_slices == crosses_slices]
         of_links = [x for x in found.collectives if x.crosses_slices == crosses_slices]
+        sent = sum(size for _, size in kinds)
         assert sum(x.sent_bytes for x in of_links) == pytest.approx(sent)
-        times += [sent / rate] if rate else []
+        times.append(sum(transfer_seconds(message, chip) for message in kinds))
     assert max(times) <= found.step_seconds * (1 + 1e-9)
     assert found.step_seconds <= sum(times) * (1 + 1e-9)
     for x in found.collectives:

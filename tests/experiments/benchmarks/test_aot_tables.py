@@ -37,6 +37,7 @@ REPORT = {
                 "name": name,
                 "kind": kind,
                 "crosses_slices": crosses,
+                "torus_axes": None,
                 "beside_products": beside,
                 "turns": 25.0,
                 "sent_bytes": 3e9,
