@@ -165,20 +165,31 @@ class ProgramCosts:
         return self._costs(x, within, fused=False)
 
     def messages_of(self, x: Instruction, within: Computation) -> dict[str, Message]:
-        """Returns the collectives that an instruction starts, or holds a part of.
+        """Returns the collectives that an instruction starts, or holds a part of, by a key.
 
         One that the compiler interleaves with products lies in several fusions: in each that sends
         a part, with the whole array's shape. They have the same channel and shapes, and so the same
-        key. The channel alone is not enough: reductions that were combined share one.
+        key. Other collectives may share a channel, too: their keys are their own.
         """
         if x.opcode in ("fusion", "async-start"):
-            messages = self._messages(self.computations[x.callee("calls")])
-            return {key: fused_message(y, x.attributes) for key, y in messages.items()}
-        if message := message_of(x, within):
-            channel = re.search(r"channel_id=\d+", x.attributes)
-            shapes = [shape.dims for shape in x.shapes]
-            return {f"{x.opcode} {channel[0]} {shapes}" if channel else x.name: message}
-        return {}
+            # A fusion with notes of the collective's algorithm has all of it.
+            is_whole = x.opcode == "async-start" or "collective_algorithm_config" in x.attributes
+            own = f"{x.name} " if is_whole else ""
+            fused = self._fused_messages(self.computations[x.callee("calls")])
+            return {own + key: fused_message(y, x.attributes) for key, y in fused.items()}
+        message = message_of(x, within)
+        return {x.name: message} if message else {}
+
+    def _fused_messages(self, computation: Computation) -> dict[str, Message]:
+        """Returns the collectives that a fusion or an asynchronous call holds."""
+        messages: dict[str, Message] = {}
+        for x in computation.instructions.values():
+            for name, message in self.messages_of(x, computation).items():
+                channel = re.search(r"channel_id=\d+", x.attributes)
+                shapes = [shape.dims for shape in x.shapes]
+                key = f"{x.opcode} {channel[0]} {shapes}" if channel else name
+                messages.setdefault(key, message)
+        return messages
 
     def _messages(self, computation: Computation) -> dict[str, Message]:
         """Returns the collectives of a computation and its fusions, each once."""

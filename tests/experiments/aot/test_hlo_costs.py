@@ -257,6 +257,12 @@ replica_groups={{0,1,2,3}}, dimensions={0}
     assert sent == {Collective("all-gather", False): 2 * 3 * 8 * 128 * 4}
 
 
+PLAIN_TWICE = "\n".join(
+    f"  %{name} = f32[8,128]{{1,0}} all-reduce(%x), channel_id=1, replica_groups={{{{0,1}}}}"
+    for name in "de"
+)
+
+
 def test_combined_reductions_that_share_a_channel_count_each():
     text = "HloModule m\n"
     for name, rows in (("first", 8), ("second", 16)):
@@ -275,6 +281,9 @@ to_apply=%add
 """
     sent = hlo_costs(text).collective_bytes
     assert sent == {Collective("all-reduce", False): (8 + 16) * 128 * 4}
+    twice = text.replace("%a = f32[8,128]{1,0} fusion(%x), kind=kCustom, calls=%first", PLAIN_TWICE)
+    sent = hlo_costs(twice).collective_bytes
+    assert sent == {Collective("all-reduce", False): (8 + 8 + 16) * 128 * 4}
 
 
 def test_a_reduction_of_which_a_fusion_keeps_a_part_is_a_scatter():
