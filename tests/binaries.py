@@ -6,6 +6,7 @@ depend on XLA's settings, so they are those of `conftest.py`, and so are variabl
 when it is imported.
 """
 
+import logging
 import multiprocessing
 import os
 import pathlib
@@ -129,6 +130,7 @@ def _become(command, cwd, variables, outputs, largest_file):
     # As of a console, line by line: a test may wait for one.
     sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+    logging.getLogger().handlers.clear()  # of a stderr that is gone: Orbax logs when imported
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     os.chdir(cwd)
     os.environ.clear()

@@ -17,6 +17,7 @@ import enum
 import io
 import logging as python_logging
 import os
+import pathlib
 import signal
 import sys
 import threading
@@ -123,6 +124,8 @@ def run_main(main: Callable[[list[str]], object]) -> None:
 
     # Before stderr is another object: Orbax logged as it was imported, to a handler that must go.
     logging.use_absl_handler()
+    if not os.environ.get("LST_DEBUG"):
+        logging.get_absl_handler().python_handler.addFilter(lambda record: not _is_told(record))
     sys.stdout, sys.stderr = Console(sys.stdout), Console(sys.stderr)
     sys.excepthook, sys.unraisablehook = _show_exception, _show_unraisable
     _show_library_log()
@@ -178,6 +181,16 @@ def _is_late_news(error: BaseException | None) -> bool:
     That follows an error that is told anyway.
     """
     return type(error) is RuntimeError and str(error) == "Event loop is closed"
+
+
+def _is_told(record: python_logging.LogRecord) -> bool:
+    """Returns whether a library logs, with traceback, what it raises or has raised as well.
+
+    Orbax does so for every thread of a save, asyncio for every write after the first that failed.
+    """
+    if record.name == "asyncio":
+        return "exception was never retrieved" in record.getMessage()
+    return bool(record.exc_info) and "orbax" in pathlib.Path(record.pathname).parts
 
 
 def _show_library_log() -> None:

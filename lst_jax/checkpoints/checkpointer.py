@@ -9,6 +9,8 @@ import math
 import os
 import pathlib
 import shutil
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
@@ -38,6 +40,8 @@ from lst_jax.checkpoints.train_state import TrainState
 from lst_jax.files import system_error
 
 IteratorState = dict[str, Any]
+
+_LONGEST_WAIT_S = 60.0  # for what still writes a save that failed
 
 
 class StatefulIterator(Protocol):
@@ -255,6 +259,7 @@ class Checkpointer:
             number = system_error(error)
             if number is None and not isinstance(error, OSError | ValueError):
                 raise
+            _await_writers()
             if jax.process_index() == 0:
                 self._remove_unfinished()
             reason = " ".join(str(error).split())[:300]
@@ -341,6 +346,14 @@ def restore_branch(
     state, progress, states = read_step(path, read, items=None)
     iterator.set_state((merge_states or _own_state)(states))
     return state, progress
+
+
+def _await_writers() -> None:
+    """Waits for Orbax's other threads of a save that failed, which still write parts of it."""
+    end = time.monotonic() + _LONGEST_WAIT_S
+    for thread in threading.enumerate():
+        if type(thread).__module__.startswith("orbax.") and thread != threading.current_thread():
+            thread.join(max(end - time.monotonic(), 0.0))
 
 
 def _read_step(

@@ -200,6 +200,18 @@ def test_a_killed_data_worker_ends_a_run_in_one_line(corpus, tmp_path):
     assert "Traceback" not in output
 
 
+def test_a_full_disk_ends_a_run_in_one_line_while_a_checkpoint_is_written(corpus, tmp_path):
+    # Kept programs would have no room, either, and JAX warns of that.
+    flags = [x for x in training_flags(corpus, tmp_path / "run") if "cache_dir" not in x]
+    done = run_binary(
+        "experiments.train", *flags, "--gin.WRITERS=('console',)", largest_file=16_000
+    )
+    assert done.returncode == 2
+    expected = f"error: a checkpoint in {tmp_path}/run/checkpoints cannot be saved: "
+    assert done.stderr.startswith(expected) and done.stderr.count("\n") == 1
+    assert not list((tmp_path / "run").rglob("*checkpoint*"))
+
+
 def test_a_change_on_the_way_is_said_and_kept(corpus, tmp_path):
     first = start(*training_flags(corpus, tmp_path))
     signal_at(first, 5, signal.SIGTERM)

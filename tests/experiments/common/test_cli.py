@@ -1,6 +1,7 @@
 """How binaries end: exit codes, one line, a console that cannot fail."""
 
 import io
+import logging
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import sys
 
 import pytest
 
+from experiments.common import cli
 from experiments.common.cli import Console
 from tests.experiments.forked import ROOT
 from tests.marks import quick
@@ -68,6 +70,24 @@ def test_a_binary_whose_console_vanishes_ends_as_if_it_had_not():
     )
     process.stdout.close()
     assert (process.stderr.read(), process.wait()) == (b"", 0)
+
+
+@pytest.mark.parametrize(
+    ("logger", "path", "message", "has_trace", "told"),
+    [
+        ("absl", "/a/orbax/checkpoint/b.py", "a save failed", True, True),
+        ("absl", "/a/orbax/checkpoint/b.py", "no such step", False, False),
+        ("absl", "/a/orbaxes/b.py", "a save failed", True, False),
+        ("asyncio", "/a/b.py", "Future exception was never retrieved", True, True),
+        ("asyncio", "/a/b.py", "Task was destroyed but it is pending", True, False),
+    ],
+)
+def test_only_what_is_raised_as_well_is_kept_from_the_console(
+    logger, path, message, has_trace, told
+):
+    trace = (OSError, OSError(), None) if has_trace else None
+    record = logging.LogRecord(logger, logging.ERROR, path, 1, message, (), trace)
+    assert cli._is_told(record) == told
 
 
 def test_a_console_writes_what_it_cannot_encode_in_another_way():
