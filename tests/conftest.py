@@ -46,6 +46,7 @@ if not importlib.util.find_spec("transformers"):
 # Real recordings are heard in lane `speech`, which alone has transformers, the oracle.
 _PACKAGES = {"torch": "torch", "tpu_compile": "libtpu", "recordings": "transformers"}
 _PACKAGES["manifests"] = "kubeflow_trainer_api"  # which lane `launch` has, with linters
+_PACKAGES["buckets"] = "gcsfs"  # which lane `buckets` has
 _LEFT_OUT = [name for name, package in _PACKAGES.items() if not importlib.util.find_spec(package)]
 _WHOLE_FILE = re.compile(rf"^pytestmark = .*\bmark\.({'|'.join(_LEFT_OUT)})\b", re.MULTILINE)
 

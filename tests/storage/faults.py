@@ -15,6 +15,7 @@ class Fault:
         path is as it was sent, with names of objects percent-encoded.
       status: the answer is this error: 429, 500, 503; 401 for credentials that are refused, 403
         for a bucket that is forbidden. None: the request is answered.
+      message: of the error; None: what the API says with this status.
       cut: the connection ends after so many bytes of the answer's body, or of the request's with
         `cut_request`; None: it does not.
       cut_request: whether `cut` counts bytes of the request's body. A resumable upload keeps what
@@ -29,6 +30,7 @@ class Fault:
 
     match: str = ""
     status: int | None = None
+    message: str | None = None
     cut: int | None = None
     cut_request: bool = False
     delay: float = 0.0

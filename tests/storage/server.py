@@ -392,14 +392,18 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     timeout = 60
     server: _Server
 
+    def handle(self) -> None:
+        """Serves a connection; a client that goes away is nobody's error."""
+        with contextlib.suppress(ConnectionError):
+            super().handle()
+
     def log_message(self, *_: object) -> None:
         """Keeps quiet; `StorageServer.requests` has them."""
 
     def _serve(self) -> None:
         fault = self.server.api.faults.of(f"{self.command} {self.path}")
         time.sleep(fault.delay)
-        with contextlib.suppress(ConnectionError):  # a client that went away
-            self._serve_under(fault)
+        self._serve_under(fault)
 
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _serve
 
@@ -414,11 +418,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return self._cut()
         request = self._request(size)
         if fault.status and not fault.late:
-            return self._send(_refusal_of(fault.status))
+            return self._send(_refusal_of(fault))
         answer = api.answer(request)
         if fault.cut is not None:
             return self._cut(answer, fault.cut)
-        return self._send(_refusal_of(fault.status) if fault.status else answer)
+        return self._send(_refusal_of(fault) if fault.status else answer)
 
     def _request(self, size: int) -> Request:
         parts = urllib.parse.urlsplit(self.path)
@@ -452,6 +456,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
-def _refusal_of(status: int) -> Answer:
-    message = _MESSAGES.get(status, f"Injected {status}.")
+def _refusal_of(fault: Fault) -> Answer:
+    status = fault.status or 500
+    message = fault.message or _MESSAGES.get(status, f"Injected {status}.")
     return Answer.refusal(ApiError(status, _REASONS.get(status, "internalError"), message))

@@ -10,16 +10,10 @@ import google_crc32c
 import pytest
 
 from tests.storage.asking import ask, ask_json, insert, name_of, read
-from tests.storage.server import CHUNK_UNIT, StorageServer
+from tests.storage.server import CHUNK_UNIT
 
 LISTING = "/storage/v1/b/bucket/o"
 UPLOAD = "/upload/storage/v1/b/bucket/o"
-
-
-@pytest.fixture
-def server():
-    with StorageServer() as server:
-        yield server
 
 
 def begin_upload(server, name, **query):
