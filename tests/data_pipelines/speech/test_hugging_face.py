@@ -219,6 +219,21 @@ def test_small_files_that_do_not_fit_are_named(tmp_path, file, content, message)
     assert f"{folder / file}: {message}" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [({}, (16000, True)), ({"sampling_rate": 1000}, (1000, True)), ({"sampling_rate": 10**6}, None)]
+    + [({"sampling_rate": rate}, "refused") for rate in (999, 10**6 + 1)],
+)
+def test_preprocessors_normalize_unless_they_say_no_and_rates_have_bounds(folder, values, expected):
+    (folder / "preprocessor_config.json").write_text(json.dumps(values))
+    if expected == "refused":
+        with pytest.raises(ValueError, match="expected an integer, 1000 … 1000000"):
+            read_model(folder)
+    else:
+        model = read_model(folder)
+        assert (model.sample_rate, model.normalize) == (expected or (10**6, True))
+
+
 def test_a_processor_of_transformers_5_says_how_waveforms_are_prepared(folder):
     assert read_model(folder).normalize is None
     extractor = {"sampling_rate": 16000, "do_normalize": False}

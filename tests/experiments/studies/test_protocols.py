@@ -1,5 +1,6 @@
 """Protocols: known answers, the paper's mixture on real rows, and what cannot be met."""
 
+import contextlib
 import dataclasses
 import math
 import pathlib
@@ -61,6 +62,15 @@ def paper_s_batch(vocabulary, strategy, num_patches):
     return stack_rows([documents, documents[:2]], num_patches, 1600)
 
 
+def test_a_step_costs_what_its_rows_hold_and_padding_nothing():
+    step = preset("tiny")
+    batches = [paper_s_batch(step.vocabulary, name, 1600) for name in ("none", "static")]
+    cost = step_cost(step.model, step.vocabulary, batches)
+    assert cost.patches == 5 * (375 + 375 - 72) / 2
+    assert cost.speech_units == 25 * cost.speech_seconds == 5 * 96
+    assert cost.text_tokens == 5 * 279
+
+
 @pytest.mark.slow
 def test_the_paper_s_mixture_saves_what_table_13_says_within_a_point_and_a_third_in_flops():
     costs = {}
@@ -119,6 +129,19 @@ def test_budgets_are_spent_to_the_nearest_step(unit, amount):
     assert steps_of_budget(40 * BASE.speech_seconds / 3600, "speech_hours", BASE) == 40
 
 
+@pytest.mark.parametrize("whole", range(4))
+def test_half_a_step_is_a_step_more_and_less_than_half_is_none(whole):
+    assert steps_of_budget(whole + 0.5, "steps", BASE) == whole + 1
+    assert steps_of_budget(whole + 1.4999, "steps", BASE) == whole + 1
+
+
+@pytest.mark.parametrize(("units", "good"), [(1666, False), (1667, True), (3500, True)])
+def test_rows_of_the_optimal_mixture_are_a_sixth_to_a_third_units(units, good):
+    cost = dataclasses.replace(BASE, speech_units=units, text_tokens=10_000 - units)
+    with contextlib.nullcontext() if good else pytest.raises(ValueError, match="units' share"):
+        assert compute_optimal_steps(10**6, cost) == 3000
+
+
 def test_compute_optimal_data_are_20_text_tokens_a_parameter_and_half_of_that_speech():
     assert compute_optimal(420_000_000) == (8.4e9, 4.2e9)
     assert compute_optimal_steps(420_000_000, BASE) == 4_200_000
@@ -129,6 +152,7 @@ def test_compute_optimal_data_are_20_text_tokens_a_parameter_and_half_of_that_sp
 def test_budgets_branch_from_one_trunk():
     assert trunk_branches([100, 200, 400], 0.2) == [(80, 100, 20), (160, 200, 40), (320, 400, 80)]
     assert trunk_branches([2], 0.01) == [(1, 2, 1)]
+    assert trunk_branches([10], 0.28) == [(7, 10, 3)]
 
 
 POSITIVE = st.floats(1.0, 1e6)
