@@ -17,7 +17,7 @@ import dataclasses
 import json
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -37,15 +37,31 @@ _MODELS = "experiments/configs/models"
 _ROWS_PER_DEVICE = 1
 
 
+# Sets of XLA's options by name. "overlap" makes gathers asynchronous, in parts that are fused with
+# products, also where the compiler would take a synchronous reduction over more links.
+XLA_OPTIONS = {
+    "": {},
+    "overlap": {
+        "xla_tpu_prefer_async_allgather_to_allreduce": "true",
+        "xla_enable_async_all_gather": "true",
+        "xla_tpu_enable_async_collective_fusion": "true",
+        "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true",
+        "xla_tpu_enable_async_collective_fusion_multiple_steps": "true",
+        "xla_tpu_overlap_compute_collective_tc": "true",
+    },
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Pod:
-    """One configuration: a model on slices of a topology, its mesh and its remat policy."""
+    """One configuration: a model on slices of a topology, mesh, remat policy, XLA's options."""
 
     model: str
     topology: str
     mesh: str
     remat: str
     slices: int = 1
+    options: str = ""
 
     @property
     def place(self) -> str:
@@ -55,7 +71,7 @@ class Pod:
     @property
     def name(self) -> str:
         """Returns what tells it from the others."""
-        return f"{self.model} {self.place} {self.mesh} {self.remat}"
+        return f"{self.model} {self.place} {self.mesh} {self.remat} {self.options}".rstrip()
 
 
 # 420m has widths that 256 devices do not divide, so parameters are split 128 ways, twice.
@@ -83,7 +99,14 @@ MESHES = (
     Pod("1b", "v5p:4x4x4", "data=4,fsdp=4,tensor=4", "dots"),
     Pod("1b", "v5p:4x4x4", "data=2,fsdp=64", "dots", slices=2),
 )
-CONFIGURATIONS = tuple(dict.fromkeys((*WEAK_SCALING, *REMAT, *PODS, *MESHES)))
+TUNING = (
+    Pod("1b", "v5p:8x8x4", "data=1,fsdp=256", "dots"),
+    Pod("1b", "v5p:8x8x4", "data=1,fsdp=256", "dots", options="overlap"),
+    Pod("1b", "v5p:8x8x4", "data=16,fsdp=16", "dots"),
+    Pod("1b", "v6e:16x16", "data=1,fsdp=256", "dots"),
+    Pod("1b", "v6e:16x16", "data=16,fsdp=16", "dots"),
+)
+CONFIGURATIONS = tuple(dict.fromkeys((*WEAK_SCALING, *REMAT, *PODS, *MESHES, *TUNING)))
 
 
 def define_flags() -> None:
@@ -100,11 +123,12 @@ def main(argv: Sequence[str]) -> None:
     reports = json.loads(path.read_text()).get("reports", {}) if path.exists() else {}
     for pod in selected(flags.FLAGS.only):
         config = read_config([f"{_MODELS}/{pod.model}.gin"], [f"REMAT={pod.remat}"])
-        if not _is_current(reports.get(pod.name, {}), config):
+        options = XLA_OPTIONS[pod.options]
+        if not _is_current(reports.get(pod.name, {}), config, options):
             print(f"compiling {pod.name}", file=sys.stderr, flush=True)
             mesh = parse_mesh(pod.mesh)
             reports[pod.name] = compile_step(
-                config, pod.topology, mesh, pod.slices, _ROWS_PER_DEVICE
+                config, pod.topology, mesh, pod.slices, _ROWS_PER_DEVICE, options
             )
             write_json(path, {"command": command_line("aot_tables"), "reports": reports})
     print(format_tables(reports))
@@ -123,20 +147,22 @@ def selected(part: str) -> list[Pod]:
     return pods
 
 
-def _is_current(report: dict[str, Any], config: StepConfig) -> bool:
-    """Returns whether a report of earlier is of this model, by these versions, and complete."""
-    if report.get("fits") and "schedule" not in report:
-        return False
+def _is_current(report: dict[str, Any], config: StepConfig, options: Mapping[str, str]) -> bool:
+    """Returns whether a report of earlier is complete, of this model and by these versions."""
     setup = report.get("setup", {})
-    same_model = setup.get("model") == dataclasses.asdict(config.model)
-    return same_model and setup["versions"] == library_versions()
+    return (
+        setup.get("model") == json.loads(json.dumps(dataclasses.asdict(config.model)))
+        and setup.get("compiler_options", {}) == options
+        and setup["versions"] == library_versions()
+        and ("schedule" in report or not report["fits"])
+    )
 
 
 def format_tables(reports: dict[str, Any]) -> str:
-    """Returns Markdown: the pods, the weak scaling, the remat policies, the meshes."""
+    """Returns Markdown: pods, weak scaling, remat policies, meshes, meshes and options of XLA."""
     tables = [
         _markdown(_COLUMNS, [_row(pod, reports[pod.name]) for pod in pods if pod.name in reports])
-        for pods in (PODS, WEAK_SCALING, REMAT, MESHES)
+        for pods in (PODS, WEAK_SCALING, REMAT, MESHES, TUNING)
     ]
     return "\n\n".join(map("\n".join, tables))
 
@@ -149,10 +175,14 @@ _COLUMNS = (
 _NO_SCHEDULE = "–"
 
 
+def _remat(pod: Pod) -> str:
+    return f"{pod.remat}, {pod.options}" if pod.options else pod.remat
+
+
 def _row(pod: Pod, report: dict[str, Any]) -> list[str]:
     memory = report["memory"]
     size = f"{memory['peak'] / 2**30:.1f} of {memory['hbm'] / 2**30:.0f}"
-    setup = [pod.model, pod.place, pod.mesh, pod.remat, size]
+    setup = [pod.model, pod.place, pod.mesh, _remat(pod), size]
     if not report["fits"]:
         remedy = f"remat {report['remedy']} does" if report["remedy"] else "under no policy"
         return [*setup, f"does not fit; {remedy}", *("",) * (len(_COLUMNS) - len(setup) - 1)]
@@ -187,7 +217,7 @@ def format_schedules(reports: dict[str, Any]) -> str:
             step = (schedule["operation_seconds"], schedule["step_seconds"])
             rows.append(
                 [
-                    *(pod.model, pod.place, f"{pod.mesh} {pod.remat}", kind),
+                    *(pod.model, pod.place, f"{pod.mesh} {_remat(pod)}", kind),
                     *(f"{x:,.0f}" for x in (total.transfers, total.beside_products)),
                     f"{total.sent_bytes / 1e9:.2f}",
                     *(f"{1e3 * x:.1f}" for x in (*times, *step)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 
-from experiments.benchmarks.aot_tables import format_schedules, format_tables
+from experiments.benchmarks.aot_tables import XLA_OPTIONS, format_schedules, format_tables
 from experiments.reports.markdown import Record, gib, page, table
 
 _MIB = 2.0**20
@@ -14,7 +14,7 @@ _MIB = 2.0**20
 def aot_page(report: Record, encoder: Record | None) -> str:
     """Returns the page of training steps, and of the encoder of units, compiled for TPUs."""
     reports = report["reports"]
-    pods, scaling, policies, meshes = format_tables(reports).split("\n\n")
+    pods, scaling, policies, meshes, tuning = format_tables(reports).split("\n\n")
     setup = next(iter(reports.values()))["setup"]
     versions = ", ".join(f"{name} {version}" for name, version in setup["versions"].items())
     return page(
@@ -26,6 +26,8 @@ def aot_page(report: Record, encoder: Record | None) -> str:
         scaling=scaling,
         policies=policies,
         meshes=meshes,
+        tuning=tuning,
+        overlap=" ".join(f"--{name}={value}" for name, value in XLA_OPTIONS["overlap"].items()),
         schedules=format_schedules(reports),
         encoder=encoder,
         encoding=_encoding(encoder) if encoder else "",

@@ -10,6 +10,7 @@ from experiments.benchmarks.aot_tables import (
     MESHES,
     PODS,
     REMAT,
+    TUNING,
     WEAK_SCALING,
     format_schedules,
     format_tables,
@@ -71,7 +72,7 @@ def tables(reports):
 
 def test_every_configuration_is_compiled_once_and_has_its_rows():
     names = [pod.name for pod in CONFIGURATIONS]
-    groups = (PODS, WEAK_SCALING, REMAT, MESHES)
+    groups = (PODS, WEAK_SCALING, REMAT, MESHES, TUNING)
     assert len(names) == len(set(names))
     assert set(names) == {pod.name for group in groups for pod in group}
     found = tables(dict.fromkeys(names, REPORT))
