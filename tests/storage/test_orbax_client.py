@@ -107,7 +107,7 @@ def test_a_bucket_that_may_not_be_written_fails_the_save_at_once(server, status)
     begin = time.monotonic()
     with pytest.raises(Exception, match=r"No\."), open_manager() as manager:
         save(manager, 1)
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < 25  # gcsfs would try for 30 s
 
 
 def test_a_bucket_that_is_not_there_fails_the_save(server):
@@ -126,27 +126,34 @@ def save_in_process(environment, step):
         save(manager, step)
 
 
-def requests_of(server, step):
-    return server.count(f"run(/|%2F){step}(/|%2F|$|[?])")
+# Objects of a step, in the order in which a save comes to them; the last makes it a checkpoint.
+POINTS = [
+    "_CHECKPOINT_METADATA",
+    "params/ocdbt.process_0/manifest",
+    "data/metadata",
+    "params/_METADATA",
+    "params/commit_success",
+    "commit_success",
+]
 
 
-@pytest.mark.parametrize("sent", quick([20, 35, 50, 65, 80, 90], 50))
-def test_a_save_that_was_killed_leaves_no_step(server, sent):
-    """However many requests it had sent; the next save of the step is good."""
+@pytest.mark.parametrize("point", quick(POINTS, "commit_success"))
+def test_a_save_that_was_killed_leaves_no_step(server, point):
+    """Wherever it was; the next save of the step is good."""
     with open_manager() as manager:
         save(manager, 1)
-    server.faults.add(match="run(/|%2F)2", delay=0.01)  # so that it can be met in the middle
+    pattern = f"run/2/{point}".replace("/", "(/|%2F)")
+    fault = server.faults.add(match=f"^POST .*{pattern}", status=503)
     process = _PROCESSES.Process(target=save_in_process, args=(server.environment(), 2))
     process.start()
     deadline = time.monotonic() + 120
-    while requests_of(server, 2) < sent:
+    while not fault.befell:
         assert process.is_alive() and time.monotonic() < deadline
         time.sleep(0.002)
     process.kill()
     process.join()
     server.faults.clear()
     time.sleep(0.1)  # for requests that were on their way
-    assert any(name.startswith("run/2/") for name in server.names())  # what was begun
     with open_manager() as manager:
         assert manager.all_steps() == [1]
         assert_restores(manager, 1)

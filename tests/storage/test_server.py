@@ -373,7 +373,7 @@ def test_a_cut_answer_is_short(server):
 
 def test_delays_are_before_the_answer_and_hold_up_nobody_else(server):
     insert(server, "slow")
-    server.faults.add(match="slow", delay=0.4)
+    server.faults.add(match="slow", delay=1.0)
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         slow = pool.submit(read, server, "slow")
         assert insert(server, "quick")[0] == 200
