@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 
 _SECONDS_BETWEEN_LOOKS = 0.2
 _OF_TERMINALS = (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
@@ -42,6 +43,8 @@ def starting_workers(*others: signal.Signals) -> Iterator[None]:
     Args:
       others: signals that these processes never answer, either.
     """
+    # The first worker would start it, which unblocks SIGINT and SIGTERM for those that follow.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (*_OF_TERMINALS, *others))
     try:
         yield

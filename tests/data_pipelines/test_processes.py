@@ -126,3 +126,17 @@ def test_what_a_terminal_sends_is_held_back_while_workers_start():
         held = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     after = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert (held.strip(), after.strip()) == ("True", "False")
+
+
+def test_signals_are_still_held_back_when_the_first_worker_has_started():
+    code = (
+        "import signal\n"
+        "from multiprocessing import resource_tracker\n"
+        "from data_pipelines.processes import starting_workers\n"
+        "with starting_workers(signal.SIGTERM):\n"
+        "    resource_tracker.ensure_running()  # as the start of a process does\n"
+        "    held = signal.pthread_sigmask(signal.SIG_BLOCK, [])\n"
+        "print({signal.SIGINT, signal.SIGTERM, signal.SIGHUP} <= held)\n"
+    )
+    command = [sys.executable, "-c", code]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "True\n"
