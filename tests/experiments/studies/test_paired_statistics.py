@@ -176,7 +176,7 @@ def test_holm_is_between_no_correction_and_bonferroni_s_in_any_order(p_values, r
 
 NAN, INF = math.nan, math.inf
 # Differences of these are equal but for rounding, which is large beside them.
-LARGE = 1e6 + np.arange(3) / 7
+LARGE = ([1e6 + 0.3, 1e6 + 0.4, 1e6 + 0.9], [1e6 + 0.2, 1e6 + 0.3, 1e6 + 0.8])
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ LARGE = 1e6 + np.arange(3) / 7
         (lambda: smallest_difference(1, 3, power=0.01), "power is 0.01, expected above 0.05"),
         (lambda: smallest_difference(1, 3, power=1.0), "power is 1.0"),
         (lambda: smallest_difference(1, 3, power=0.25, confidence=0.75), "expected above 0.25"),
-        (lambda: paired_difference(LARGE + 0.2, LARGE + 0.1), "for all 3 seeds, expected a spread"),
+        (lambda: paired_difference(*LARGE), "for all 3 seeds, expected a spread"),
         (lambda: smallest_difference(NAN, 3), "spread is nan"),
     ],
 )
