@@ -112,7 +112,7 @@ def _compile(
         parts = batch_mesh_size(mesh) * config.training.accumulation_steps
         rows = parts * -(-config.num_rows // parts)
     check_rows(rows, mesh, config.training.accumulation_steps)
-    options = dict(compiler_options or {})
+    options: dict[str, str | bool] = dict(compiler_options or {})
     report: dict[str, Any] = {
         "setup": {
             "model": dataclasses.asdict(config.model),
