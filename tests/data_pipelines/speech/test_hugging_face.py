@@ -246,3 +246,11 @@ def test_normalized_waveforms_have_mean_0_and_variance_1_and_silence_stays():
     y = normalize_waveform(x)
     assert y.dtype == np.float32 and abs(y.mean()) < 1e-6 and abs(y.std() - 1) < 1e-6
     np.testing.assert_array_equal(normalize_waveform(np.zeros(5, np.float32)), np.zeros(5))
+
+
+def test_the_extractor_of_a_model_that_normalizes_layers_gives_masks(tmp_path):
+    model = read_model(CASES / "tiny_wav2vec2_ctc")
+    assert model.config.feat_extract_norm == "layer"
+    write_model(tmp_path / "model", model)
+    written = json.loads((tmp_path / "model" / "preprocessor_config.json").read_text())
+    assert written["return_attention_mask"] is True
