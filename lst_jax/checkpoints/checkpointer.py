@@ -353,7 +353,8 @@ def _await_writers() -> None:
     end = time.monotonic() + _LONGEST_WAIT_S
     for thread in threading.enumerate():
         if type(thread).__module__.startswith("orbax.") and thread != threading.current_thread():
-            thread.join(max(end - time.monotonic(), 0.0))
+            # Their own `join` raises what they failed by, which is told already.
+            threading.Thread.join(thread, max(end - time.monotonic(), 0.0))
 
 
 def _read_step(

@@ -4,6 +4,8 @@ import builtins
 import errno
 import os
 import shutil
+import threading
+import time
 
 import jax
 import numpy as np
@@ -275,6 +277,40 @@ def test_a_save_that_fails_is_one_line_and_leaves_nothing_half_written(
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
     checkpointer.close()
     check_restored(tmp_path, 2)
+
+
+class LateWriter(threading.Thread):
+    """A thread like Orbax's: whoever joins it gets the error that it ended by."""
+
+    def join(self, timeout=None):
+        super().join(timeout)
+        raise RuntimeError("another part cannot be saved either")
+
+
+LateWriter.__module__ = "orbax.checkpoint.late"
+
+
+def test_what_still_writes_a_save_that_failed_is_waited_for(tmp_path, monkeypatch):
+    save_steps(tmp_path, 2)
+    checkpointer = Checkpointer(tmp_path)
+    folder = tmp_path / "checkpoints" / "4.orbax-checkpoint-tmp"
+
+    def write():
+        time.sleep(0.3)
+        folder.mkdir(exist_ok=True)
+        (folder / "part").touch()
+
+    def fail(*_):
+        LateWriter(target=write).start()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "file")
+
+    with monkeypatch.context() as context:
+        context.setattr(digests, "write_step_digests", fail)
+        checkpointer.save(state_at(4), counter(), {})
+        with pytest.raises(OSError, match=r"cannot be saved: .*No space left"):
+            checkpointer.wait()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
+    checkpointer.close()
 
 
 def test_a_workdir_may_be_named_like_a_step(tmp_path):
