@@ -111,7 +111,7 @@ def test_the_table_says_how_every_figure_was_made(report):
 
 @pytest.mark.tpu_compile
 def test_a_step_that_does_not_fit_says_by_how_much_and_what_would_help(config):
-    report = aot._compile(config, "v5e:2x2", MESH, 1, 5000) | {"remedy": "dots"}
+    report = aot._compile(config, "v5e:2x2", MESH, 1, 5000, None) | {"remedy": "dots"}
     memory = report["memory"]
     assert not report["fits"]
     assert memory["limit"] < memory["hbm"] == 16 * 2**30
