@@ -30,7 +30,7 @@ case $SLURM_ARRAY_TASK_ID in
 esac
 {% endif %}
 
-run= warned=
+run='' warned=''
 trap 'warned=yes; [ -z "$run" ] || kill -USR1 "$run"' USR1
 srun {% if not plan.is_study %}--cpu-bind=none {% endif %}\
 {% if options.image %}
